@@ -1,0 +1,158 @@
+"""The recurrent cell contract, and the base class that gives a new element-wise cell exact RTRL for free.
+
+Shapes: T steps, B copies, D cell input, N units, S state, H output, G gates, K element-wise weight vectors.
+A cell's state is one tensor [B, S] (LSTM packs h and c). `is_init[t]` means: the state is reset before consuming x[t].
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Cell(nn.Module):
+    """A recurrent cell. Subclasses set the sizes and write `step`; `sequence` has a reset-aware loop as default.
+
+    `jacobian` states the structure of d state_t / d state_{t-1}, from which the allowed gradient engines follow:
+    `diagonal` (element-wise), `block` (small blocks), `linear_diagonal`, or `dense`.
+    """
+
+    jacobian: ClassVar[str] = "dense"
+
+    def __init__(self, input_size: int, state_size: int, output_size: int) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.state_size = state_size
+        self.output_size = output_size
+
+    def initial_state(self, copies: int, device: torch.device | str | None = None) -> Tensor:
+        """The state at the start of an episode, zeros [B, S]."""
+        weight = next(self.parameters())
+        return torch.zeros(copies, self.state_size, device=device or weight.device, dtype=weight.dtype)
+
+    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """One step without any reset: `(y_BH, state_BS)`."""
+        raise NotImplementedError
+
+    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
+        """T steps; the state is multiplied by zero where `is_init` before the step: `(y_TBH, final state_BS)`."""
+        keep_TB1 = (~is_init_TB).to(x_TBD.dtype).unsqueeze(-1)
+        outputs = []
+        for x_BD, keep_B1 in zip(x_TBD, keep_TB1, strict=True):
+            y_BH, state_BS = self.step(x_BD, state_BS * keep_B1)
+            outputs.append(y_BH)
+        return torch.stack(outputs), state_BS
+
+    def taps(self) -> dict[str, tuple[list[str], str | None]]:
+        """Which parameters read which presynaptic vector: tap -> (weight names, concatenated in order; bias name).
+
+        Strategies that protect what a weight matrix sees (gpm) project on these. A matrix's rows are the outputs.
+        """
+        raise NotImplementedError
+
+    def presynaptic(self, x_MD: Tensor, state_MS: Tensor) -> dict[str, Tensor]:
+        """The presynaptic vectors of `taps`, given M inputs and the (reset) states before them: tap -> [M, n]."""
+        raise NotImplementedError
+
+    def elementwise_parameters(self) -> list[str]:
+        """Recurrent parameters that multiply the state element by element, which have no matrix to project."""
+        return []
+
+
+
+class DiagonalCell(Cell):
+    """A cell whose state is updated element by element: c'_n = r(u^1_n .. u^G_n, v^1_n .. v^K_n, c_n).
+
+    The drives u^g = W^g x + b^g are dense in the input; the recurrence r couples no two units, so the sensitivity of
+    the state to (W, b, v) keeps the shape of (W, b, v) per copy, and RTRL is exact at the cost of the parameters
+    (Irie, Gopalakrishnan, Schmidhuber 2024, arXiv 2305.19044, section 3).
+
+    A new cell declares `GATES` (names of the drives) and `VECTORS` (names of the element-wise weights) and writes
+    `recurrence`. All derivatives that RTRL needs come from autograd on detached states (`local_derivatives`).
+    """
+
+    jacobian: ClassVar[str] = "diagonal"
+    GATES: ClassVar[tuple[str, ...]] = ()
+    VECTORS: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, input_size: int, *, size: int = 128) -> None:
+        super().__init__(input_size, state_size=size, output_size=size)
+        self.size = size
+        self.weight_input = nn.Parameter(torch.empty(len(self.GATES) * size, input_size))  # [G*N, D]
+        self.bias = nn.Parameter(torch.zeros(len(self.GATES) * size))  # [G*N]
+        self.weight_recurrent = nn.Parameter(torch.empty(len(self.VECTORS), size))  # [K, N]
+        nn.init.normal_(self.weight_input, std=1.0 / max(1, input_size) ** 0.5)
+        nn.init.normal_(self.weight_recurrent, std=0.1)
+
+    def recurrence(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], c: Tensor) -> Tensor:
+        """c' from the drives [..., N] (one a gate), the weight vectors [N] and the state c [..., N], element by element."""
+        raise NotImplementedError
+
+    def output(self, x: Tensor, c: Tensor) -> Tensor:
+        """The cell's output [..., H] from the input and the new state; the state itself by default."""
+        return c
+
+    def drive(self, x: Tensor) -> Tensor:
+        """All drives at once, [..., G*N]."""
+        return nn.functional.linear(x, self.weight_input, self.bias)
+
+    def scan(self, u_TBGN: Tensor, state_BN: Tensor, is_init_TB: Tensor) -> Tensor:
+        """The states c_TBN after each step, from the drives [T, B, G*N]. Subclasses with a kernel override this."""
+        keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
+        vectors = self.weight_recurrent.unbind(0)
+        states = []
+        for u_BGN, keep_B1 in zip(u_TBGN, keep_TB1, strict=True):
+            state_BN = self.recurrence(u_BGN.split(self.size, -1), vectors, state_BN * keep_B1)
+            states.append(state_BN)
+        return torch.stack(states)
+
+    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        drives = self.drive(x_BD).split(self.size, -1)
+        c_BN = self.recurrence(drives, self.weight_recurrent.unbind(0), state_BS)
+        return self.output(x_BD, c_BN), c_BN
+
+    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
+        c_TBN = self.scan(self.drive(x_TBD), state_BS, is_init_TB)
+        return self.output(x_TBD, c_TBN), c_TBN[-1]
+
+    def recurrent_parameters(self) -> list[str]:
+        """The parameters that the carry covers: their gradient is exact under RTRL."""
+        return ["weight_input", "bias", "weight_recurrent"]
+
+    @torch.no_grad()
+    def local_derivatives(
+        self, u_TBGN: Tensor, state_TBN: Tensor, is_init_TB: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Derivatives of every c_t at fixed c_{t-1}, all T steps at once.
+
+        Args:
+            u_TBGN: drives [T, B, G*N].
+            state_TBN: the state before each step, before any reset.
+            is_init_TB: reset flags.
+
+        Returns:
+            `(a_TBN, l_TBGN, lv_TBKN)`: dc_t/dc_{t-1} (zero where the state was reset), dc_t/du^g_t, dc_t/dv^k.
+        """
+        T, B, N = state_TBN.shape
+        keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
+        with torch.enable_grad():
+            c = (state_TBN * keep_TB1).detach().requires_grad_()
+            drives = tuple(u.detach().requires_grad_() for u in u_TBGN.split(N, -1))
+            vectors = tuple(v.detach().expand(T, B, N).requires_grad_() for v in self.weight_recurrent.unbind(0))
+            after = self.recurrence(drives, vectors, c)
+            grads = torch.autograd.grad(after.sum(), (c, *drives, *vectors), materialize_grads=True)
+        gates = len(drives)
+        local = torch.stack(grads[1 : 1 + gates], dim=2)
+        vector = torch.stack(grads[1 + gates :], dim=2) if vectors else local.new_zeros(T, B, 0, N)
+        return grads[0] * keep_TB1, local, vector
+
+    def taps(self) -> dict[str, tuple[list[str], str | None]]:
+        return {"input": (["weight_input"], "bias")}
+
+    def presynaptic(self, x_MD: Tensor, state_MS: Tensor) -> dict[str, Tensor]:
+        return {"input": x_MD}
+
+    def elementwise_parameters(self) -> list[str]:
+        return ["weight_recurrent"]

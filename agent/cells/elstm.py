@@ -1,0 +1,64 @@
+"""eLSTM: the element-wise LSTM (Irie, Gopalakrishnan, Schmidhuber 2024, arXiv 2305.19044, eqs. 5-7)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from agent.cells.base import DiagonalCell
+from kernels.elstm import elstm_local, elstm_sequence, elstm_step
+
+
+class ELSTM(DiagonalCell):
+    """f = sigmoid(F x + v_f c + b_f), z = tanh(Z x + v_z c + b_z), c' = f c + (1-f) z, y = sigmoid(W_o x + U_o c' + b_o) c'.
+
+    Args:
+        input_size: D.
+        size: N, the number of units; also the output size.
+        forget_bias: b_f is drawn uniformly from [low, high]: a spread of time constants from the first step on.
+    """
+
+    GATES: ClassVar[tuple[str, ...]] = ("forget", "candidate")
+    VECTORS: ClassVar[tuple[str, ...]] = ("forget", "candidate")
+
+    def __init__(self, input_size: int, *, size: int = 128, forget_bias: Any = (0.0, 4.0)) -> None:
+        super().__init__(input_size, size=size)
+        low, high = (float(b) for b in forget_bias)
+        with torch.no_grad():
+            self.bias[:size].uniform_(low, high)
+        self.output_gate = nn.Linear(input_size + size, size)  # W_o and U_o side by side
+
+    def recurrence(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], c: Tensor) -> Tensor:
+        f = torch.sigmoid(drives[0] + vectors[0] * c)
+        z = torch.tanh(drives[1] + vectors[1] * c)
+        return f * c + (1 - f) * z
+
+    def scan(self, u_TBGN: Tensor, state_BN: Tensor, is_init_TB: Tensor) -> Tensor:
+        return elstm_sequence(u_TBGN, self.weight_recurrent.flatten(), state_BN, is_init_TB)[0]
+
+    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        no_reset = torch.zeros(state_BS.shape[0], dtype=torch.bool, device=state_BS.device)
+        c_BN = elstm_step(self.drive(x_BD), self.weight_recurrent.flatten(), state_BS, no_reset)
+        return self.output(x_BD, c_BN), c_BN
+
+    def local_derivatives(
+        self, u_TBGN: Tensor, state_TBN: Tensor, is_init_TB: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        a_TBN, local = elstm_local(u_TBGN, self.weight_recurrent.flatten(), state_TBN, is_init_TB)
+        local_TBGN = local.unflatten(-1, (2, self.size))
+        keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
+        return a_TBN, local_TBGN, local_TBGN * (state_TBN * keep_TB1).unsqueeze(2)
+
+    def output(self, x: Tensor, c: Tensor) -> Tensor:
+        weight_x, weight_c = self.output_gate.weight.split([self.input_size, self.size], dim=1)
+        gate = nn.functional.linear(x, weight_x, self.output_gate.bias) + nn.functional.linear(c, weight_c)
+        return torch.sigmoid(gate) * c
+
+    def taps(self) -> dict[str, tuple[list[str], str | None]]:
+        return {"input": (["weight_input"], "bias"), "output": (["output_gate.weight"], "output_gate.bias")}
+
+    def presynaptic(self, x_MD: Tensor, state_MS: Tensor) -> dict[str, Tensor]:
+        c_MN = self.recurrence(self.drive(x_MD).split(self.size, -1), self.weight_recurrent.unbind(0), state_MS)
+        return {"input": x_MD, "output": torch.cat([x_MD, c_MN], -1)}

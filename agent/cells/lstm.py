@@ -1,0 +1,52 @@
+"""LSTM with forget gate (Hochreiter & Schmidhuber 1997; Gers et al. 2000), in the gate order of torch.nn.LSTM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from agent.cells.base import Cell
+
+
+class LSTM(Cell):
+    """i, f, o = sigmoid(W x + U h + b), g = tanh(W_g x + U_g h + b_g), c' = f c + i g, h' = o tanh(c'). State [h | c].
+
+    Args:
+        input_size: D.
+        size: N, the number of units; also the output size.
+        forget_bias: initial bias of the forget gate.
+    """
+
+    def __init__(self, input_size: int, *, size: int = 128, forget_bias: float = 1.0) -> None:
+        super().__init__(input_size, state_size=2 * size, output_size=size)
+        self.size = size
+        self.input = nn.Linear(input_size, 4 * size)
+        self.hidden = nn.Linear(size, 4 * size, bias=False)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(size**-0.5), size**-0.5)
+        with torch.no_grad():
+            self.input.bias[size : 2 * size] = forget_bias
+
+    def _update(self, u_BGN: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        h_BN, c_BN = state_BS.chunk(2, -1)
+        i, f, g, o = (u_BGN + self.hidden(h_BN)).chunk(4, -1)
+        c_BN = torch.sigmoid(f) * c_BN + torch.sigmoid(i) * torch.tanh(g)
+        h_BN = torch.sigmoid(o) * torch.tanh(c_BN)
+        return h_BN, torch.cat([h_BN, c_BN], -1)
+
+    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        return self._update(self.input(x_BD), state_BS)
+
+    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
+        keep_TB1 = (~is_init_TB).to(x_TBD.dtype).unsqueeze(-1)
+        outputs = []
+        for u_BGN, keep_B1 in zip(self.input(x_TBD), keep_TB1, strict=True):
+            h_BN, state_BS = self._update(u_BGN, state_BS * keep_B1)
+            outputs.append(h_BN)
+        return torch.stack(outputs), state_BS
+
+    def taps(self) -> dict[str, tuple[list[str], str | None]]:
+        return {"joint": (["input.weight", "hidden.weight"], "input.bias")}
+
+    def presynaptic(self, x_MD: Tensor, state_MS: Tensor) -> dict[str, Tensor]:
+        return {"joint": torch.cat([x_MD, state_MS[:, : self.size]], -1)}

@@ -1,0 +1,216 @@
+"""The command `lifelong`. Torch is imported only by commands that train, so help and mistakes answer at once.
+
+Exit codes: 0 done, 2 wrong usage or config, 3 stopped by a signal with a checkpoint saved, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent import config as configs
+from agent.errors import CheckpointError, ConfigError, DiskError, EnvError, unknown_name
+from agent.registry import REGISTRY
+
+STOPPED = 3
+
+EXAMPLES = """examples:
+  lifelong run quickstart                        the main job; ends with a table
+  lifelong run quickstart strategy=finetune      the same stream without protection
+  lifelong resume runs/quickstart/0              go on after ctrl-C or a crash
+  lifelong report runs/quickstart                tables, plots and an HTML page
+  tensorboard --logdir runs                      watch
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers a mistake with one sentence."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def parser() -> Parser:
+    """All commands and their arguments."""
+    top = Parser(
+        prog="lifelong",
+        description="Agents that never stop learning.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    run = commands.add_parser("run", help="train a config from the beginning")
+    run.add_argument("config", metavar="CONFIG", help="a bundled name (see `lifelong list config`) or a path")
+    run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<name>/<seed>")
+    run.add_argument("--resume", action="store_true", help="go on with the run in the folder if there is one")
+
+    resume = commands.add_parser("resume", help="go on with a run, bit for bit, or with changes")
+    evaluate = commands.add_parser("eval", help="evaluate the newest checkpoint of a run on all tasks")
+    for command in (resume, evaluate):
+        command.add_argument("folder", metavar="RUN", type=Path, help="run folder, such as runs/quickstart/0")
+
+    report = commands.add_parser("report", help="tables, plots and an HTML page of one or more runs")
+    report.add_argument("folders", metavar="RUN", type=Path, nargs="+", help="run folders, or folders of runs")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where the page goes; default: the first folder")
+
+    bench = commands.add_parser("bench", help="run a benchmark of benchmarks/")
+    bench.add_argument("name", metavar="NAME")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+
+    listing = commands.add_parser("list", help="the parts that a config can name")
+    listing.add_argument("kind", metavar="KIND", nargs="?", help="config, " + ", ".join(REGISTRY))
+
+    show = commands.add_parser("show", help="the resolved config: includes, defaults and overrides")
+    show.add_argument("config", metavar="CONFIG")
+
+    for command in (run, resume, evaluate, show):
+        command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
+    for command in (run, resume):
+        command.add_argument("--quiet", action="store_true", help="no progress")
+    commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        options = parser().parse_args(arguments)
+        if options.command is None:
+            parser().print_help()
+            return 2
+        return int(COMMANDS[options.command](options))
+    except (ConfigError, CheckpointError, EnvError) as error:
+        print(f"lifelong: {error}", file=sys.stderr)
+        return 2
+    except DiskError as error:
+        print(f"lifelong: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lifelong: interrupted; the last checkpoint is kept", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `lifelong list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = configs.load(options.config, options.overrides)
+    from agent.runtime import run
+
+    folder: Path = options.out or Path("runs") / config.name / str(config.seed)
+    if options.resume and (folder / "config.yaml").is_file():
+        return _finish(*run.resume(folder, options.overrides, quiet=options.quiet))
+    if options.out is None:
+        folder = run.default_folder(config)
+    print(f"run folder {folder}", file=sys.stderr)
+    return _finish(*run.start(config, folder, quiet=options.quiet))
+
+
+def _resume(options: argparse.Namespace) -> int:
+    _check_run(options.folder)
+    from agent.runtime import run
+
+    return _finish(*run.resume(options.folder, options.overrides, quiet=options.quiet))
+
+
+def _finish(trainer: object, finished: bool) -> int:
+    from rich.console import Console
+
+    from agent.runtime import report, run
+    from agent.runtime.trainer import Trainer
+
+    assert isinstance(trainer, Trainer)
+    folder = trainer.record.folder
+    if not finished:
+        print(f"stopped at step {trainer.step:,}; checkpoint saved; go on with: lifelong resume {folder}", file=sys.stderr)
+        return STOPPED
+    print(run.gradient_report(trainer))
+    Console().print(report.table(run.load_summary(folder)))
+    print(f"watch:  tensorboard --logdir {folder}")
+    print(f"report: lifelong report {folder}")
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    _check_run(options.folder)
+    from rich.console import Console
+
+    from agent.runtime import report, run
+
+    trainer = run.evaluate(options.folder, options.overrides)
+    Console().print(report.table(run.summary(trainer, 0.0)))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    for folder in options.folders:
+        if not folder.is_dir():
+            raise ConfigError(f"no folder {str(folder)!r}")
+    from rich.console import Console
+
+    from agent.runtime import report
+
+    page = report.write_report(options.folders, options.out or options.folders[0], Console())
+    print(f"page: {page}")
+    return 0
+
+
+def _check_run(folder: Path) -> None:
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{folder} is no run: it has no config.yaml; runs are folders such as runs/quickstart/0")
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import runpy
+
+    folder = Path(__file__).parent.parent / "benchmarks"
+    known = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    if not known:
+        raise ConfigError("benchmarks come with the source tree, and this is an installed package; clone the repository")
+    if options.name not in known:
+        raise ConfigError(unknown_name("benchmark", options.name, known))
+    script = str(folder / f"{options.name}.py")
+    sys.argv = [script] + (["--json", str(options.json)] if options.json else [])
+    runpy.run_path(script, run_name="__main__")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    kinds = {"config": {name: str(path) for name, path in configs.bundled().items()}, **REGISTRY}
+    if options.kind is not None and options.kind not in kinds:
+        raise ConfigError(unknown_name("kind", options.kind, kinds))
+    for kind in [options.kind] if options.kind else kinds:
+        print(kind)
+        for name, target in kinds[kind].items():
+            print(f"  {name:<18} {target}")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    print(configs.to_yaml(configs.load(options.config, options.overrides)), end="")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from agent.runtime.doctor import examine
+
+    return examine()
+
+
+COMMANDS = {
+    "run": _run,
+    "resume": _resume,
+    "eval": _eval,
+    "report": _report,
+    "bench": _bench,
+    "list": _list,
+    "show": _show,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,396 @@
+"""Configs: dataclasses are the schema, YAML is the surface. No torch is imported here, so mistakes answer at once.
+
+A config file is a YAML mapping of the fields below. `include: [other, ...]` merges other files first (a bundled name or a
+path relative to the file); `a.b=value` overrides from the command line come last. Unknown keys are errors.
+
+A *part* is anything registered in `agent.registry`: either its name (`cell: elstm`) or a mapping with its options
+(`cell: {kind: elstm, size: 64}`). `kind` may also be `module:Attr`, for a part of your own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from agent.errors import ConfigError, choice, unknown_name
+from agent.registry import REGISTRY, check_name
+
+CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
+
+Part = dict[str, Any]
+
+
+def part(kind: str, default: Any) -> Any:
+    """A dataclass field that holds a part of `kind` (`{"kind": name, ...}`)."""
+    return field(default_factory=lambda: {"kind": default}, metadata={"part": kind})
+
+
+def bounded(default: Any, low: float, **metadata: Any) -> Any:
+    """A dataclass field that holds a number of at least `low`."""
+    return field(default=default, metadata={"low": low, **metadata})
+
+
+@dataclass
+class TaskConfig:
+    """One task of the stream."""
+
+    name: str = ""
+    env: Part = part("env", "")
+    #: training steps of this task (all copies together); 0 takes stream.steps_per_task
+    steps: int = bounded(0, 0)
+    #: (return of a useless policy, return of a solved task); empty takes the environment's own
+    score: list[float] = field(default_factory=list)
+
+
+@dataclass
+class StreamConfig:
+    """The stream of tasks: what is trained when, and what the agent is told about it."""
+
+    tasks: list[TaskConfig] = field(default_factory=list)
+    schedule: Part = part("schedule", "sequential")
+    steps_per_task: int = bounded(200_000, 1)
+    cycles: int = bounded(1, 1)
+    boundaries: str = field(default="given", metadata={"choices": ("given", "hidden")})
+    task_id: str = field(default="hidden", metadata={"choices": ("hidden", "observed")})
+    #: tasks whose spaces differ are refused ("same"), or padded to the largest and masked ("pad")
+    spaces: str = field(default="same", metadata={"choices": ("same", "pad")})
+
+
+@dataclass
+class PolicyConfig:
+    """The recurrent policy: encoder -> cell -> heads."""
+
+    encoder: Part = part("encoder", "mlp")
+    cell: Part = part("cell", "elstm")
+    previous_action: bool = False
+    previous_reward: bool = False
+    #: when the memory (and the carry) is reset
+    reset_memory_on: str = field(default="episode", metadata={"choices": ("episode", "task", "never")})
+    #: one actor head per task instead of one for all; needs an observed task id
+    heads: str = field(default="shared", metadata={"choices": ("shared", "per_task")})
+
+
+@dataclass
+class RolloutConfig:
+    """How experience is collected."""
+
+    #: environment copies stepped side by side
+    copies: int = bounded(64, 1)
+    #: steps of a chunk, T: the parameters are constant during a chunk
+    steps: int = bounded(32, 1)
+    #: let first episodes start at a random age, so that copies do not time out together
+    random_initial_age: bool = False
+
+
+@dataclass
+class EvaluationConfig:
+    """Evaluation of every task; it never disturbs training."""
+
+    #: environment steps between evaluations; every task's end is evaluated too
+    every: int = bounded(100_000, 1)
+    episodes: int = bounded(32, 1)
+    #: take the most likely action (the mean) instead of a sampled one
+    deterministic: bool = True
+    #: give up on an episode after this many steps
+    max_steps: int = bounded(1_000, 1)
+
+
+@dataclass
+class CheckpointConfig:
+    """When to save; a signal always saves."""
+
+    #: environment steps between checkpoints
+    every: int = bounded(200_000, 1)
+    keep: int = bounded(2, 1)
+
+
+@dataclass
+class RuntimeConfig:
+    """Where and how the run executes."""
+
+    backend: str = field(default="inline", metadata={"choices": ("inline",)})
+    device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
+    #: torch threads of this process
+    threads: int = bounded(1, 1)
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    name: str = ""
+    seed: int = bounded(0, 0)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    gradient: Part = part("gradient", "bptt")
+    objective: Part = part("objective", "actor_critic")
+    optimizer: Part = part("optimizer", "adam")
+    #: clip the global gradient norm; 0 switches it off
+    max_grad_norm: float = bounded(1.0, 0.0)
+    #: continual-learning strategies, applied in this order
+    strategy: list[Part] = field(default_factory=lambda: [{"kind": "finetune"}], metadata={"parts": "strategy"})
+    #: options that a strategy takes when it is chosen by its name alone: {ewc: {strength: 100}, ...}
+    strategy_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    #: environment steps between lines in the log
+    log_every: int = bounded(20_000, 1)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader that also reads 2e-3 as a number (YAML 1.1 wants 2.0e-3)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML safely.
+
+    Raises:
+        ConfigError: the text is not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a subclass of SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+
+
+def bundled() -> dict[str, Path]:
+    """The configs that ship with the package: name -> path."""
+    return {path.stem: path for path in sorted(CONFIG_FOLDER.glob("*.yaml"))}
+
+
+def find(name: str, folder: Path | None = None) -> Path:
+    """The file that `name` stands for: a path (relative to `folder`), or a bundled config.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = (folder or Path.cwd()) / name
+    if path.is_file():
+        return path
+    if name in bundled():
+        return bundled()[name]
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        raise ConfigError(f"no config file {name!r}")
+    raise ConfigError(unknown_name("config", name, bundled()))
+
+
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` on top; mappings are merged, everything else is replaced.
+
+    A mapping that names another `kind` replaces the old part instead of inheriting its options.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        same_kind = isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind", old.get("kind")) == old.get("kind")
+        if same_kind:
+            merged[key] = merge(dict(old), value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read(name: str, folder: Path | None = None, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The raw mapping of a config file with its includes merged."""
+    path = find(name, folder).resolve()
+    if path in seen:
+        raise ConfigError(f"{path.name}: include goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
+    try:
+        raw = parse_yaml(path.read_text(), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path.name}: a config is a mapping of keys, not a {type(raw).__name__}")
+    includes = raw.pop("include", [])
+    merged: dict[str, Any] = {}
+    for include in [includes] if isinstance(includes, str) else includes:
+        merged = merge(merged, read(str(include), path.parent, (*seen, path)))
+    merged = merge(merged, raw)
+    if not seen:
+        merged.setdefault("name", path.stem)
+    return merged
+
+
+def override(raw: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """`raw` with dotted `a.b=value` assignments applied; values are YAML.
+
+    Raises:
+        ConfigError: an assignment without `=`, or a path through something that is no mapping or list.
+    """
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {assignment!r} must have the form key=value")
+        value = parse_yaml(text, f"override {key}")
+        nested: Any = value
+        for step in reversed(key.split(".")):
+            nested = {step: nested}
+        raw = _assign(raw, nested, key)
+    return raw
+
+
+def _assign(raw: Any, nested: Any, key: str) -> Any:
+    if not isinstance(nested, dict):
+        return nested
+    if isinstance(raw, list):
+        result = list(raw)
+        for step, value in nested.items():
+            if not step.isdigit() or int(step) >= len(result):
+                raise ConfigError(f"override {key}: {step!r} is no index of a list of {len(result)}")
+            result[int(step)] = _assign(result[int(step)], value, key)
+        return result
+    if isinstance(raw, str):
+        raw = {"kind": raw}  # `cell: elstm` and the override cell.size=64
+    if raw is not None and not isinstance(raw, dict):
+        raise ConfigError(f"override {key}: {raw!r} has no keys")
+    result = dict(raw or {})
+    for step, value in nested.items():
+        result[step] = _assign(result.get(step), value, key)
+    if "kind" in nested and raw and raw.get("kind") != nested["kind"]:
+        return nested
+    return result
+
+
+# ---- checking --------------------------------------------------------------------------------------------------------
+
+
+def check_part(kind: str, value: Any, where: str) -> Part:
+    """A part as `{"kind": name, ...}`; checks that the name is known (its options are checked when it is built)."""
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, Mapping) or "kind" not in value:
+        raise ConfigError(f"{where} is {value!r}; it must be a name of {kind} or a mapping with a `kind`")
+    if not isinstance(value["kind"], str):
+        raise ConfigError(f"{where}.kind is {value['kind']!r}; valid: {', '.join(REGISTRY[kind])}")
+    check_name(kind, value["kind"])
+    return dict(value)
+
+
+def _check_scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where} is {value!r}; it must be true or false")
+    elif hint is int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{where} is {value!r}; it must be an integer")
+    elif hint is float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{where} is {value!r}; it must be a number")
+        value = float(value)
+    elif hint is str and not isinstance(value, str):
+        raise ConfigError(f"{where} is {value!r}; it must be a word")
+    return value
+
+
+def _check_field(spec: dataclasses.Field[Any], hint: Any, value: Any, where: str) -> Any:
+    meta = spec.metadata
+    if "part" in meta:
+        return check_part(meta["part"], value, where)
+    if "parts" in meta:
+        values = value if isinstance(value, list) else [value]
+        return [check_part(meta["parts"], item, where) for item in values]
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(hint, value, where)
+    if get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} is {value!r}; it must be a list")
+        (item_hint,) = get_args(hint)
+        if dataclasses.is_dataclass(item_hint):
+            return [from_mapping(item_hint, item, f"{where}.{i}") for i, item in enumerate(value)]
+        return [_check_scalar(item_hint, item, f"{where}.{i}") for i, item in enumerate(value)]
+    if get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is {value!r}; it must be a mapping")
+        return value
+    value = _check_scalar(hint, value, where)
+    if "choices" in meta:
+        choice(where, value, meta["choices"])
+    if "low" in meta and value < meta["low"]:
+        raise ConfigError(f"{where} is {value}; it must be at least {meta['low']}")
+    return value
+
+
+def from_mapping(cls: Any, raw: Any, where: str = "") -> Any:
+    """Build the dataclass `cls` from a raw mapping and check every key and type.
+
+    Raises:
+        ConfigError: unknown key, wrong type, or a value out of range; the sentence names the dotted key.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where or 'the config'} is {raw!r}; it must be a mapping")
+    specs = {f.name: f for f in dataclasses.fields(cls)}
+    hints = get_type_hints(cls)
+    for key in raw:
+        if key not in specs:
+            raise ConfigError(unknown_name(f"key in {where or 'the config'}", str(key), specs))
+    values = {}
+    for key, value in raw.items():
+        values[key] = _check_field(specs[key], hints[key], value, f"{where}.{key}" if where else key)
+    return cls(**values)
+
+
+def check(raw: Mapping[str, Any]) -> Config:
+    """The checked config of a raw mapping.
+
+    Raises:
+        ConfigError: one sentence about the first mistake.
+    """
+    config: Config = from_mapping(Config, raw)
+    if not config.stream.tasks:
+        raise ConfigError("stream.tasks is empty; name at least one task, such as `- env: TMaze`")
+    names: set[str] = set()
+    for index, task in enumerate(config.stream.tasks):
+        check_part("env", task.env, f"stream.tasks.{index}.env")
+        task.name = task.name or str(task.env["kind"])
+        if task.name in names:
+            raise ConfigError(f"stream.tasks.{index}.name {task.name!r} is used twice; give every task its own name")
+        names.add(task.name)
+        if task.score and (len(task.score) != 2 or task.score[0] == task.score[1]):
+            raise ConfigError(f"stream.tasks.{index}.score is {task.score}; it must be two different returns, [low, high]")
+    for name, options in config.strategy_options.items():
+        check_name("strategy", name)
+        if not isinstance(options, Mapping):
+            raise ConfigError(f"strategy_options.{name} is {options!r}; it must be a mapping of options")
+    config.strategy = [{**config.strategy_options.get(s["kind"], {}), **s} for s in config.strategy]
+    return config
+
+
+def load(name: str, assignments: Sequence[str] = ()) -> Config:
+    """Read, override and check the config `name` (a bundled name or a path).
+
+    Raises:
+        ConfigError: one sentence about the first mistake.
+    """
+    return check(override(read(name), assignments))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as plain data, as it is written to `config.yaml`."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML that `load` reads again."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, width=110)

@@ -1,0 +1,33 @@
+"""Errors that the command line turns into one sentence and an exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from envs.errors import EnvError, unknown_name
+
+__all__ = ["CheckpointError", "ConfigError", "DiskError", "EnvError", "choice", "unknown_name"]
+
+
+class ConfigError(ValueError):
+    """A wrong config or command: one sentence that names the key, the value and the nearest valid choice (exit 2)."""
+
+
+class CheckpointError(ValueError):
+    """A run or checkpoint that cannot be read, as one sentence (exit 2)."""
+
+
+class DiskError(RuntimeError):
+    """Something that cannot be written, as one sentence; what was written before is kept (exit 1)."""
+
+
+def choice(what: str, value: object, valid: Iterable[str]) -> str:
+    """Return `value` if it is one of `valid`, else raise the sentence that names the nearest one.
+
+    Raises:
+        ConfigError: `value` is not valid.
+    """
+    names = list(valid)
+    if not isinstance(value, str) or value not in names:
+        raise ConfigError(unknown_name(what, str(value), names))
+    return value

@@ -1,0 +1,80 @@
+"""The gradient engine contract: what flows into dL/dtheta through the state that a chunk starts from.
+
+    dL/dtheta = dL/dtheta at fixed state_0  +  dL/dstate_0 * dstate_0/dtheta
+                (inside the chunk)             (the carry S)
+
+An engine is an autograd node on the initial state plus the carry that it reads. Life of a chunk:
+
+    state_0 = engine.attach(state_0, index)     # differentiable; loss.backward() adds the carry's term
+    trace = engine.trace(chunk)                 # before the parameters change: local derivatives of the chunk
+    ... optimiser steps ...
+    engine.advance(trace)                       # the carry now belongs to the chunk's last state
+    engine.reset(mask)                          # copies whose state was reset from outside
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from agent.cells.base import Cell
+
+
+class GradientEngine:
+    """Base of all engines; by itself it carries nothing.
+
+    Args:
+        cell: the recurrent cell whose parameters the carry differentiates.
+        copies: number of environment copies B.
+    """
+
+    #: the Jacobian structures that the engine supports
+    jacobians: ClassVar[tuple[str, ...]] = ("diagonal", "block", "linear_diagonal", "dense")
+
+    def __init__(self, cell: Cell, copies: int) -> None:
+        self.cell = cell
+        self.copies = copies
+
+    def attach(self, state_BS: Tensor, index: Tensor | None = None) -> Tensor:
+        """`state_BS` as a function of the parameters: same values, and a backward pass that adds the carry's term.
+
+        Args:
+            state_BS: the (detached) state that the chunk starts from; row i belongs to copy `index[i]`.
+            index: int64 copies of the rows; None means all copies in order.
+        """
+        return state_BS
+
+    def trace(self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor) -> Any:
+        """What `advance` needs of a chunk, computed under the parameters that produced it.
+
+        Args:
+            x_TBD: cell inputs.
+            state_TBS: state before each step, before any reset.
+            is_init_TB: reset flags.
+        """
+        return None
+
+    def advance(self, trace: Any) -> None:
+        """Move the carry from the chunk's first state to its last."""
+
+    def reset(self, mask_B: Tensor) -> None:
+        """Zero the carry of the copies in `mask_B`, whose state was reset outside a chunk."""
+
+    def reset_units(self, units: Tensor) -> None:
+        """Zero the carry of re-initialised `units` (int64), whose history no longer counts."""
+
+    def exact_parameters(self) -> list[str]:
+        """Names of the cell's parameters whose gradient is exact over the whole history, not truncated at T."""
+        return []
+
+    def report(self) -> dict[str, Tensor]:
+        """Scalars for the log."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The carry, for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""

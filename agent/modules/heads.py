@@ -1,0 +1,233 @@
+"""Policy distributions as plain functions of one parameter tensor, and the heads that produce it.
+
+The parameters of a distribution are one tensor [..., P] (logits, or mean and log standard deviation), so that they can be
+stored in replay, cloned, and sliced like everything else. Sampling takes an explicit generator: evaluation never touches
+the randomness of training.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+NEGATIVE = -1e9  # logit of a masked action: zero probability, finite gradients
+
+
+class Distribution:
+    """A family of distributions over one action space. Methods broadcast over leading dimensions.
+
+    `size` is P, the number of parameters; an action is `[...]` (Discrete) or `[..., A]`.
+    """
+
+    size: int
+    action_shape: tuple[int, ...]
+    action_dtype: torch.dtype
+
+    def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Draw one action a row."""
+        raise NotImplementedError
+
+    def mode(self, params: Tensor) -> Tensor:
+        """The most likely action."""
+        raise NotImplementedError
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """log p(action), [...]."""
+        raise NotImplementedError
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """Entropy in nats, [...]."""
+        raise NotImplementedError
+
+    def kl(self, params: Tensor, other: Tensor) -> Tensor:
+        """KL(p(params) || p(other)) in nats, [...]."""
+        raise NotImplementedError
+
+    def mask(self, params: Tensor, action_mask: Tensor) -> Tensor:
+        """`params` with the actions outside `action_mask` [..., A] made impossible."""
+        raise ValueError(f"{type(self).__name__} actions cannot be masked")
+
+    def features(self, action: Tensor) -> Tensor:
+        """The action as policy input [..., F]: one-hot, or the raw vector."""
+        raise NotImplementedError
+
+    @property
+    def feature_size(self) -> int:
+        """F of `features`."""
+        raise NotImplementedError
+
+    def clip(self, action: Tensor) -> Tensor:
+        """The action as the environment accepts it."""
+        return action
+
+
+class Categorical(Distribution):
+    """Discrete(n): parameters are logits [..., n]; actions are int64 [...]."""
+
+    action_dtype = torch.int64
+    action_shape = ()
+
+    def __init__(self, n: int) -> None:
+        self.size = n
+
+    def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
+        # inverse CDF of the softmax: one uniform number a row
+        cdf = torch.softmax(params, -1).cumsum(-1)
+        uniform = torch.rand(params.shape[:-1], generator=generator, device=params.device, dtype=params.dtype)
+        return (cdf[..., :-1] <= (uniform * cdf[..., -1]).unsqueeze(-1)).sum(-1)
+
+    def mode(self, params: Tensor) -> Tensor:
+        return params.argmax(-1)
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        return torch.log_softmax(params, -1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        log_p = torch.log_softmax(params, -1)
+        return -(log_p.exp() * log_p).sum(-1)
+
+    def kl(self, params: Tensor, other: Tensor) -> Tensor:
+        log_p, log_q = torch.log_softmax(params, -1), torch.log_softmax(other, -1)
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    def mask(self, params: Tensor, action_mask: Tensor) -> Tensor:
+        return params.masked_fill(~action_mask, NEGATIVE)
+
+    def features(self, action: Tensor) -> Tensor:
+        return nn.functional.one_hot(action, self.size).float()
+
+    @property
+    def feature_size(self) -> int:
+        return self.size
+
+
+class MultiCategorical(Distribution):
+    """MultiDiscrete([n_1, ..., n_A]): parameters are all logits side by side; actions are int64 [..., A]."""
+
+    action_dtype = torch.int64
+
+    def __init__(self, counts: list[int]) -> None:
+        self.counts = counts
+        self.parts = [Categorical(n) for n in counts]
+        self.size = sum(counts)
+        self.action_shape = (len(counts),)
+
+    def _each(self, params: Tensor) -> Any:
+        return zip(self.parts, params.split(self.counts, -1), strict=True)
+
+    def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
+        return torch.stack([part.sample(p, generator) for part, p in self._each(params)], -1)
+
+    def mode(self, params: Tensor) -> Tensor:
+        return torch.stack([part.mode(p) for part, p in self._each(params)], -1)
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        parts = [part.log_prob(p, action[..., i]) for i, (part, p) in enumerate(self._each(params))]
+        return torch.stack(parts).sum(0)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        return torch.stack([part.entropy(p) for part, p in self._each(params)]).sum(0)
+
+    def kl(self, params: Tensor, other: Tensor) -> Tensor:
+        others = other.split(self.counts, -1)
+        return torch.stack([part.kl(p, q) for (part, p), q in zip(self._each(params), others, strict=True)]).sum(0)
+
+    def features(self, action: Tensor) -> Tensor:
+        return torch.cat([part.features(action[..., i]) for i, part in enumerate(self.parts)], -1)
+
+    @property
+    def feature_size(self) -> int:
+        return self.size
+
+
+class Gaussian(Distribution):
+    """Box [A]: parameters are mean and log standard deviation, [..., 2A]; actions are unbounded, clipped when they act."""
+
+    action_dtype = torch.float32
+
+    def __init__(self, space: gymnasium.spaces.Box) -> None:
+        (self.actions,) = space.shape
+        self.size = 2 * self.actions
+        self.action_shape = (self.actions,)
+        self.low = torch.as_tensor(space.low, dtype=torch.float32)
+        self.high = torch.as_tensor(space.high, dtype=torch.float32)
+
+    def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
+        mean, log_std = params.chunk(2, -1)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + log_std.exp() * noise
+
+    def mode(self, params: Tensor) -> Tensor:
+        return params.chunk(2, -1)[0]
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        mean, log_std = params.chunk(2, -1)
+        z = (action - mean) * torch.exp(-log_std)
+        return -(0.5 * z.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        return (params.chunk(2, -1)[1] + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def kl(self, params: Tensor, other: Tensor) -> Tensor:
+        (mean_p, log_p), (mean_q, log_q) = params.chunk(2, -1), other.chunk(2, -1)
+        variance = (2 * (log_p - log_q)).exp() + ((mean_p - mean_q) * torch.exp(-log_q)).square()
+        return (log_q - log_p + 0.5 * (variance - 1)).sum(-1)
+
+    def features(self, action: Tensor) -> Tensor:
+        return self.clip(action)
+
+    @property
+    def feature_size(self) -> int:
+        return self.actions
+
+    def clip(self, action: Tensor) -> Tensor:
+        return torch.clamp(action, self.low.to(action.device), self.high.to(action.device))
+
+
+def distribution_of(space: gymnasium.Space[Any]) -> Distribution:
+    """The distribution family of an action space.
+
+    Raises:
+        ValueError: the space is not Discrete, MultiDiscrete or a one-dimensional Box.
+    """
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return Categorical(int(space.n))
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        return MultiCategorical([int(n) for n in space.nvec.flatten()])
+    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
+        return Gaussian(space)
+    raise ValueError(f"no policy head for action space {space}; valid: Discrete, MultiDiscrete, one-dimensional Box")
+
+
+class ActorHead(nn.Module):
+    """Features [..., H] -> distribution parameters [..., P]; one row block per task when `tasks` > 1.
+
+    A Gaussian's log standard deviation is a free parameter, not a function of the state.
+    """
+
+    def __init__(self, input_size: int, distribution: Distribution, tasks: int = 1) -> None:
+        super().__init__()
+        self.gaussian = isinstance(distribution, Gaussian)
+        self.outputs = distribution.size // 2 if self.gaussian else distribution.size
+        self.tasks = tasks
+        self.linear = nn.Linear(input_size, self.outputs * tasks)
+        nn.init.orthogonal_(self.linear.weight, 0.01)
+        nn.init.zeros_(self.linear.bias)
+        if self.gaussian:
+            self.log_std = nn.Parameter(torch.zeros(tasks, self.outputs))
+
+    def forward(self, y: Tensor, task: Tensor) -> Tensor:
+        """`task` [...] int64 chooses the head; it is not read when there is one head."""
+        params: Tensor = self.linear(y)
+        if self.tasks > 1:
+            params = params.unflatten(-1, (self.tasks, self.outputs))
+            index = task[..., None, None].expand(*task.shape, 1, self.outputs)
+            params = params.gather(-2, index).squeeze(-2)
+        if self.gaussian:
+            log_std = self.log_std[task] if self.tasks > 1 else self.log_std[0].expand_as(params)
+            params = torch.cat([params, log_std], -1)
+        return params

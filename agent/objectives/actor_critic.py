@@ -1,0 +1,73 @@
+"""Advantage actor-critic with V-trace (Mnih et al. 2016; Espeholt et al. 2018, IMPALA, eq. 1)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from agent.modules.heads import Distribution
+from agent.objectives.base import Metrics, Objective, explained_variance, mean
+from agent.policy import Outputs
+from kernels.advantages import vtrace
+from replay.chunk import Chunk
+
+
+class ActorCritic(Objective):
+    """Policy gradient with V-trace targets. On data of the current policy V-trace is the n-step (lambda) return.
+
+    Args:
+        distribution: of the policy's actions.
+        gamma: discount.
+        lam: lambda of the targets; 1 gives n-step returns to the end of the chunk.
+        value_weight: weight of the value loss.
+        entropy_weight: weight of the entropy bonus.
+        rho_bar: clip of the importance weight of the temporal difference.
+        c_bar: clip of the trace.
+    """
+
+    off_policy: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        distribution: Distribution,
+        *,
+        gamma: float = 0.99,
+        lam: float = 1.0,
+        value_weight: float = 0.5,
+        entropy_weight: float = 0.01,
+        rho_bar: float = 1.0,
+        c_bar: float = 1.0,
+    ) -> None:
+        super().__init__(distribution)
+        self.gamma, self.lam = gamma, lam
+        self.value_weight, self.entropy_weight = value_weight, entropy_weight
+        self.rho_bar, self.c_bar = rho_bar, c_bar
+
+    def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
+        log_prob = self.distribution.log_prob(outputs.policy, chunk.action)
+        value = outputs.value
+        target, advantage = vtrace(
+            log_prob.detach() - chunk.log_prob,
+            chunk.reward,
+            value.detach(),
+            chunk.bootstrap_value,
+            chunk.terminated,
+            chunk.truncated,
+            chunk.final_value,
+            gamma=self.gamma,
+            lam=self.lam,
+            rho_bar=self.rho_bar,
+            c_bar=self.c_bar,
+        )
+        policy_loss = -mean(log_prob * advantage, chunk.weight)
+        value_loss = 0.5 * mean((value - target).square(), chunk.weight)
+        entropy = mean(self.distribution.entropy(outputs.policy), chunk.weight)
+        loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
+        metrics = {
+            "policy": policy_loss,
+            "value": value_loss,
+            "entropy": entropy,
+            "explained_variance": explained_variance(value.detach(), target),
+        }
+        return loss, metrics

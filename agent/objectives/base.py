@@ -1,0 +1,56 @@
+"""The objective contract: what a chunk's outputs should have been."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from agent.modules.heads import Distribution
+from agent.policy import Outputs
+from replay.chunk import Chunk
+
+Metrics = dict[str, Tensor]
+
+
+def mean(x: Tensor, weight: Tensor) -> Tensor:
+    """Mean of `x` over the steps that count (`weight` > 0), a scalar."""
+    return (x * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+class Objective:
+    """Base of all objectives.
+
+    Args:
+        distribution: of the policy's actions.
+    """
+
+    #: whether data of an older policy (replay) is corrected for, so that strategies may mix it in
+    off_policy: ClassVar[bool] = False
+    #: whether the objective needs `info["target"]` from the environment
+    needs_target: ClassVar[bool] = False
+    epochs: int = 1
+    minibatches: int = 1
+
+    def __init__(self, distribution: Distribution) -> None:
+        self.distribution = distribution
+
+    def prepare(self, chunk: Chunk) -> dict[str, Tensor]:
+        """Tensors [T, B] that are computed once a chunk, before its first epoch (advantages)."""
+        return {}
+
+    def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
+        """The loss (a mean over the T x B steps that count) and scalars for the log.
+
+        Args:
+            outputs: the current policy's outputs on the chunk.
+            chunk: the data; may hold replayed copies besides the live ones.
+            prepared: what `prepare` returned, for the same copies.
+        """
+        raise NotImplementedError
+
+
+def explained_variance(value: Tensor, target: Tensor) -> Tensor:
+    """1 - Var(target - value) / Var(target); 1 is perfect, 0 no better than a constant."""
+    return 1 - torch.var(target - value) / torch.var(target).clamp(min=1e-8)

@@ -1,0 +1,44 @@
+"""Supervised learning on prediction tasks: the policy's output is the prediction, `info["target"]` the truth."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from agent.modules.heads import Categorical, Distribution, Gaussian
+from agent.objectives.base import Metrics, Objective, mean
+from agent.policy import Outputs
+from replay.chunk import Chunk
+
+
+class Supervised(Objective):
+    """Cross-entropy (Discrete) or half the squared error of the mean (Box), averaged over the steps that have a target.
+
+    Args:
+        distribution: of the policy's actions.
+    """
+
+    off_policy: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = True
+
+    def __init__(self, distribution: Distribution) -> None:
+        super().__init__(distribution)
+        if not isinstance(distribution, (Categorical, Gaussian)):
+            raise ValueError("supervised needs a Discrete or Box action space")
+
+    def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
+        weight = chunk.weight * chunk.target_mask.to(chunk.weight.dtype)
+        metrics = {}
+        if isinstance(self.distribution, Categorical):
+            error = -self.distribution.log_prob(outputs.policy, chunk.target)
+            hit = (outputs.policy.argmax(-1) == chunk.target).to(weight.dtype)
+            metrics["accuracy"] = mean(hit, weight)
+        else:
+            prediction = self.distribution.mode(outputs.policy)
+            error = 0.5 * (prediction - chunk.target).square().sum(-1)
+        loss = mean(error, weight)
+        with torch.no_grad():
+            metrics["error"] = loss
+        return loss, metrics

@@ -1,0 +1,110 @@
+"""The recurrent policy: encoder -> cell -> actor and critic heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+from agent import registry
+from agent.cells.base import Cell
+from agent.config import PolicyConfig
+from agent.modules.encoders import Encoder
+from agent.modules.heads import ActorHead, Distribution, distribution_of
+from replay.chunk import Chunk
+
+
+@dataclass
+class Inputs:
+    """What the policy reads, with any leading dimensions ([B] when acting, [T, B] when learning)."""
+
+    obs: Tensor  # [..., *obs shape]
+    previous_action: Tensor  # [..., F]
+    previous_reward: Tensor  # [...]
+    task: Tensor  # [...] int64
+    action_mask: Tensor  # [..., A] bool, or [..., 0]
+
+
+@dataclass
+class Outputs:
+    """What the policy says: distribution parameters [..., P] and values [...]."""
+
+    policy: Tensor
+    value: Tensor
+
+
+class Policy(nn.Module):
+    """Encoder, recurrent cell, actor head and critic head.
+
+    The cell reads [features of the observation, previous action, previous reward, task id], the last three only if the
+    config asks for them or the stream shows them.
+
+    Args:
+        config: encoder, cell and inputs.
+        observation_space: of one copy, a Box.
+        action_space: of one copy.
+        tasks: number of tasks of the stream.
+        task_observed: give the cell the task id as one-hot.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        tasks: int = 1,
+        task_observed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.distribution: Distribution = distribution_of(action_space)
+        self.encoder: Encoder = registry.build("encoder", config.encoder, observation_space)
+        self.with_action = config.previous_action
+        self.with_reward = config.previous_reward
+        self.tasks_shown = tasks if task_observed else 0
+        input_size = self.encoder.output_size + self.tasks_shown + int(self.with_reward)
+        input_size += self.distribution.feature_size if self.with_action else 0
+        self.cell: Cell = registry.build("cell", config.cell, input_size)
+        self.actor = ActorHead(self.cell.output_size, self.distribution, tasks if config.heads == "per_task" else 1)
+        self.critic = nn.Linear(self.cell.output_size, 1)
+        nn.init.orthogonal_(self.critic.weight, 1.0)
+        nn.init.zeros_(self.critic.bias)
+
+    def encode(self, inputs: Inputs) -> Tensor:
+        """The cell's input x [..., D]."""
+        lead = inputs.previous_reward.shape
+        features = self.encoder(inputs.obs.reshape(-1, *inputs.obs.shape[len(lead) :])).view(*lead, -1)
+        parts = [features]
+        if self.with_action:
+            parts.append(inputs.previous_action.to(features.dtype))
+        if self.with_reward:
+            parts.append(inputs.previous_reward.unsqueeze(-1).to(features.dtype))
+        if self.tasks_shown:
+            parts.append(nn.functional.one_hot(inputs.task, self.tasks_shown).to(features.dtype))
+        return torch.cat(parts, -1) if len(parts) > 1 else features
+
+    def heads(self, y: Tensor, inputs: Inputs) -> Outputs:
+        """Actor and critic on the cell's output y [..., H]."""
+        policy = self.actor(y, inputs.task)
+        if inputs.action_mask.shape[-1]:
+            policy = self.distribution.mask(policy, inputs.action_mask)
+        return Outputs(policy, self.critic(y).squeeze(-1))
+
+    def step(self, inputs: Inputs, state_BS: Tensor, is_init_B: Tensor) -> tuple[Outputs, Tensor, Tensor]:
+        """One step of every copy: `(outputs, next state, cell input x_BD)`; the state is reset where `is_init_B`."""
+        x_BD = self.encode(inputs)
+        y_BH, state_BS = self.cell.step(x_BD, state_BS * (~is_init_B).unsqueeze(-1))
+        return self.heads(y_BH, inputs), state_BS, x_BD
+
+    def sequence(self, chunk: Chunk, state_BS: Tensor) -> Outputs:
+        """The outputs [T, B, ...] of a whole chunk under the current parameters, starting from `state_BS`."""
+        inputs = inputs_of(chunk)
+        y_TBH, _ = self.cell.sequence(self.encode(inputs), state_BS, chunk.is_init)
+        return self.heads(y_TBH, inputs)
+
+
+def inputs_of(chunk: Chunk) -> Inputs:
+    """The policy's inputs in a chunk."""
+    return Inputs(chunk.obs, chunk.previous_action, chunk.previous_reward, chunk.task, chunk.action_mask)

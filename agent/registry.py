@@ -1,0 +1,135 @@
+"""Every part that a config can name, one line each: kind -> name -> "module:Class". Imports nothing heavy.
+
+A user's own part needs no line here: `kind: my_package.my_module:MyClass` works wherever a name does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from agent.errors import ConfigError, unknown_name
+from envs.registry import ENVIRONMENTS
+
+REGISTRY: dict[str, dict[str, str]] = {
+    "env": ENVIRONMENTS,
+    "schedule": {
+        "sequential": "envs.stream:Sequential",
+        "interleaved": "envs.stream:Interleaved",
+        "random": "envs.stream:Random",
+        "blurry": "envs.stream:Blurry",
+        "drift": "envs.stream:Drift",
+    },
+    "encoder": {
+        "identity": "agent.modules.encoders:Identity",
+        "mlp": "agent.modules.encoders:MLP",
+        "cnn": "agent.modules.encoders:CNN",
+    },
+    "cell": {
+        "elstm": "agent.cells.elstm:ELSTM",
+        "gru": "agent.cells.gru:GRU",
+        "lstm": "agent.cells.lstm:LSTM",
+    },
+    "gradient": {
+        "bptt": "agent.gradients.bptt:BPTT",
+        "rtrl": "agent.gradients.rtrl:RTRL",
+    },
+    "objective": {
+        "actor_critic": "agent.objectives.actor_critic:ActorCritic",
+        "ppo": "agent.objectives.ppo:PPO",
+        "supervised": "agent.objectives.supervised:Supervised",
+    },
+    "strategy": {
+        "finetune": "agent.strategies.finetune:Finetune",
+        "ewc": "agent.strategies.ewc:EWC",
+        "clear": "agent.strategies.clear:CLEAR",
+        "gpm": "agent.strategies.gpm:GPM",
+    },
+    "optimizer": {
+        "adam": "torch.optim:Adam",
+        "adamw": "torch.optim:AdamW",
+        "sgd": "torch.optim:SGD",
+        "rmsprop": "torch.optim:RMSprop",
+    },
+}
+
+
+def check_name(kind: str, name: str) -> None:
+    """Check that `name` is registered under `kind` or has the form `module:Attr`; imports nothing.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if ":" not in name and name not in REGISTRY[kind]:
+        raise ConfigError(unknown_name(kind, name, REGISTRY[kind]) + ", or module:Attr for your own")
+
+
+def load(kind: str, name: str) -> Any:
+    """The class that `name` stands for among the parts of `kind`.
+
+    Raises:
+        ConfigError: unknown name, or a `module:Attr` that cannot be imported.
+    """
+    check_name(kind, name)
+    module_name, _, attribute = REGISTRY[kind].get(name, name).partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"cannot load {kind} {name!r}: {error}") from error
+
+
+def options_of(part: Any) -> dict[str, inspect.Parameter]:
+    """The options that a config may give to a part: the arguments of its `__init__` (and its bases') with a default."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for cls in reversed(inspect.getmro(part)):
+        init = cls.__dict__.get("__init__")
+        if init is not None and cls is not object:
+            for name, parameter in inspect.signature(init).parameters.items():
+                if parameter.default is not inspect.Parameter.empty:
+                    parameters[name] = parameter
+    return parameters
+
+
+def check_options(kind: str, name: str, part: Any, options: Mapping[str, Any]) -> None:
+    """Check a part's options by name and by simple type before anything is built.
+
+    Raises:
+        ConfigError: unknown option, or a value whose type differs from that of the option's default.
+    """
+    known = options_of(part)
+    for option, value in options.items():
+        if option not in known:
+            raise ConfigError(unknown_name(f"option of {kind} {name}", option, known))
+        default = known[option].default
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ConfigError(f"{kind} {name}: {option} is {value!r}; it must be true or false")
+        if isinstance(default, (int, float)) and not isinstance(default, bool):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ConfigError(f"{kind} {name}: {option} is {value!r}; it must be a number")
+            if isinstance(default, int) and not isinstance(value, int):
+                raise ConfigError(f"{kind} {name}: {option} is {value!r}; it must be an integer")
+        if isinstance(default, str) and not isinstance(value, str):
+            raise ConfigError(f"{kind} {name}: {option} is {value!r}; it must be a name")
+
+
+def build(kind: str, spec: Mapping[str, Any], *args: Any, **context: Any) -> Any:
+    """Build the part that `spec` (`{"kind": name, option: value, ...}`) describes.
+
+    `args` are the positional arguments that the runtime gives to every part of the kind; `context` are keyword
+    arguments that it gives besides the user's options.
+
+    Raises:
+        ConfigError: unknown name or option, or a value that the part refuses.
+    """
+    options = {key: value for key, value in spec.items() if key != "kind"}
+    name = spec["kind"]
+    part = load(kind, name)
+    check_options(kind, name, part, options)
+    try:
+        return part(*args, **options, **context)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{kind} {name}: {error}") from error

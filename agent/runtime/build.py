@@ -1,0 +1,213 @@
+"""From a checked config to a trainer. Every impossible combination is refused here, before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agent import registry
+from agent.config import Config
+from agent.errors import ConfigError, EnvError
+from agent.gradients.base import GradientEngine
+from agent.objectives.base import Objective
+from agent.policy import Policy
+from agent.runtime.evaluation import Evaluator
+from agent.runtime.learner import Learner
+from agent.runtime.machine import versions
+from agent.runtime.metrics import Evaluations
+from agent.runtime.record import Record
+from agent.runtime.rollout import Rollout
+from agent.runtime.trainer import Trainer
+from agent.strategies.base import Strategy
+from envs.stream import TaskStream
+from envs.tasks import Task, TaskEnv
+
+
+def subseed(seed: int, *names: object) -> int:
+    """A seed of its own for every part, from the run's seed and the part's name."""
+    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of the run.
+
+    Raises:
+        ConfigError: cuda was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("runtime.device is cuda, but torch sees no GPU; use cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def build_stream(config: Config) -> TaskStream:
+    """The stream of the config.
+
+    Raises:
+        ConfigError: a task or schedule that cannot be.
+    """
+    spec = config.stream
+    try:
+        tasks = [
+            Task.from_spec(
+                task.name,
+                task.env,
+                task.steps or spec.steps_per_task,
+                (task.score[0], task.score[1]) if task.score else None,
+            )
+            for task in spec.tasks
+        ]
+        schedule = registry.build(
+            "schedule", spec.schedule, [task.steps for task in tasks], spec.cycles, subseed(config.seed, "schedule")
+        )
+        return TaskStream(tasks, schedule)
+    except EnvError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_gradient(config: Config, engine: Any, cell: Any) -> None:
+    """Refuse an engine that the cell's Jacobian does not allow; name those that it does."""
+    if cell.jacobian not in engine.jacobians:
+        allowed = [
+            name for name in registry.REGISTRY["gradient"] if cell.jacobian in registry.load("gradient", name).jacobians
+        ]
+        cells = [name for name in registry.REGISTRY["cell"] if registry.load("cell", name).jacobian in engine.jacobians]
+        raise ConfigError(
+            f"gradient {config.gradient['kind']} cannot train cell {config.policy.cell['kind']}: its state Jacobian is "
+            f"{cell.jacobian}; use gradient {' or '.join(allowed)}, or cell {' or '.join(cells)}"
+        )
+
+
+def check_strategies(config: Config, strategies: list[Strategy], objective: Objective) -> None:
+    """Refuse a strategy that does not get what it needs."""
+    for strategy, spec in zip(strategies, config.strategy, strict=True):
+        kind = spec["kind"]
+        if strategy.needs_boundaries and config.stream.boundaries != "given":
+            raise ConfigError(
+                f"strategy {kind} needs task boundaries, but stream.boundaries is {config.stream.boundaries}; set it to "
+                f"given, or {kind}'s `every` to a number of steps"
+            )
+        if strategy.needs_task_id and config.stream.task_id != "observed":
+            raise ConfigError(f"strategy {kind} needs the task id here; set stream.task_id to observed")
+        if strategy.needs_off_policy and not objective.off_policy:
+            valid = [
+                name for name in registry.REGISTRY["objective"] if registry.load("objective", name).off_policy
+            ]
+            raise ConfigError(
+                f"strategy {kind} replays old data, which objective {config.objective['kind']} does not correct for; use "
+                f"objective {' or '.join(valid)}"
+            )
+
+
+def build_optimizer(config: Config, policy: Policy) -> torch.optim.Optimizer:
+    """The optimiser over all parameters."""
+    optimizer: torch.optim.Optimizer = registry.build("optimizer", config.optimizer, policy.parameters())
+    return optimizer
+
+
+def build(config: Config, folder: Path) -> Trainer:
+    """Build the whole run that writes into `folder`; nothing is written yet.
+
+    Raises:
+        ConfigError: one sentence about the first thing that cannot be.
+    """
+    device = choose_device(config.runtime.device)
+    torch.set_num_threads(config.runtime.threads)
+    torch.manual_seed(subseed(config.seed, "parameters"))
+    stream = build_stream(config)
+    check_gradient(
+        config, registry.load("gradient", config.gradient["kind"]), registry.load("cell", config.policy.cell["kind"])
+    )
+    try:
+        trainer = _build(config, folder, device, stream)
+    except EnvError as error:
+        raise ConfigError(str(error)) from error
+    return trainer
+
+
+def _build(config: Config, folder: Path, device: torch.device, stream: TaskStream) -> Trainer:
+    copies, steps = config.rollout.copies, config.rollout.steps
+
+    def environment(name: str, num_envs: int, *, evaluation: bool = False, ages: bool = False, key: int = 0) -> TaskEnv:
+        return TaskEnv(
+            stream.tasks,
+            num_envs,
+            device=device,
+            seed=subseed(config.seed, name, key),
+            evaluation=evaluation,
+            random_initial_age=ages,
+            spaces=config.stream.spaces,
+        )
+
+    env = environment("training", copies, ages=config.rollout.random_initial_age)
+    observed = config.stream.task_id == "observed"
+    if config.policy.heads == "per_task" and not observed:
+        raise ConfigError("policy.heads is per_task, but stream.task_id is hidden; set it to observed")
+    try:
+        policy = Policy(
+            config.policy, env.single_observation_space, env.single_action_space, len(stream.tasks), observed
+        ).to(device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
+    objective: Objective = registry.build("objective", config.objective, policy.distribution)
+    if objective.minibatches > copies:
+        raise ConfigError(
+            f"objective.minibatches is {objective.minibatches}, more than the {copies} copies; lower it or raise rollout.copies"
+        )
+    strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
+    check_strategies(config, strategies, objective)
+
+    def generator(name: str) -> torch.Generator:
+        return torch.Generator(device=device).manual_seed(subseed(config.seed, name))
+
+    reset_memory_on = config.policy.reset_memory_on
+    rollout = Rollout(env, policy, generator("actions"), reset_memory_on=reset_memory_on)
+
+    def fresh_rollout(step: int) -> Rollout:
+        fresh = environment("source", copies, key=step)
+        return Rollout(fresh, policy, generator(f"source actions {step}"), reset_memory_on=reset_memory_on)
+
+    learner = Learner(
+        policy,
+        engine,
+        objective,
+        build_optimizer(config, policy),
+        strategies,
+        config.max_grad_norm,
+        torch.Generator().manual_seed(subseed(config.seed, "minibatches")),
+    )
+    evaluator = Evaluator(
+        environment("evaluation", config.evaluation.episodes, evaluation=True),
+        policy,
+        seed=subseed(config.seed, "evaluation"),
+        reset_memory_on=reset_memory_on,
+        deterministic=config.evaluation.deterministic,
+        max_steps=config.evaluation.max_steps,
+    )
+    names = [task.name for task in stream.tasks]
+    ends = [stream.training_end(task) for task in range(len(names))]
+    evaluations = Evaluations(tasks=names, scores=[tuple(map(float, s)) for s in env.scores], training_end=ends)
+    record = Record(config, folder, versions(), names, device)
+    trainer = Trainer(record, stream, rollout, learner, strategies, evaluator, evaluations, fresh_rollout)
+    if objective.needs_target and not _has_target(env):
+        raise ConfigError(
+            f"objective {config.objective['kind']} needs prediction tasks, but {names[0]!r} gives no target; use objective "
+            "actor_critic or ppo"
+        )
+    for index, (strategy, spec) in enumerate(zip(strategies, config.strategy, strict=True)):
+        try:
+            strategy.setup(trainer.context(), subseed(config.seed, "strategy", index))
+        except ValueError as error:
+            raise ConfigError(f"strategy {spec['kind']}: {error}") from error
+    check_strategies(config, strategies, objective)  # what a strategy needs may depend on the policy it was set up with
+    return trainer
+
+
+def _has_target(env: TaskEnv) -> bool:
+    return all(type(e).PREDICTION for e in env.envs)

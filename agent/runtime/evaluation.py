@@ -1,0 +1,69 @@
+"""Evaluation of every task with environments, memory and randomness of its own: training does not notice."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+
+from agent.policy import Policy
+from agent.runtime.rollout import Rollout
+from agent.strategies.base import Context, Strategy, overrides
+from envs.tasks import TaskEnv
+
+
+class Evaluator:
+    """Runs `episodes` episodes of each task, side by side.
+
+    Every evaluation uses the same seeds, so that two points differ by the policy and not by the luck of the draw.
+
+    Args:
+        env: one copy an episode, built with `evaluation=True`; its generators are its own.
+        deterministic: take the most likely action.
+        max_steps: give up on episodes that are longer; they count with the return they have.
+    """
+
+    def __init__(
+        self,
+        env: TaskEnv,
+        policy: Policy,
+        *,
+        seed: int,
+        reset_memory_on: str,
+        deterministic: bool,
+        max_steps: int,
+    ) -> None:
+        self.env, self.policy, self.seed = env, policy, seed
+        self.max_steps = max_steps
+        generator = torch.Generator(device=env.device)
+        self.rollout = Rollout(
+            env, policy, generator, reset_memory_on=reset_memory_on, deterministic=deterministic
+        )
+
+    @torch.no_grad()
+    def evaluate(self, ctx: Context, strategies: list[Strategy]) -> np.ndarray:
+        """Returns of all tasks, float64 [tasks, episodes]."""
+        views = overrides(strategies, "evaluation_view")
+        rows = []
+        for task in range(len(self.env.tasks)):
+            with ExitStack() as stack:
+                for strategy in views:
+                    stack.enter_context(strategy.evaluation_view(ctx, task))
+                rows.append(self._episodes(task))
+        return np.stack(rows)
+
+    def _episodes(self, task: int) -> np.ndarray:
+        B, device = self.env.num_envs, self.env.device
+        self.env.set_tasks(torch.full((B,), task))
+        self.rollout.generator.manual_seed(self.seed + task)
+        self.rollout.start(seed=self.seed + task)
+        total_B = torch.zeros(B, device=device)
+        running_B = torch.ones(B, dtype=torch.bool, device=device)
+        for step in range(self.max_steps):
+            seen = self.rollout.act()
+            total_B = torch.where(running_B, seen["episode_return"], total_B)
+            running_B = running_B & ~seen["done"]
+            if step % 8 == 7 and not bool(running_B.any()):  # asks the device only now and then
+                break
+        return total_B.double().cpu().numpy()

@@ -1,0 +1,119 @@
+"""Learner: chunk -> objective -> gradients -> strategies -> optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from agent.gradients.base import GradientEngine
+from agent.objectives.base import Metrics, Objective
+from agent.policy import Policy
+from agent.runtime.rollout import Experience
+from agent.strategies.base import Context, Strategy, overrides
+from replay.chunk import Chunk
+
+
+class Learner:
+    """Updates the policy from one chunk at a time.
+
+    Args:
+        policy: the parameters.
+        engine: gradient engine; its carry belongs to the first state of the next chunk.
+        objective: the loss.
+        optimizer: any torch optimiser over the policy's parameters.
+        strategies: hooks, in this order.
+        max_grad_norm: clip of the global gradient norm; 0 switches it off.
+        generator: draws the minibatches, on the host.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        engine: GradientEngine,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        strategies: list[Strategy],
+        max_grad_norm: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.policy, self.engine, self.objective, self.optimizer = policy, engine, objective, optimizer
+        self.generator = generator
+        self.max_grad_norm = max_grad_norm or float("inf")
+        self.batch_hooks = overrides(strategies, "transform_batch")
+        self.loss_hooks = overrides(strategies, "extra_loss")
+        self.gradient_hooks = overrides(strategies, "transform_gradients")
+        self.update_hooks = overrides(strategies, "transform_update")
+        self.after_hooks = overrides(strategies, "after_update")
+        self.named = dict(policy.named_parameters())
+
+    def update(self, ctx: Context, experience: Experience) -> tuple[Metrics, list[Tensor]]:
+        """All epochs over one chunk, then move the carry to the chunk's end.
+
+        Returns:
+            Scalars of the last minibatch, and the units that strategies re-initialised.
+        """
+        chunk = experience.chunk
+        trace = self.engine.trace(experience.x_TBD, experience.state_TBS, chunk.is_init)
+        with torch.no_grad():
+            prepared = self.objective.prepare(chunk)
+        reset_units: list[Tensor] = []
+        for _ in range(self.objective.epochs):
+            for index in self._minibatches(chunk):
+                metrics = self._step(ctx, chunk, prepared, index)
+                for strategy in self.after_hooks:
+                    units = strategy.after_update(ctx)
+                    if units is not None:
+                        reset_units.append(units)
+        self.engine.advance(trace)
+        for units in reset_units:
+            self.engine.reset_units(units)
+        return metrics, reset_units
+
+    def _minibatches(self, chunk: Chunk) -> Iterator[Tensor | None]:
+        """Sets of copies; None means all of them in order."""
+        if self.objective.minibatches == 1:
+            yield None
+            return
+        order = torch.randperm(chunk.copies, generator=self.generator)
+        for index in order.chunk(self.objective.minibatches):
+            yield index.to(chunk.reward.device)
+
+    def _step(self, ctx: Context, chunk: Chunk, prepared: dict[str, Tensor], index: Tensor | None) -> Metrics:
+        batch = chunk if index is None else chunk.select(index)
+        prepared = prepared if index is None else {name: x.index_select(1, index) for name, x in prepared.items()}
+        live = batch.copies
+        for strategy in self.batch_hooks:
+            batch = strategy.transform_batch(ctx, batch)
+        state = self.engine.attach(batch.state[:live], index)
+        if batch.copies > live:  # replayed sequences start from their stored state and have no carry
+            state = torch.cat([state, batch.state[live:]])
+        outputs = self.policy.sequence(batch, state)
+        loss, metrics = self.objective.loss(outputs, batch, prepared)
+        for strategy in self.loss_hooks:
+            extra = strategy.extra_loss(ctx, batch, outputs, live)
+            if extra is not None:
+                loss = loss + extra
+        self.optimizer.zero_grad()
+        loss.backward()
+        for strategy in self.gradient_hooks:
+            strategy.transform_gradients(ctx, {n: p.grad for n, p in self.named.items() if p.grad is not None})
+        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.max_grad_norm)
+        self._apply(ctx)
+        scalars = {f"loss/{name}": value.detach() for name, value in metrics.items()}
+        return {"loss/total": loss.detach(), **scalars, "gradient/norm": norm}
+
+    @torch.no_grad()
+    def _apply(self, ctx: Context) -> None:
+        """The optimiser's step, as the strategies let it through."""
+        if not self.update_hooks:
+            self.optimizer.step()
+            return
+        before = {name: parameter.clone() for name, parameter in self.named.items()}
+        self.optimizer.step()
+        deltas = {name: parameter - before[name] for name, parameter in self.named.items()}
+        for strategy in self.update_hooks:
+            strategy.transform_update(ctx, deltas)
+        for name, parameter in self.named.items():
+            parameter.copy_(before[name] + deltas[name])

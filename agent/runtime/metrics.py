@@ -1,0 +1,263 @@
+"""Evaluations and the continual-learning metrics computed from them. numpy only: nothing here needs torch.
+
+Notation: p_i(t) is the *performance* on task i at environment step t: the mean return over the evaluation episodes, on a
+scale where 0 is a useless policy and 1 a solved task (not clipped). T is the last evaluation point. Task i was *learned*
+at the first evaluation point at or after the step at which its training ended for the last time.
+
+Every metric is recomputed from `evaluation.npz`; the scale comes from the task, never from the runs that are compared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Evaluations:
+    """The raw evaluation tensor of a run: evaluation point x task x episode.
+
+    Args:
+        tasks: names of the tasks.
+        scores: (return of a useless policy, return of a solved task) per task.
+        training_end: environment step at which training on each task ends for the last time.
+
+    Raises:
+        ValueError: no task, lists of different lengths, or a score whose two returns are equal.
+    """
+
+    def __init__(self, tasks: Sequence[str], scores: Sequence[Sequence[float]], training_end: Sequence[int]) -> None:
+        if not tasks or not len(tasks) == len(scores) == len(training_end):
+            raise ValueError(f"{len(tasks)} tasks, {len(scores)} scores and {len(training_end)} training ends do not match")
+        self.tasks = [str(task) for task in tasks]
+        self.scores = [(float(low), float(high)) for low, high in scores]
+        self.training_end = [int(end) for end in training_end]
+        #: environment step of each evaluation point
+        self.steps: list[int] = []
+        #: returns of each evaluation point, [tasks, episodes]
+        self.returns: list[np.ndarray] = []
+        for task, (low, high) in zip(self.tasks, self.scores, strict=True):
+            if low == high:
+                raise ValueError(f"task {task}: a useless and a solved policy both score {low}; nothing can be measured")
+
+    def add(self, step: int, returns: np.ndarray) -> None:
+        """Append an evaluation point.
+
+        Args:
+            step: environment step; later than the point before.
+            returns: returns of the evaluation episodes, [tasks, episodes].
+
+        Raises:
+            ValueError: wrong shape, or a step that is not later.
+        """
+        returns = np.array(returns, dtype=np.float64)
+        expected = self.returns[0].shape if self.returns else (len(self.tasks), max(1, returns.shape[-1]))
+        if returns.shape != expected:
+            raise ValueError(f"returns have shape {returns.shape}; [tasks, episodes] is {expected} in this run")
+        if self.steps and step <= self.steps[-1]:
+            raise ValueError(f"evaluation at step {step} is not after the one at step {self.steps[-1]}")
+        self.steps.append(int(step))
+        self.returns.append(returns)
+
+    def tensor(self) -> np.ndarray:
+        """All returns, [points, tasks, episodes]."""
+        return np.stack(self.returns) if self.returns else np.empty((0, len(self.tasks), 0))
+
+    def performance(self) -> np.ndarray:
+        """p_i(t) = mean over episodes of (return - low_i) / (high_i - low_i), not clipped; [points, tasks]."""
+        if not self.returns:
+            return np.empty((0, len(self.tasks)))
+        low, high = np.array(self.scores).T
+        return (self.tensor().mean(axis=2) - low) / (high - low)
+
+    def save(self, path: Path) -> None:
+        """Write `evaluation.npz` atomically; the same data gives the same bytes (zip members carry no clock time)."""
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez(
+                file,
+                steps=np.array(self.steps, dtype=np.int64),
+                returns=self.tensor(),
+                performance=self.performance(),
+                tasks=np.array(self.tasks, dtype=np.str_),
+                scores=np.array(self.scores),
+                training_end=np.array(self.training_end, dtype=np.int64),
+            )
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Evaluations:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError, ValueError, KeyError, zipfile.BadZipFile: the file is missing or damaged.
+        """
+        with np.load(path, allow_pickle=False) as saved:
+            evaluations = cls(saved["tasks"].tolist(), saved["scores"].tolist(), saved["training_end"].tolist())
+            for step, returns in zip(saved["steps"].tolist(), saved["returns"], strict=True):
+                evaluations.add(step, returns)
+        return evaluations
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured, as plain lists and numbers. Scores and training ends come from the config."""
+        return {
+            "tasks": list(self.tasks),
+            "steps": list(self.steps),
+            "returns": [returns.tolist() for returns in self.returns],
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what was measured.
+
+        Raises:
+            ValueError: the saved tasks are not the tasks of this run.
+        """
+        if list(saved["tasks"]) != self.tasks:
+            raise ValueError(f"saved evaluations are of tasks {list(saved['tasks'])}; this run has {self.tasks}")
+        self.steps, self.returns = [], []
+        for step, returns in zip(saved["steps"], saved["returns"], strict=True):
+            self.add(step, returns)
+
+
+# ---- per task --------------------------------------------------------------------------------------------------------
+
+
+def _learned_points(evaluations: Evaluations) -> np.ndarray:
+    """Index of the evaluation point at which each task was learned (the last point if that is still to come)."""
+    if not evaluations.steps:
+        raise ValueError("there is no evaluation point yet")
+    points = np.searchsorted(evaluations.steps, evaluations.training_end, side="left")
+    return np.minimum(points, len(evaluations.steps) - 1)
+
+
+def _can_forget(evaluations: Evaluations) -> np.ndarray:
+    """Tasks that enter forgetting and backward transfer, bool [tasks].
+
+    Those that were trained until the end, or have no evaluation point after the one they were learned at, cannot have
+    forgotten anything yet; counting their zero would only dilute the mean (`reference/cl_libraries.md` 6.7, trap e).
+    """
+    ends = np.array(evaluations.training_end)
+    return (ends < ends.max()) & (_learned_points(evaluations) < len(evaluations.steps) - 1)
+
+
+def learned(evaluations: Evaluations) -> np.ndarray:
+    """p_i at the first evaluation point at or after the end of training on task i (else the last point); [tasks].
+
+    The diagonal R_{i,i} of Lopez-Paz & Ranzato, *GEM* (NeurIPS 2017); p_i(i·Δ) of Wołczyk et al., *Continual World*
+    (NeurIPS 2021), without the smoothing over five evaluations that their code does.
+
+    Raises:
+        ValueError: there is no evaluation point yet (also in every metric below).
+    """
+    return evaluations.performance()[_learned_points(evaluations), np.arange(len(evaluations.tasks))]
+
+
+def final(evaluations: Evaluations) -> np.ndarray:
+    """p_i(T), performance at the last evaluation point; [tasks]. R_{N,i} of *GEM*."""
+    _learned_points(evaluations)
+    return evaluations.performance()[-1]
+
+
+def retained(evaluations: Evaluations) -> np.ndarray:
+    """p_i(T) / p_i(learned), the share of what was learned that is left; NaN where nothing was learned; [tasks]."""
+    at_learning = learned(evaluations)
+    share = np.full_like(at_learning, np.nan)
+    np.divide(final(evaluations), at_learning, out=share, where=at_learning > 0)
+    return share
+
+
+# ---- over tasks ------------------------------------------------------------------------------------------------------
+
+
+def average_performance(evaluations: Evaluations) -> float:
+    """`continual/average_performance`: P = (1/N) Σ_i p_i(T), over all tasks. *Continual World*, P(T)."""
+    return float(final(evaluations).mean())
+
+
+def average_performance_over_time(evaluations: Evaluations) -> np.ndarray:
+    """P(t) = (1/N) Σ_i p_i(t) at every evaluation point, tasks that were not trained yet included; [points].
+
+    *Continual World*, P(t).
+    """
+    return evaluations.performance().mean(axis=1)
+
+
+def forgetting(evaluations: Evaluations) -> float:
+    """`continual/forgetting`: F = mean_i [p_i(learned) - p_i(T)] over all tasks but those trained until the end.
+
+    Negative when later tasks improved earlier ones. 0.0 when no task can have forgotten yet (a single task, joint
+    training, the middle of the first task). *Continual World* takes the mean over all tasks, the last one included, which
+    makes the number smaller by (N-1)/N; COOM leaves it out as we do.
+    """
+    counted = _can_forget(evaluations)
+    return float((learned(evaluations) - final(evaluations))[counted].mean()) if counted.any() else 0.0
+
+
+def forgetting_max(evaluations: Evaluations) -> float:
+    """`continual/forgetting_max`: F = mean_i [max_{t<T} p_i(t) - p_i(T)] over the tasks of `forgetting`.
+
+    Chaudhry et al., *Riemannian Walk* (ECCV 2018), with the maximum over every evaluation point before the last, not
+    over task ends only. Noise in the evaluation biases it upwards. 0.0 when no task can have forgotten yet.
+    """
+    counted = _can_forget(evaluations)
+    if not counted.any():
+        return 0.0
+    performance = evaluations.performance()
+    return float((performance[:-1].max(axis=0) - performance[-1])[counted].mean())
+
+
+def backward_transfer(evaluations: Evaluations) -> float:
+    """`continual/backward_transfer`: BWT = mean_i [p_i(T) - p_i(learned)] over all tasks but those trained last.
+
+    *GEM*: (1/(N-1)) Σ_{i<N} (R_{N,i} - R_{i,i}). The negative of `forgetting`; 0.0 when that is.
+    """
+    counted = _can_forget(evaluations)
+    return float((final(evaluations) - learned(evaluations))[counted].mean()) if counted.any() else 0.0
+
+
+def forward_transfer_auc(evaluations: Evaluations, references: Sequence[Evaluations]) -> np.ndarray:
+    """FT_i = (AUC_i - AUC_i^b) / (1 - AUC_i^b); [tasks]. Its mean is `continual/forward_transfer_auc`.
+
+    AUC_i = (1/Δ) ∫ p_i(t) dt over the Δ steps in which task i is trained (for the last time), AUC_i^b the same for a run
+    on task i alone with the same budget Δ. Wołczyk et al., *Continual World* (NeurIPS 2021). The integral is
+    trapezoidal over the evaluation points, with p interpolated at both ends of the interval (constant before the first
+    and after the last point). NaN where AUC_i^b >= 1, where the formula means nothing; very negative if the reference is
+    strong.
+
+    Args:
+        evaluations: the run on the stream.
+        references: one single-task run per task, in the order of `evaluations.tasks`; its `training_end` is Δ.
+
+    Raises:
+        ValueError: a reference is missing, of another task or another score, or was trained longer than the stream.
+    """
+    if len(references) != len(evaluations.tasks):
+        raise ValueError(f"{len(references)} references for {len(evaluations.tasks)} tasks; one per task is needed")
+    transfer = np.full(len(evaluations.tasks), np.nan)
+    for i, (task, reference) in enumerate(zip(evaluations.tasks, references, strict=True)):
+        if task not in reference.tasks:
+            raise ValueError(f"the reference of task {task} was evaluated on {reference.tasks}")
+        j = reference.tasks.index(task)
+        if reference.scores[j] != evaluations.scores[i]:
+            raise ValueError(f"task {task} has score {evaluations.scores[i]}, its reference {reference.scores[j]}")
+        end, budget = evaluations.training_end[i], reference.training_end[j]
+        if not 0 < budget <= end:
+            raise ValueError(f"the reference of task {task} has {budget} steps; its training in the stream ends at {end}")
+        auc = _mean_over(evaluations, i, end - budget, end)
+        baseline = _mean_over(reference, j, 0, budget)
+        if baseline < 1:
+            transfer[i] = (auc - baseline) / (1 - baseline)
+    return transfer
+
+
+def _mean_over(evaluations: Evaluations, task: int, start: int, end: int) -> float:
+    """Mean of p_task over the steps [start, end]: the area under the evaluation curve divided by its length."""
+    _learned_points(evaluations)
+    steps = np.array(evaluations.steps, dtype=np.float64)
+    inside = steps[(steps > start) & (steps < end)]
+    grid = np.concatenate([[start], inside, [end]])
+    curve = np.interp(grid, steps, evaluations.performance()[:, task])
+    return float((0.5 * (curve[1:] + curve[:-1]) * np.diff(grid)).sum() / (end - start))

@@ -1,0 +1,69 @@
+"""Record: what a run is, and the running means between two lines of its log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agent.config import Config
+from agent.runtime.rollout import Experience
+
+
+class Record:
+    """Identity of a run, and sums that are kept on the device until they are logged.
+
+    Args:
+        config: resolved config.
+        folder: run folder.
+        versions: of Python and the packages.
+        tasks: names of the tasks.
+        device: where the sums are kept.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, versions: dict[str, str], tasks: list[str], device: torch.device
+    ) -> None:
+        self.config, self.folder, self.versions, self.tasks = config, folder, versions, tasks
+        self.sums: dict[str, Tensor] = {}
+        self.updates = 0
+        self.return_sum = torch.zeros(len(tasks), device=device, dtype=torch.float64)
+        self.return_count = torch.zeros(len(tasks), device=device, dtype=torch.float64)
+
+    def add(self, metrics: dict[str, Tensor], experience: Experience) -> None:
+        """Add one chunk."""
+        for name, value in metrics.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+        self.updates += 1
+        done = experience.done_TB
+        task = experience.chunk.task.flatten()
+        ended = torch.where(done, experience.episode_return_TB, 0.0).flatten().double()
+        self.return_sum.index_add_(0, task, ended)
+        self.return_count.index_add_(0, task, done.flatten().double())
+
+    def flush(self) -> dict[str, float]:
+        """Means since the last flush: losses, and the return of the episodes that ended, per task and over all."""
+        scalars = {name: float(total) / max(self.updates, 1) for name, total in self.sums.items()}
+        total, count = self.return_sum.tolist(), self.return_count.tolist()
+        for name, s, n in zip(self.tasks, total, count, strict=True):
+            if n:
+                scalars[f"return/{name}"] = s / n
+        if sum(count):
+            scalars["continual/online_return"] = sum(total) / sum(count)
+        self.sums, self.updates = {}, 0
+        self.return_sum.zero_()
+        self.return_count.zero_()
+        return scalars
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums."""
+        return {"sums": self.sums, "updates": self.updates, "return": self.return_sum, "count": self.return_count}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.sums = {name: x.to(self.return_sum.device) for name, x in saved["sums"].items()}
+        self.updates = saved["updates"]
+        self.return_sum.copy_(saved["return"])
+        self.return_count.copy_(saved["count"])

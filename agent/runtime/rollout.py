@@ -1,0 +1,205 @@
+"""Rollout: the policy acts in the environment for T steps; what comes out is a chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agent.policy import Inputs, Policy
+from envs.tasks import TaskEnv
+from replay.chunk import Chunk
+
+
+@dataclass
+class Experience:
+    """A chunk and what the cell saw while it was made, for the carry and for strategies that look at activations."""
+
+    chunk: Chunk
+    x_TBD: Tensor  # cell inputs
+    state_TBS: Tensor  # memory before each step, before any reset
+    episode_return_TB: Tensor  # return of the episodes that ended, where `done_TB`
+    done_TB: Tensor
+
+
+class Rollout:
+    """B copies of the environment and the policy's memory of each; both go on from chunk to chunk.
+
+    Args:
+        env: the environment copies.
+        policy: acts, under `no_grad`.
+        generator: randomness of the actions, on the environment's device.
+        reset_memory_on: `episode`, `task` or `never`.
+        deterministic: take the most likely action.
+    """
+
+    def __init__(
+        self,
+        env: TaskEnv,
+        policy: Policy,
+        generator: torch.Generator,
+        *,
+        reset_memory_on: str = "episode",
+        deterministic: bool = False,
+    ) -> None:
+        self.env = env
+        self.policy = policy
+        self.generator = generator
+        self.reset_memory_on = reset_memory_on
+        self.deterministic = deterministic
+        self.start()
+
+    def start(self, seed: int | None = None) -> None:
+        """Start fresh episodes with an empty memory in every copy."""
+        B, device = self.env.num_envs, self.env.device
+        self.obs, _ = self.env.reset(seed=seed)
+        self.state_BS = self.policy.cell.initial_state(B, device)
+        self.previous_action = torch.zeros(B, self.policy.distribution.feature_size, device=device)
+        self.previous_reward = torch.zeros(B, device=device)
+        self.is_init = torch.ones(B, dtype=torch.bool, device=device)
+
+    def switch(self, task_B: Tensor) -> None:
+        """Put the copies on `task_B` (int64 on the host). Copies that change start a fresh episode."""
+        if torch.equal(task_B, self.env.task_B):
+            return
+        changed = self.env.set_tasks(task_B)
+        self.obs, _ = self.env.reset(options={"reset_mask": changed})
+        if self.reset_memory_on != "never":
+            self._forget(changed)
+
+    def _forget(self, mask_B: Tensor) -> None:
+        """The memory of the copies in `mask_B` is reset before their next step."""
+        self.is_init = self.is_init | mask_B
+        self.previous_action = self.previous_action.masked_fill(mask_B.unsqueeze(-1), 0.0)
+        self.previous_reward = self.previous_reward.masked_fill(mask_B, 0.0)
+
+    def inputs(self) -> Inputs:
+        """What the policy reads now."""
+        env = self.env
+        return Inputs(self.obs, self.previous_action, self.previous_reward, env.task_device_B, env.action_mask_BA)
+
+    @torch.no_grad()
+    def act(self) -> dict[str, Any]:
+        """One step of every copy. Returns what was seen and done, one tensor [B, ...] each."""
+        inputs, is_init, state = self.inputs(), self.is_init, self.state_BS
+        distribution = self.policy.distribution
+        outputs, self.state_BS, x = self.policy.step(inputs, state, is_init)
+        if self.deterministic:
+            action = distribution.mode(outputs.policy)
+        else:
+            action = distribution.sample(outputs.policy, self.generator)
+        self.obs, reward, terminated, truncated, info = self.env.step(distribution.clip(action))
+        self.previous_action = distribution.features(action)
+        self.previous_reward = reward
+        seen = {
+            "obs": inputs.obs,
+            "previous_action": inputs.previous_action,
+            "previous_reward": inputs.previous_reward,
+            "task": inputs.task,
+            "action_mask": inputs.action_mask,
+            "is_init": is_init,
+            "action": action,
+            "reward": reward,
+            "terminated": terminated,
+            "truncated": truncated,
+            "policy": outputs.policy,
+            "value": outputs.value,
+            "target": info["target"],
+            "target_mask": info["target_mask"],
+            "valid": info["valid"],
+            # not part of the chunk
+            "x": x,
+            "state": state,
+            "final_obs": info["final_obs"],
+            "final_action": self.previous_action,
+            "episode_return": info["episode_return"],
+            "done": info["_final_obs"],
+        }
+        self.is_init = torch.zeros_like(is_init)
+        if self.reset_memory_on == "episode":
+            self._forget(info["is_init"])
+        return seen
+
+    @torch.no_grad()
+    def collect(self, steps: int) -> Experience:
+        """Act for T steps."""
+        records = [self.act() for _ in range(steps)]
+        seen = {key: torch.stack([record[key] for record in records]) for key in records[0]}
+        outputs, _, _ = self.policy.step(self.inputs(), self.state_BS, self.is_init)
+        state_TBS = seen["state"]
+        chunk = Chunk(
+            obs=seen["obs"],
+            previous_action=seen["previous_action"],
+            previous_reward=seen["previous_reward"],
+            task=seen["task"],
+            action_mask=seen["action_mask"],
+            is_init=seen["is_init"],
+            action=seen["action"],
+            reward=seen["reward"],
+            terminated=seen["terminated"],
+            truncated=seen["truncated"],
+            log_prob=self.policy.distribution.log_prob(seen["policy"], seen["action"]),
+            policy=seen["policy"],
+            value=seen["value"],
+            final_value=self._final_value(seen),
+            target=seen["target"],
+            target_mask=seen["target_mask"],
+            weight=seen["valid"].to(seen["reward"].dtype),
+            bootstrap_value=outputs.value,
+            state=state_TBS[0],
+        )
+        return Experience(chunk, seen["x"], state_TBS, seen["episode_return"], seen["done"])
+
+    def _final_value(self, seen: dict[str, Tensor]) -> Tensor:
+        """Value of the true last observation of truncated episodes, read with the memory of that episode, [T, B]."""
+        after = torch.cat([seen["state"][1:], self.state_BS.unsqueeze(0)])
+        truncated = seen["truncated"] & ~seen["terminated"]
+        fields = {
+            "obs": seen["final_obs"],
+            "previous_action": seen["final_action"],
+            "previous_reward": seen["reward"],
+            "task": seen["task"],
+            "action_mask": seen["action_mask"],
+        }
+        value = torch.zeros_like(seen["reward"])
+        if truncated.is_cuda:  # one dense pass: the number of truncations must not reach the host
+            rows = {key: tensor.flatten(0, 1) for key, tensor in fields.items()}
+            state = after.flatten(0, 1)
+            outputs, _, _ = self.policy.step(Inputs(**rows), state, torch.zeros_like(truncated).flatten())
+            return torch.where(truncated, outputs.value.view_as(value), value)
+        if truncated.any():
+            rows = {key: tensor[truncated] for key, tensor in fields.items()}
+            state = after[truncated]
+            no_reset = torch.zeros(state.shape[0], dtype=torch.bool, device=state.device)
+            outputs, _, _ = self.policy.step(Inputs(**rows), state, no_reset)
+            value[truncated] = outputs.value
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory, the environment and the randomness of the actions."""
+        return {
+            "env": self.env.state_dict(),
+            "obs": self.obs,
+            "state": self.state_BS,
+            "previous_action": self.previous_action,
+            "previous_reward": self.previous_reward,
+            "is_init": self.is_init,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned. Environments that cannot save their state start fresh episodes."""
+        self.env.load_state_dict(saved["env"])
+        device = self.env.device
+        self.state_BS = saved["state"].to(device)
+        self.previous_action = saved["previous_action"].to(device)
+        self.previous_reward = saved["previous_reward"].to(device)
+        self.is_init = saved["is_init"].to(device)
+        self.generator.set_state(saved["generator"].cpu())
+        if self.env.exact_state:
+            self.obs = saved["obs"].to(device)
+        else:
+            self.obs, _ = self.env.reset()
+            self._forget(torch.ones_like(self.is_init))

@@ -1,0 +1,183 @@
+"""Runs on disk: start one, resume one, evaluate one, and write what came of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from agent import config as configs
+from agent.config import Config
+from agent.errors import CheckpointError, ConfigError, DiskError
+from agent.runtime import checkpoint
+from agent.runtime.build import build
+from agent.runtime.logging import Progress, RunLog, write_json
+from agent.runtime.machine import machine
+from agent.runtime.metrics import average_performance, backward_transfer, final, forgetting, learned
+from agent.runtime.trainer import Trainer
+
+
+def default_folder(config: Config) -> Path:
+    """runs/<name>/<seed>, or the first of runs/<name>/<seed>-2, -3, ... that is free."""
+    base = Path("runs") / config.name / str(config.seed)
+    folder, count = base, 1
+    while folder.exists():
+        count += 1
+        folder = base.with_name(f"{base.name}-{count}")
+    return folder
+
+
+def start(config: Config, folder: Path, *, quiet: bool = False) -> tuple[Trainer, bool]:
+    """Start a run in the new folder `folder`; `(trainer, True at the end of the stream)`.
+
+    Raises:
+        ConfigError: the folder holds a run already, or the config is impossible.
+        DiskError: the folder cannot be written.
+    """
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"{folder} already holds a run; use `lifelong resume {folder}`, --resume, or another --out")
+    trainer = build(config, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(configs.to_yaml(config))
+    except OSError as error:
+        raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
+    return trainer, _train(trainer, quiet=quiet)
+
+
+def resume(folder: Path, assignments: Sequence[str] = (), *, quiet: bool = False) -> tuple[Trainer, bool]:
+    """Go on with the run in `folder` from its newest good checkpoint, with overrides if any.
+
+    Raises:
+        CheckpointError: no run there, no usable checkpoint, or one that does not fit the overrides.
+    """
+    config = load_config(folder, assignments)
+    if not checkpoint.checkpoints(folder / "checkpoints"):  # killed before the first checkpoint: from the beginning
+        trainer, offset = build(config, folder), 0
+    else:
+        trainer, offset = load(config, folder)
+    if assignments:
+        (folder / "config.yaml").write_text(configs.to_yaml(config))
+    if not trainer.rollout.env.exact_state:
+        print("note: this environment cannot save its state; fresh episodes start where the run goes on")
+    return trainer, _train(trainer, offset, quiet=quiet)
+
+
+def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
+    """The config of the run in `folder`, with overrides.
+
+    Raises:
+        CheckpointError: there is no run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{folder} is no run: it has no config.yaml")
+    return configs.load(str((folder / "config.yaml").resolve()), assignments)
+
+
+def load(config: Config, folder: Path) -> tuple[Trainer, int]:
+    """The trainer of a run at its newest good checkpoint, and the length of its metrics.jsonl then.
+
+    Raises:
+        CheckpointError: no usable checkpoint, or one of another shape.
+    """
+    saved, damaged = checkpoint.load(folder / "checkpoints")
+    for problem in damaged:
+        print(f"note: {problem}; using an older one")
+    trainer = build(config, folder)
+    try:
+        trainer.load_state_dict(saved)
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
+    return trainer, saved["metrics_offset"]
+
+
+def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
+    """Evaluate the newest checkpoint of a run once more; nothing is written."""
+    trainer, _ = load(load_config(folder, assignments), folder)
+    trainer.evaluations.add(trainer.step, trainer.evaluator.evaluate(trainer.context(), trainer.strategies))
+    return trainer
+
+
+def _train(trainer: Trainer, offset: int = 0, *, quiet: bool) -> bool:
+    record = trainer.record
+    progress = Progress(trainer.stream.total_steps, trainer.step, quiet)
+    try:
+        log = RunLog(record.folder, offset, trainer.step)
+        log.text("config", "```yaml\n" + configs.to_yaml(record.config) + "```")
+        log.text("gradients", gradient_report(trainer))
+        with stop_signals() as stop:
+            finished = trainer.train(log, progress, stop)
+        log.close()
+        if finished:
+            write_json(record.folder / "summary.json", summary(trainer, progress.rate(trainer.step)))
+    except OSError as error:
+        raise DiskError(f"cannot write to {record.folder}: {error.strerror or error}; what was saved is kept") from error
+    finally:
+        progress.close()
+    return finished
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM ask to stop after the current chunk; a second one stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def gradient_report(trainer: Trainer) -> str:
+    """Which parameters get an exact gradient over the whole history, and which a truncated one."""
+    engine, T = trainer.learner.engine, trainer.steps
+    exact = {f"cell.{name}" for name in engine.exact_parameters()}
+    names = [name for name, _ in trainer.rollout.policy.named_parameters()]
+    outside = [n for n in names if n not in exact and n.startswith(("actor.", "critic.", "cell.output_gate"))]
+    truncated = [n for n in names if n not in exact and n not in outside]
+    lines = []
+    if exact:
+        lines.append(f"exact over the whole history: {', '.join(sorted(exact))}")
+    lines.append(f"no path through time: {', '.join(outside)}")
+    if truncated:
+        lines.append(f"truncated at {T} steps: {', '.join(truncated)}")
+    return "\n".join(lines)
+
+
+def summary(trainer: Trainer, steps_per_second: float) -> dict[str, Any]:
+    """What `summary.json` holds: performance when each task's training ended and at the end, and what it ran on."""
+    evaluations = trainer.evaluations
+    config = trainer.record.config
+    device = trainer.rollout.env.device.type
+    performance = zip(trainer.stream.tasks, learned(evaluations), final(evaluations), strict=True)
+    return {
+        "config": configs.to_dict(config),
+        "seed": config.seed,
+        "env_steps": trainer.step,
+        "steps_per_second": steps_per_second,
+        "tasks": [{"name": t.name, "learned": float(a), "final": float(b)} for t, a, b in performance],
+        "average_performance": float(average_performance(evaluations)),
+        "forgetting": float(forgetting(evaluations)),
+        "backward_transfer": float(backward_transfer(evaluations)),
+        "segments": [{"start": s.start, "end": s.end, "task": s.task} for s in trainer.stream.segments],
+        "exact_environment_state": trainer.rollout.env.exact_state,
+        "versions": trainer.record.versions,
+        "machine": {"device": device, "threads": config.runtime.threads, **machine(device)},
+    }
+
+
+def load_summary(folder: Path) -> dict[str, Any]:
+    """The summary.json of a finished run."""
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return content

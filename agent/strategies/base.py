@@ -1,0 +1,105 @@
+"""The continual-learning strategy contract. A strategy overrides the hooks it needs; all are optional.
+
+Order of the hooks in one chunk, for a list of strategies in the order of the config:
+
+    transform_batch -> (loss) extra_loss -> (backward) transform_gradients -> (optimiser) transform_update -> after_update
+    ... once a minibatch; then after_chunk once a chunk. on_task_start / on_task_end fire at boundaries that are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from agent.objectives.base import Objective
+from agent.policy import Outputs, Policy
+from agent.runtime.rollout import Experience
+from replay.chunk import Chunk
+
+#: yields n chunks of fresh experience of the current policy on the current task(s), without touching training
+Source = Callable[[int], Iterator[Experience]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a hook may know. Read-only; `task` is None unless the stream shows the task id or gives boundaries."""
+
+    policy: Policy
+    objective: Objective
+    step: int
+    segment: int
+    task: int | None
+    copies: int
+    steps: int
+    device: torch.device
+
+
+class Strategy:
+    """Base of all strategies. What a strategy needs is declared, and checked before the run starts."""
+
+    #: boundaries must be given (may depend on options, then set on the instance)
+    needs_boundaries: bool = False
+    #: the task id must be observed
+    needs_task_id: bool = False
+    #: the objective must correct for data of older policies
+    needs_off_policy: bool = False
+    #: how its state is shared between data-parallel workers: `none`, `equal`, `reduce`, `shard`
+    data_parallel: ClassVar[str] = "none"
+
+    def setup(self, ctx: Context, seed: int) -> None:
+        """Called once before training, when the policy exists."""
+
+    def on_task_start(self, ctx: Context) -> None:
+        """A segment of the stream starts."""
+
+    def on_task_end(self, ctx: Context, source: Source) -> None:
+        """A segment of the stream ends; `source` gives fresh experience on it."""
+
+    def on_clock(self, ctx: Context, source: Source) -> None:
+        """Called after every chunk, for strategies that consolidate on a clock instead of at boundaries."""
+
+    def transform_batch(self, ctx: Context, chunk: Chunk) -> Chunk:
+        """The minibatch with replayed copies appended after the live ones."""
+        return chunk
+
+    def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
+        """A term added to the loss. Copies from index `live` on are replayed."""
+        return None
+
+    def transform_gradients(self, ctx: Context, gradients: Mapping[str, Tensor]) -> None:
+        """Change the gradients in place, before clipping and the optimiser."""
+
+    def transform_update(self, ctx: Context, deltas: Mapping[str, Tensor]) -> None:
+        """Change the realised step of every parameter in place, after the optimiser."""
+
+    def after_update(self, ctx: Context) -> Tensor | None:
+        """Change parameters directly; return the units (int64) of the cell that were re-initialised, if any."""
+        return None
+
+    def after_chunk(self, ctx: Context, experience: Experience) -> None:
+        """A chunk has been learned from: store it, look at activations."""
+
+    def evaluation_view(self, ctx: Context, task: int) -> AbstractContextManager[None]:
+        """Masks, heads or averaged weights while `task` is evaluated."""
+        return nullcontext()
+
+    def report(self) -> dict[str, float]:
+        """Scalars for the log."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data that resume needs."""
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+def overrides(strategies: list[Strategy], hook: str) -> list[Strategy]:
+    """The strategies that implement `hook`, so that unused hooks cost nothing."""
+    return [s for s in strategies if getattr(type(s), hook) is not getattr(Strategy, hook)]

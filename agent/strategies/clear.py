@@ -1,0 +1,95 @@
+"""CLEAR: replay of whole sequences with behavioural cloning (Rolnick et al. 2019, arXiv 1811.11682, section 3)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from agent.errors import choice
+from agent.objectives.base import mean
+from agent.policy import Outputs
+from agent.runtime.rollout import Experience
+from agent.strategies.base import Context, Strategy
+from replay.buffer import SequenceReplay
+from replay.chunk import Chunk, concatenate
+from replay.sampling import SAMPLING
+from replay.writing import WRITING
+
+
+class CLEAR(Strategy):
+    """Learns from live and replayed sequences side by side; on the replayed ones the old policy and values are cloned.
+
+    Replay goes through the objective with its off-policy correction (V-trace); cloning adds
+    `policy_cloning * KL(mu || pi) + value_cloning * (V - V_mu)^2` on replayed steps only. Needs no boundaries.
+
+    Args:
+        capacity: sequences kept.
+        ratio: replayed copies per live copy; 1 is half and half.
+        policy_cloning: weight of the KL from the recorded policy mu.
+        value_cloning: weight of the squared distance to the recorded value.
+        writing: `reservoir` (every sequence alike) or `ring` (the newest).
+        burn_in: first steps of a replayed sequence that only warm up the memory.
+        start: replay once so many sequences are stored.
+    """
+
+    needs_off_policy = True
+    data_parallel: ClassVar[str] = "shard"
+
+    def __init__(
+        self,
+        *,
+        capacity: int = 8192,
+        ratio: float = 1.0,
+        policy_cloning: float = 0.01,
+        value_cloning: float = 0.005,
+        writing: str = "reservoir",
+        burn_in: int = 0,
+        start: int = 256,
+    ) -> None:
+        if capacity < 1 or ratio <= 0 or burn_in < 0:
+            raise ValueError("capacity must be at least 1, ratio above 0, burn_in not negative")
+        choice("writing of clear", writing, WRITING)
+        self.capacity, self.ratio, self.writing, self.burn_in = capacity, ratio, writing, burn_in
+        self.policy_cloning, self.value_cloning = policy_cloning, value_cloning
+        self.start = min(start, capacity)
+        self.metrics: dict[str, Tensor] = {}
+
+    def setup(self, ctx: Context, seed: int) -> None:
+        if self.burn_in >= ctx.steps:
+            raise ValueError(f"clear.burn_in is {self.burn_in}; it must be below rollout.steps ({ctx.steps})")
+        self.device = ctx.device
+        self.replay = SequenceReplay(self.capacity, WRITING[self.writing](), SAMPLING["uniform"](), seed)
+
+    def transform_batch(self, ctx: Context, chunk: Chunk) -> Chunk:
+        if self.replay.size < self.start:
+            return chunk
+        replayed, rows = self.replay.sample(max(1, round(self.ratio * chunk.copies)))
+        replayed.weight[: self.burn_in] = 0.0
+        age = ctx.step - self.replay.stamp[rows].double().mean()
+        self.metrics["replay_age"] = age
+        return concatenate([chunk, replayed])
+
+    def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
+        if chunk.copies == live:
+            return None
+        weight = chunk.weight[:, live:]
+        if ctx.objective.needs_target:
+            weight = weight * chunk.target_mask[:, live:]
+        kl = mean(ctx.policy.distribution.kl(chunk.policy[:, live:], outputs.policy[:, live:]), weight)
+        value = mean((outputs.value[:, live:] - chunk.value[:, live:]).square(), weight)
+        self.metrics |= {"cloning_kl": kl.detach(), "cloning_value": value.detach()}
+        return self.policy_cloning * kl + self.value_cloning * value
+
+    def after_chunk(self, ctx: Context, experience: Experience) -> None:
+        self.replay.write(experience.chunk, ctx.step)
+
+    def report(self) -> dict[str, float]:
+        return {"replay_size": float(self.replay.size), **{name: float(x) for name, x in self.metrics.items()}}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"replay": self.replay.state_dict(), "metrics": self.metrics}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.replay.load_state_dict(saved["replay"], self.device)
+        self.metrics = saved["metrics"]

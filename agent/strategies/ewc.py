@@ -1,0 +1,145 @@
+"""Online EWC: elastic weight consolidation with one running Fisher and the last anchor.
+
+Kirkpatrick et al. 2017 (PNAS, eq. 3); online form: Schwarz et al. 2018 (Progress & Compress, section 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from agent.policy import Outputs, Policy
+from agent.strategies.base import Context, Source, Strategy
+from replay.chunk import Chunk
+
+
+def fisher_diagonal(
+    policy: Policy, chunk: Chunk, generator: torch.Generator, names: list[str], value_weight: float = 0.0
+) -> dict[str, Tensor]:
+    """Diagonal of the Fisher information of the policy's actions, mean over the copies of `chunk`.
+
+    One sample is one copy's whole sequence: the gradient of sum_t log pi(a_t | history), with actions drawn from the
+    policy itself, squared. With `value_weight` w the critic counts as a Gaussian of precision w around its value.
+    In prediction tasks only the steps that have a target count.
+
+    Returns:
+        name -> tensor of the parameter's shape.
+    """
+    parameters = dict(policy.named_parameters())
+    fisher = {name: torch.zeros_like(parameters[name]) for name in names}
+    for copy in range(chunk.copies):
+        one = chunk.select(torch.tensor([copy], device=chunk.reward.device))
+        outputs = policy.sequence(one, one.state)
+        action = policy.distribution.sample(outputs.policy.detach(), generator)
+        weight = one.weight * one.target_mask if bool(one.target_mask.any()) else one.weight
+        score = (policy.distribution.log_prob(outputs.policy, action) * weight).sum()
+        if value_weight:
+            noise = torch.randn(outputs.value.shape, generator=generator, device=outputs.value.device)
+            score = score + value_weight**0.5 * (outputs.value * noise * weight).sum()
+        gradients = torch.autograd.grad(score, [parameters[name] for name in names], allow_unused=True)
+        for name, gradient in zip(names, gradients, strict=True):
+            if gradient is not None:
+                fisher[name] += gradient.square() / chunk.copies
+    return fisher
+
+
+class EWC(Strategy):
+    """Adds strength/2 * sum_i F_i (theta_i - anchor_i)^2 to the loss.
+
+    At every boundary (or every `every` steps when boundaries are hidden) F <- decay * F + F_new and the anchor becomes
+    the current parameters.
+
+    Args:
+        strength: lambda.
+        decay: gamma of the running Fisher; 1 keeps all tasks alike.
+        sequences: sequences that the Fisher is estimated from.
+        normalize: divide every new Fisher by its mean, so that `strength` means the same in every task.
+        value_weight: importance of the critic relative to the policy; 0 leaves the critic free.
+        every: consolidate every so many steps instead of at boundaries; 0: at boundaries.
+    """
+
+    data_parallel: ClassVar[str] = "reduce"
+
+    def __init__(
+        self,
+        *,
+        strength: float = 100.0,
+        decay: float = 1.0,
+        sequences: int = 64,
+        normalize: bool = True,
+        value_weight: float = 0.0,
+        every: int = 0,
+    ) -> None:
+        if strength < 0 or not 0 <= decay <= 1 or sequences < 1 or every < 0:
+            raise ValueError("strength and every must not be negative, decay must lie in [0, 1], sequences at least 1")
+        self.strength, self.decay, self.sequences = strength, decay, sequences
+        self.normalize, self.value_weight, self.every = normalize, value_weight, every
+        self.needs_boundaries = every == 0
+        self.fisher: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+        self.last_clock = 0
+        self.penalty: Tensor | None = None
+
+    def setup(self, ctx: Context, seed: int) -> None:
+        self.generator = torch.Generator(device=ctx.device)
+        self.generator.manual_seed(seed)
+        self.names = [n for n, _ in ctx.policy.named_parameters() if self.value_weight or not n.startswith("critic.")]
+
+    def on_task_end(self, ctx: Context, source: Source) -> None:
+        if not self.every:
+            self.consolidate(ctx, source)
+
+    def on_clock(self, ctx: Context, source: Source) -> None:
+        if self.every and ctx.step - self.last_clock >= self.every:
+            self.last_clock = ctx.step
+            self.consolidate(ctx, source)
+
+    def consolidate(self, ctx: Context, source: Source) -> None:
+        """Estimate the Fisher of the current task and move the anchor here."""
+        chunks = -(-self.sequences // ctx.copies)
+        new = {name: torch.zeros_like(p) for name, p in ctx.policy.named_parameters() if name in self.names}
+        remaining = self.sequences
+        for experience in source(chunks):
+            take = min(remaining, experience.chunk.copies)
+            chunk = experience.chunk.select(torch.arange(take, device=ctx.device))
+            for name, value in fisher_diagonal(
+                ctx.policy, chunk, self.generator, self.names, self.value_weight
+            ).items():
+                new[name] += value * take / self.sequences
+            remaining -= take
+        if self.normalize:
+            scale = torch.cat([f.flatten() for f in new.values()]).mean().clamp(min=1e-12)
+            new = {name: f / scale for name, f in new.items()}
+        self.fisher = {name: self.decay * self.fisher.get(name, torch.zeros_like(f)) + f for name, f in new.items()}
+        self.anchor = {n: p.detach().clone() for n, p in ctx.policy.named_parameters() if n in self.names}
+
+    def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
+        if not self.fisher:
+            return None
+        parameters = dict(ctx.policy.named_parameters())
+        terms = [(self.fisher[n] * (parameters[n] - self.anchor[n]).square()).sum() for n in self.names]
+        penalty = 0.5 * self.strength * torch.stack(terms).sum()
+        self.penalty = penalty.detach()
+        return penalty
+
+    def report(self) -> dict[str, float]:
+        return {} if self.penalty is None else {"penalty": float(self.penalty)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "fisher": self.fisher,
+            "anchor": self.anchor,
+            "penalty": self.penalty,
+            "last_clock": self.last_clock,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        device = self.generator.device
+        self.fisher = {name: f.to(device) for name, f in saved["fisher"].items()}
+        self.anchor = {name: a.to(device) for name, a in saved["anchor"].items()}
+        self.penalty = saved["penalty"]
+        self.last_clock = saved["last_clock"]
+        self.generator.set_state(saved["generator"].cpu())

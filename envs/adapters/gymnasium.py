@@ -1,0 +1,141 @@
+"""GymnasiumEnv: any Gymnasium vector environment, in any autoreset mode, under the contract of `BatchedEnv`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Dict
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from torch import Tensor
+
+from envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
+from envs.base import select
+from envs.errors import EnvError
+
+VECTORIZATIONS = ("sync", "async", "vector_entry_point")
+AUTORESETS = {
+    "same_step": AutoresetMode.SAME_STEP,
+    "next_step": AutoresetMode.NEXT_STEP,
+    "disabled": AutoresetMode.DISABLED,
+}
+
+
+class GymnasiumEnv(ExternalEnv):
+    """B copies of a Gymnasium environment.
+
+    Whatever the wrapped environment does at the end of an episode, the caller sees a dense `final_obs`:
+
+    - SAME_STEP and DISABLED (this adapter then resets the ended copies itself) become SAME_STEP;
+    - NEXT_STEP cannot be undone for every vector environment, so dead transitions are marked: see `ExternalEnv.step`.
+      Use it only for a given `env` that has no other mode.
+
+    Observations: images (uint8 arrays of two or more dimensions) stay uint8, other arrays become float32, and Discrete,
+    Dict and Tuple observations are flattened to a float32 vector. Actions: Discrete, MultiDiscrete, MultiBinary or Box.
+
+    Args:
+        num_envs: number of copies B; None: as many as `env` has, or 1.
+        id: name of a registered environment, such as "CartPole-v1".
+        env: a `gymnasium.vector.VectorEnv` to wrap instead of making one by `id`.
+        kwargs: keyword arguments of the environment made by `id`.
+        vectorization: "sync", "async" (one process a copy) or "vector_entry_point" (the environment's own vector form,
+            which has its own autoreset mode).
+        autoreset: "same_step", "disabled" or "next_step", for "sync" and "async".
+        score: (return of a useless policy, return of a solved task), `SCORE` of this instance; (0, 1) if not given.
+        **options: `device`, `seed` and `evaluation` of `BatchedEnv`.
+
+    Raises:
+        EnvError: not exactly one of `id` and `env`; Gymnasium cannot make `id`; a wrong option; spaces that do not fit.
+    """
+
+    def __init__(
+        self,
+        num_envs: int | None = None,
+        *,
+        id: str | None = None,
+        env: VectorEnv | None = None,
+        kwargs: dict[str, Any] | None = None,
+        vectorization: str = "sync",
+        autoreset: str = "same_step",
+        score: Any = None,
+        **options: Any,
+    ) -> None:
+        if (id is None) == (env is None):
+            raise EnvError("GymnasiumEnv needs either id, the name of an environment, or env, a vector environment")
+        if env is None:
+            env = self._make(str(id), num_envs or 1, kwargs or {}, vectorization, autoreset)
+        elif num_envs not in (None, env.num_envs):
+            raise EnvError(f"num_envs is {num_envs}, but the given vector environment has {env.num_envs} copies")
+        mode = env.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            raise EnvError(f"{env} does not say its autoreset mode: set metadata['autoreset_mode'] to an AutoresetMode")
+        self.env = env
+        self.mode = mode
+        self.encoder = SpaceEncoder(env.single_observation_space)
+        self._ended = np.zeros(env.num_envs, bool)
+        super().__init__(env.num_envs, score=score, **options)
+        if mode == AutoresetMode.NEXT_STEP:
+            self.metadata["autoreset_mode"] = mode
+
+    def spaces(self) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+        """The encoded observation space and the wrapped action space."""
+        return self.encoder.space, self.env.single_action_space
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the wrapped environment."""
+        self.env.close(**kwargs)
+
+    def _start(self, seed: int | None, mask: np.ndarray | None) -> Tensor:
+        if mask is None:
+            obs, _ = self.env.reset(seed=seed)
+            self._ended = np.zeros(self.num_envs, bool)
+        else:
+            # Only these are known to honour the mask; another environment might silently reset every copy.
+            known = isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
+            if self.mode != AutoresetMode.DISABLED and not known:
+                raise EnvError(f"{self.env} in {self.mode.value} mode cannot reset only some copies")
+            obs, _ = self.env.reset(options={"reset_mask": mask})
+            self._ended = self._ended & ~mask
+        return self.encoder.batch(obs, self.num_envs)
+
+    def _step(self, action: np.ndarray) -> Transition:
+        raw_obs, reward, terminated, truncated, info = self.env.step(action)
+        reward, terminated, truncated = np.asarray(reward), np.asarray(terminated), np.asarray(truncated)
+        obs = self.encoder.batch(raw_obs, self.num_envs)
+        done = terminated | truncated
+        if self.mode == AutoresetMode.NEXT_STEP:
+            dead, self._ended = self._ended, done & ~self._ended
+            return Transition(obs, obs, reward, terminated, truncated, dead)
+        if not done.any():
+            return Transition(obs, obs, reward, terminated, truncated)
+        if self.mode == AutoresetMode.DISABLED:
+            fresh = select(torch.from_numpy(done), self._start(None, done), obs)
+            return Transition(obs, fresh, reward, terminated, truncated)
+        if "final_obs" not in info:
+            raise EnvError(f"{self.env} is in SAME_STEP mode but gives no info['final_obs']")
+        ended = np.flatnonzero(done)
+        last = self.encoder.items([_pick(self.encoder.source, info["final_obs"], i) for i in ended.tolist()])
+        final_obs = obs.index_copy(0, torch.from_numpy(ended), last)
+        return Transition(final_obs, obs, reward, terminated, truncated)
+
+    @staticmethod
+    def _make(id: str, num_envs: int, kwargs: dict[str, Any], vectorization: str, autoreset: str) -> VectorEnv:
+        if vectorization not in VECTORIZATIONS:
+            raise EnvError(f"vectorization is {vectorization!r}; valid: {', '.join(VECTORIZATIONS)}")
+        if autoreset not in AUTORESETS:
+            raise EnvError(f"autoreset is {autoreset!r}; valid: {', '.join(AUTORESETS)}")
+        own = vectorization == "vector_entry_point"
+        vector_kwargs = {} if own else {"autoreset_mode": AUTORESETS[autoreset]}
+        try:
+            return gymnasium.make_vec(id, num_envs, vectorization, vector_kwargs, **kwargs)
+        except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+            raise EnvError(f"Gymnasium cannot make {id!r}: {error}") from error
+
+
+def _pick(space: gymnasium.Space[Any], batch: Any, index: int) -> Any:
+    """The observation of one copy from `final_obs`: an array of observations, or (Dict spaces) a dict of arrays."""
+    if isinstance(space, Dict) and isinstance(batch, dict):
+        return {key: _pick(part, batch[key], index) for key, part in space.spaces.items()}
+    return batch[index]

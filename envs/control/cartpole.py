@@ -1,0 +1,110 @@
+"""CartPole: keep a pole upright on a cart by pushing the cart left or right.
+
+Source: Barto, Sutton & Anderson (1983), "Neuronlike adaptive elements that can solve difficult learning control
+problems"; the dynamics are Gymnasium's `CartPole-v1` (explicit Euler) at the default parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from envs.base import BatchedEnv, Param
+
+X_LIMIT = 2.4  # [m]
+THETA_LIMIT = 12 * 2 * math.pi / 360  # [rad]
+
+
+@dataclass(frozen=True)
+class CartPoleState:
+    """`physics` [B, 4]: cart position [m], cart velocity [m/s], pole angle [rad], pole angular velocity [rad/s]."""
+
+    physics: Tensor
+
+
+@dataclass(frozen=True)
+class _Derived:
+    """Products of task parameters that the step needs, computed once per task switch; [B] each, `tau_B1` [B, 1]."""
+
+    push_B: Tensor  # acceleration of a push to the right
+    pole_share_B: Tensor  # masspole * length / total mass
+    inertia_B: Tensor  # length * 4/3
+    mass_share_B: Tensor  # length * masspole / total mass
+    tau_B1: Tensor
+
+
+class CartPole(BatchedEnv):
+    """CartPole with per-copy physics.
+
+    Observation: [position, velocity, angle, angular velocity], float32 [B, 4]. Actions: 0 pushes left, 1 right.
+    Reward 1 on every step. Terminates when |position| > 2.4 m or |angle| > 12 degrees.
+    """
+
+    PARAMS: ClassVar[dict[str, Param]] = {
+        "gravity": Param(9.8, 0.0, 100.0, "gravity, m/s^2"),
+        "masscart": Param(1.0, 0.01, 100.0, "mass of the cart, kg"),
+        "masspole": Param(0.1, 0.001, 100.0, "mass of the pole, kg"),
+        "length": Param(0.5, 0.01, 10.0, "half the length of the pole, m"),
+        "force_mag": Param(10.0, -100.0, 100.0, "force of a push, N; a negative one swaps the actions"),
+        "tau": Param(0.02, 0.001, 0.1, "time between two steps, s"),
+    }
+    SCORE: ClassVar[tuple[float, float]] = (10.0, 500.0)
+    MAX_EPISODE_STEPS: ClassVar[int] = 500
+
+    def spaces(self) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+        """Four unbounded numbers (how far a step overshoots the limits depends on the parameters); two actions."""
+        return Box(-np.inf, np.inf, (4,), np.float32), Discrete(2)
+
+    def draw_state(self) -> CartPoleState:
+        """All four numbers uniform in [-0.05, 0.05)."""
+        return CartPoleState(self.uniform(-0.05, 0.05, self.num_envs, 4))
+
+    def advance(self, state: CartPoleState, action: Tensor) -> tuple[CartPoleState, Tensor, Tensor, dict[str, Tensor]]:
+        """One explicit Euler step."""
+        derived = self._derived
+        _, velocity, angle, spin = state.physics.unbind(1)
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        push = torch.where(action == 1, derived.push_B, -derived.push_B)
+        temp = torch.addcmul(push, derived.pole_share_B * sin, spin * spin)
+        spin_rate = torch.addcmul(self.params["gravity"] * sin, cos, temp, value=-1) / torch.addcmul(
+            derived.inertia_B, derived.mass_share_B * cos, cos, value=-1
+        )
+        acceleration = torch.addcmul(temp, derived.pole_share_B * spin_rate, cos, value=-1)
+        rates = torch.stack((velocity, acceleration, spin, spin_rate), 1)
+        physics = torch.addcmul(state.physics, derived.tau_B1, rates)
+        terminated = (physics[:, ::2].abs() > self._limits).any(1)
+        return CartPoleState(physics), torch.ones_like(push), terminated, {}
+
+    def observe(self, state: CartPoleState) -> Tensor:
+        """The four numbers of the state."""
+        return state.physics
+
+    def set_params(self, mask: Any = None, **params: Any) -> None:
+        """Write task parameters (see `BatchedEnv.set_params`)."""
+        super().set_params(mask, **params)
+        self._derive()
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned (see `BatchedEnv.load_state_dict`)."""
+        super().load_state_dict(saved)
+        self._derive()
+
+    def _derive(self) -> None:
+        p = self.params
+        total = p["masscart"] + p["masspole"]
+        self._derived = _Derived(
+            push_B=p["force_mag"] / total,
+            pole_share_B=p["masspole"] * p["length"] / total,
+            inertia_B=p["length"] * (4.0 / 3.0),
+            mass_share_B=p["length"] * p["masspole"] / total,
+            tau_B1=p["tau"].unsqueeze(1),
+        )
+        self._limits = torch.tensor([X_LIMIT, THETA_LIMIT], device=self.device)

@@ -1,0 +1,18 @@
+"""Errors that a user of the environments can cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EnvError(ValueError):
+    """A wrong environment name, parameter or call, as one sentence for the user."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for an unknown `name`: what it is, the nearest valid name, and all valid names."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {what} {name!r}{hint}; valid: {', '.join(names) or 'none'}"

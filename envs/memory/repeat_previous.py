@@ -1,0 +1,105 @@
+"""RepeatPrevious: say which symbol was shown some steps ago.
+
+Source: Morad et al. (2023), "POPGym: Benchmarking partially observable reinforcement learning".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from envs.base import BatchedEnv, Param
+from envs.errors import EnvError
+
+MAX_LAG = 64
+
+
+@dataclass(frozen=True)
+class RepeatPreviousState:
+    """`history` uint8 [B, 65]: the symbols shown, newest first; `shown` int64 [B]: how many came before the newest."""
+
+    history: Tensor
+    shown: Tensor
+
+
+class RepeatPrevious(BatchedEnv):
+    """RepeatPrevious with per-copy lag.
+
+    Observation: the symbol of this step, one-hot float32 [B, symbols], drawn afresh at every step. The action must
+    equal the symbol of `lag` steps ago. The first `lag` steps give no reward; after them each step gives +1/(length -
+    lag) if right and -1/(length - lag) if wrong, so that returns lie in [-1, 1]. Terminates after `length` steps.
+
+    Args:
+        num_envs: number of copies B.
+        symbols: number of symbols, 2 to 256. `SCORE` follows from it: guessing returns -1 + 2/symbols.
+        **kwargs: see `BatchedEnv`.
+
+    Raises:
+        EnvError: `symbols` is out of range, or some copy's `lag` is not below its `length`; see also `BatchedEnv`.
+    """
+
+    PARAMS: ClassVar[dict[str, Param]] = {
+        "lag": Param(4, 1, MAX_LAG, "how many steps ago the asked-for symbol was shown", integer=True),
+        "length": Param(51, 2, 100_000, "steps of an episode", integer=True),
+    }
+
+    def __init__(self, num_envs: int = 1, *, symbols: int = 4, **kwargs: Any) -> None:
+        if not 2 <= symbols <= 256:
+            raise EnvError(f"RepeatPrevious.symbols is {symbols}; it must lie between 2 and 256")
+        self.symbols = symbols
+        # Depends on an option, hence on the instance.
+        self.SCORE = (-1.0 + 2.0 / symbols, 1.0)  # type: ignore[misc]
+        super().__init__(num_envs, **kwargs)
+
+    def spaces(self) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+        """A one-hot symbol; a symbol."""
+        return Box(0.0, 1.0, (self.symbols,), np.float32), Discrete(self.symbols)
+
+    def draw_state(self) -> RepeatPreviousState:
+        """The first symbol; older entries of the history are never asked for."""
+        symbol = self._symbol()
+        return RepeatPreviousState(
+            history=torch.cat((symbol, symbol.new_zeros(self.num_envs, MAX_LAG)), 1),
+            shown=torch.zeros(self.num_envs, dtype=torch.int64, device=self.device),
+        )
+
+    def advance(
+        self, state: RepeatPreviousState, action: Tensor
+    ) -> tuple[RepeatPreviousState, Tensor, Tensor, dict[str, Tensor]]:
+        """Judge the action and show the next symbol."""
+        lag, length = self.params["lag"], self.params["length"]
+        asked = state.history.gather(1, lag.unsqueeze(1)).squeeze(1)
+        correct = (action == asked).float()
+        reward = (2.0 * correct - 1.0) * (state.shown >= lag) / (length - lag)
+        symbol = self._symbol()
+        shown = state.shown + 1
+        following = RepeatPreviousState(torch.cat((symbol, state.history[:, :-1]), 1), shown)
+        return following, reward, shown >= length, {}
+
+    def observe(self, state: RepeatPreviousState) -> Tensor:
+        """The newest symbol, one-hot."""
+        return torch.nn.functional.one_hot(state.history[:, 0].long(), self.symbols).float()
+
+    def set_params(self, mask: Any = None, **params: Any) -> None:
+        """Write task parameters (see `BatchedEnv.set_params`); refuses a lag that is not below the length."""
+        before = dict(self.params)
+        super().set_params(mask, **params)
+        after: Any = self.params
+        if mask is not None and not self._mask(mask).any():  # a trial: nothing was written, check the values themselves
+            after = {**{name: param.default for name, param in self.PARAMS.items()}, **params}
+        lag, length = torch.as_tensor(after["lag"]), torch.as_tensor(after["length"])
+        if bool((lag >= length).any()):
+            self.params = before
+            raise EnvError(
+                f"RepeatPrevious.lag must lie below length in every copy; lag is up to {int(lag.max())}, "
+                f"length down to {int(length.min())}"
+            )
+
+    def _symbol(self) -> Tensor:
+        return self.randint(self.symbols, self.num_envs, 1).to(torch.uint8)

@@ -1,0 +1,205 @@
+"""TaskStream: which task every copy is on, as a pure function of the global step.
+
+A schedule is seeded and has no state, so a stream is resumed by knowing the step, and it does not depend on the number
+of copies or workers: a schedule gives *proportions* of tasks, and copy b of B takes the task at its fixed quantile.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from envs.errors import EnvError
+from envs.tasks import Task
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps [start, end) of the stream, on one task (None: on all of them)."""
+
+    start: int
+    end: int
+    task: int | None
+
+
+class Schedule:
+    """Base of all schedules.
+
+    Args:
+        steps: training steps of each task.
+        cycles: how often the sequence of tasks is gone through.
+        seed: for schedules that draw.
+    """
+
+    def __init__(self, steps: Sequence[int], cycles: int, seed: int) -> None:
+        self.steps = list(steps)
+        self.seed = seed
+        self.segments = self.plan(cycles)
+
+    def plan(self, cycles: int) -> list[Segment]:
+        """The segments of the whole stream; task after task, `cycles` times, by default."""
+        segments: list[Segment] = []
+        for _ in range(cycles):
+            for task, steps in enumerate(self.steps):
+                start = segments[-1].end if segments else 0
+                segments.append(Segment(start, start + steps, task))
+        return segments
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the stream in environment steps."""
+        return self.segments[-1].end
+
+    def segment_at(self, step: int) -> int:
+        """Index of the segment that `step` lies in (the last one after the end)."""
+        return next((i for i, s in enumerate(self.segments) if step < s.end), len(self.segments) - 1)
+
+    def proportions(self, step: int) -> list[float]:
+        """Share of the copies on each task at `step`; sums to one."""
+        shares = [0.0] * len(self.steps)
+        task = self.segments[self.segment_at(step)].task
+        if task is None:
+            return [1.0 / len(shares)] * len(shares)
+        shares[task] = 1.0
+        return shares
+
+
+class Sequential(Schedule):
+    """One task after the other, in cycles."""
+
+
+class Interleaved(Schedule):
+    """All tasks at once, each on its share of the copies: the joint-training upper bound."""
+
+    def plan(self, cycles: int) -> list[Segment]:
+        return [Segment(0, sum(self.steps) * cycles, None)]
+
+
+class Random(Schedule):
+    """A task drawn anew every `every` steps, uniformly, never the same twice in a row.
+
+    Args:
+        every: steps between draws.
+    """
+
+    def __init__(self, steps: Sequence[int], cycles: int, seed: int, *, every: int = 20_000) -> None:
+        if every < 1:
+            raise ValueError(f"every is {every}; it must be at least 1")
+        self.every = every
+        super().__init__(steps, cycles, seed)
+
+    def plan(self, cycles: int) -> list[Segment]:
+        total = sum(self.steps) * cycles
+        draw = random.Random(self.seed)
+        segments: list[Segment] = []
+        for start in range(0, total, self.every):
+            last = segments[-1].task if segments else None
+            choices = [t for t in range(len(self.steps)) if t != last] or [0]
+            segments.append(Segment(start, min(start + self.every, total), draw.choice(choices)))
+        return segments
+
+
+class Blurry(Schedule):
+    """Sequential with soft borders: around each border the share of the next task rises linearly from 0 to 1.
+
+    A copy switches once per border, at its own time, so no copy jumps to and fro.
+
+    Args:
+        width: length of the transition as a fraction of the shorter of the two tasks, centred on the border.
+    """
+
+    def __init__(self, steps: Sequence[int], cycles: int, seed: int, *, width: float = 0.5) -> None:
+        if not 0 < width <= 1:
+            raise ValueError(f"width is {width}; it must lie in (0, 1]")
+        self.width = width
+        super().__init__(steps, cycles, seed)
+
+    def proportions(self, step: int) -> list[float]:
+        shares = super().proportions(step)
+        for before, after in zip(self.segments[:-1], self.segments[1:], strict=True):
+            half = 0.5 * self.width * min(before.end - before.start, after.end - after.start)
+            if abs(step - before.end) < half:
+                share = (step - (before.end - half)) / (2 * half)
+                shares = [0.0] * len(self.steps)
+                shares[before.task or 0] += 1 - share
+                shares[after.task or 0] += share
+        return shares
+
+
+class Drift(Schedule):
+    """One environment whose parameters move linearly from each task's values to the next one's.
+
+    At the start of segment i the parameters are those of its task, at its end those of the next task; in the last
+    segment they stay. Episodes go on while the parameters move.
+    """
+
+    def position(self, step: int) -> tuple[int, int, float]:
+        """(task, next task, fraction of the way) at `step`."""
+        index = self.segment_at(step)
+        segment = self.segments[index]
+        following = self.segments[min(index + 1, len(self.segments) - 1)]
+        fraction = min(1.0, (step - segment.start) / (segment.end - segment.start))
+        return segment.task or 0, following.task or 0, fraction
+
+
+class TaskStream:
+    """The stream of tasks that a run goes through.
+
+    Args:
+        tasks: the tasks, in order.
+        schedule: what is trained when.
+
+    Raises:
+        EnvError: drift over tasks of more than one environment.
+    """
+
+    def __init__(self, tasks: Sequence[Task], schedule: Schedule) -> None:
+        self.tasks = list(tasks)
+        self.schedule = schedule
+        if isinstance(schedule, Drift) and len({task.group() for task in self.tasks}) > 1:
+            raise EnvError("schedule drift moves the parameters of one environment; its tasks use several (or other options)")
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the stream in environment steps."""
+        return self.schedule.total_steps
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The segments in order."""
+        return self.schedule.segments
+
+    def segment_at(self, step: int) -> int:
+        """Index of the segment that `step` lies in."""
+        return self.schedule.segment_at(step)
+
+    def tasks_at(self, step: int, copies: int) -> Tensor:
+        """The task of every one of `copies` copies at `step`, int64 [B] on the host."""
+        shares = torch.tensor(self.schedule.proportions(step), dtype=torch.float64)
+        edges = shares.cumsum(0)[:-1]
+        return torch.searchsorted(edges, quantiles(copies), right=True)
+
+    def params_at(self, step: int) -> dict[str, float]:
+        """Parameters of all copies at `step` under a drift schedule; empty under any other."""
+        if not isinstance(self.schedule, Drift):
+            return {}
+        here, there, fraction = self.schedule.position(step)
+        a, b = self.tasks[here].params, self.tasks[there].params
+        return {name: (1 - fraction) * a[name] + fraction * b[name] for name in a if name in b}
+
+    def training_end(self, task: int) -> int:
+        """The step at which training on `task` ends for the last time (the end of the stream if it never was alone)."""
+        ends = [segment.end for segment in self.segments if segment.task in (task, None)]
+        return max(ends) if ends else self.total_steps
+
+
+def quantiles(copies: int) -> Tensor:
+    """Evenly spaced quantiles in (0, 1), one a copy, in an order that spreads any run of neighbours (golden ratio)."""
+    order = torch.frac(torch.arange(1, copies + 1, dtype=torch.float64) * 0.6180339887498949)
+    rank = torch.empty(copies, dtype=torch.float64)
+    rank[order.argsort()] = torch.arange(copies, dtype=torch.float64)
+    return (rank + 0.5) / copies

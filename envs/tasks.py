@@ -1,0 +1,290 @@
+"""Tasks and TaskEnv: many tasks behind one environment contract, each copy on its own task."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from envs.base import BatchedEnv, select
+from envs.errors import EnvError, unknown_name
+from envs.registry import ENVIRONMENTS
+
+
+def environment_class(kind: str) -> type[BatchedEnv]:
+    """The environment class that `kind` names: a registered name or `module:Class`.
+
+    Raises:
+        EnvError: unknown name, or it cannot be imported.
+    """
+    if kind not in ENVIRONMENTS and ":" not in kind:
+        raise EnvError(unknown_name("env", kind, ENVIRONMENTS))
+    module, _, name = ENVIRONMENTS.get(kind, kind).partition(":")
+    try:
+        cls: type[BatchedEnv] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise EnvError(f"cannot load env {kind!r}: {error}") from error
+    return cls
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: an environment kind, its construction options and its per-copy parameters.
+
+    `score` is (return of a useless policy, return of a solved task); None takes the environment's own.
+    """
+
+    name: str
+    kind: str
+    options: Mapping[str, Any]
+    params: Mapping[str, float]
+    steps: int
+    score: tuple[float, float] | None = None
+
+    @classmethod
+    def from_spec(
+        cls, name: str, spec: Mapping[str, Any], steps: int, score: tuple[float, float] | None = None
+    ) -> Task:
+        """The task of a config's `env: {kind: ..., option or parameter: value, ...}`."""
+        kind = spec["kind"]
+        known = environment_class(kind).all_params()
+        rest = {key: value for key, value in spec.items() if key != "kind"}
+        params = {key: value for key, value in rest.items() if key in known}
+        options = {key: value for key, value in rest.items() if key not in known}
+        return cls(name, kind, options, params, steps, score)
+
+    def build(self, num_envs: int, **context: Any) -> BatchedEnv:
+        """The environment of this task with `num_envs` copies.
+
+        Raises:
+            EnvError: an option or parameter that the environment does not have, or refuses.
+        """
+        cls = environment_class(self.kind)
+        try:
+            return cls(num_envs, **self.options, **self.params, **context)
+        except TypeError as error:
+            raise EnvError(f"task {self.name!r} (env {self.kind}): {error}") from error
+        except EnvError as error:
+            raise EnvError(f"task {self.name!r}: {error}") from error
+
+    def group(self) -> str:
+        """Tasks of one group share an environment instance and differ in parameters only."""
+        return f"{self.kind}{sorted((key, repr(value)) for key, value in self.options.items())}"
+
+
+class TaskEnv(VectorEnv):
+    """B copies, each on one of several tasks, as one `BatchedEnv`-shaped environment.
+
+    Tasks of the same environment and options share one instance: switching between them is a tensor write. Other
+    environments get an instance each, and only those that some copy is on are stepped. `step` and `reset` return what
+    `BatchedEnv` returns; info always has `final_obs`, `_final_obs`, `episode_return`, `episode_length`, `target`,
+    `target_mask`, `is_init` (the returned observation starts an episode) and `valid` (False: not a real transition).
+
+    Args:
+        tasks: the tasks of the stream.
+        num_envs: number of copies B; all start on task 0.
+        spaces: `same` refuses tasks whose spaces differ; `pad` pads observations with zeros and masks actions.
+
+    Raises:
+        EnvError: spaces that differ under `same`, or cannot be padded.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        num_envs: int,
+        *,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        evaluation: bool = False,
+        random_initial_age: bool = False,
+        spaces: str = "same",
+    ) -> None:
+        self.tasks = list(tasks)
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.envs: list[BatchedEnv] = []
+        groups: dict[str, int] = {}
+        self.group_of: list[int] = []
+        for task in self.tasks:
+            if task.group() not in groups:
+                groups[task.group()] = len(self.envs)
+                self.envs.append(
+                    task.build(
+                        num_envs,
+                        device=device,
+                        seed=seed + 1_000_003 * len(self.envs),
+                        evaluation=evaluation,
+                        random_initial_age=random_initial_age,
+                    )
+                )
+            env = self.envs[groups[task.group()]]
+            self.group_of.append(groups[task.group()])
+            try:
+                env.set_params(np.zeros(num_envs, dtype=bool), **task.params)  # refuses wrong values of later tasks now
+            except EnvError as error:
+                raise EnvError(f"task {task.name!r}: {error}") from error
+        self.scores = [task.score or self.envs[g].SCORE for task, g in zip(self.tasks, self.group_of, strict=True)]
+        self.exact_state = all(env.exact_state for env in self.envs)
+        self._unify_spaces(spaces)
+        self.task_B = torch.zeros(num_envs, dtype=torch.int64)  # on the host: which groups to step is known without a sync
+        self._mask_of_group: dict[int, Tensor] = {}
+        self._select_groups()
+        self._started = [False] * len(self.envs)
+
+    def _unify_spaces(self, spaces: str) -> None:
+        observation = [env.single_observation_space for env in self.envs]
+        action = [env.single_action_space for env in self.envs]
+        self.padded = any(o != observation[0] for o in observation) or any(a != action[0] for a in action)
+        self.single_observation_space: gymnasium.Space[Any] = observation[0]
+        self.single_action_space: gymnasium.Space[Any] = action[0]
+        self.action_count: list[int] = []
+        if self.padded:
+            names = [next(t.name for t, g in zip(self.tasks, self.group_of, strict=True) if g == i) for i in (0, 1)]
+            if spaces != "pad":
+                other = next(i for i in range(len(self.envs)) if (observation[i], action[i]) != (observation[0], action[0]))
+                name = next(t.name for t, g in zip(self.tasks, self.group_of, strict=True) if g == other)
+                raise EnvError(
+                    f"tasks {names[0]!r} and {name!r} have different spaces ({observation[0]}, {action[0]} against "
+                    f"{observation[other]}, {action[other]}); set stream.spaces to pad, or use tasks that share spaces"
+                )
+            for o, a, env in zip(observation, action, self.envs, strict=True):
+                vector = isinstance(o, gymnasium.spaces.Box) and len(o.shape) == 1
+                if not vector or not isinstance(a, gymnasium.spaces.Discrete):
+                    raise EnvError(
+                        f"{type(env).__name__} has spaces {o}, {a}; stream.spaces=pad can pad only vector observations "
+                        "and mask only Discrete actions"
+                    )
+            width = max(o.shape[0] for o in observation)  # type: ignore[index]
+            self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
+            self.action_count = [int(a.n) for a in action]  # type: ignore[attr-defined]
+            self.single_action_space = gymnasium.spaces.Discrete(max(self.action_count))
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    # ---- tasks ---------------------------------------------------------------------------------------------------
+
+    def set_tasks(self, task_B: Tensor) -> Tensor:
+        """Put copy b on task `task_B[b]` (int64 on the host). Copies whose task changes must be reset by the caller.
+
+        Returns:
+            bool [B] on the device: the copies whose task changed.
+        """
+        changed = task_B != self.task_B
+        self.task_B = task_B.clone()
+        for index in task_B[changed].unique().tolist():
+            mask = changed & (task_B == index)
+            env, task = self.envs[self.group_of[index]], self.tasks[index]
+            defaults = {name: p.default for name, p in env.all_params().items()}
+            env.set_params(mask.to(self.device), **{**defaults, **task.params})
+        self._select_groups()
+        return changed.to(self.device)
+
+    def set_params(self, **params: float) -> None:
+        """Write task parameters of all copies while their episodes go on (smooth drift); one environment only."""
+        self.envs[0].set_params(None, **params)
+
+    def _select_groups(self) -> None:
+        group_B = torch.tensor(self.group_of)[self.task_B]
+        active = sorted(set(group_B.tolist()))
+        self._mask_of_group = {g: (group_B == g).to(self.device) for g in active}
+        self.task_device_B = self.task_B.to(self.device)
+        if self.padded:
+            count_B = torch.tensor(self.action_count)[group_B].to(self.device)
+            actions = torch.arange(max(self.action_count), device=self.device)
+            self.action_mask_BA = actions < count_B.unsqueeze(-1)
+        else:
+            self.action_mask_BA = torch.ones(self.num_envs, 0, dtype=torch.bool, device=self.device)
+
+    # ---- the contract --------------------------------------------------------------------------------------------
+
+    def _pad(self, obs: Tensor) -> Tensor:
+        if not self.padded:
+            return obs
+        width = self.single_observation_space.shape[0]  # type: ignore[index]
+        return torch.nn.functional.pad(obs, (0, width - obs.shape[-1]))
+
+    def _merge(self, parts: dict[int, Tensor]) -> Tensor:
+        """One tensor from those of the active groups, each copy taking its own group's row."""
+        groups = iter(parts.items())
+        _, merged = next(groups)
+        for g, tensor in groups:
+            merged = select(self._mask_of_group[g], tensor, merged)
+        return merged
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Start fresh episodes in every copy, or in those of `options={"reset_mask": ...}`."""
+        mask = None if options is None else options.get("reset_mask")
+        obs = {}
+        for g, group_mask in self._mask_of_group.items():
+            group_seed = None if seed is None else int(seed if isinstance(seed, int) else seed[0] or 0) + 1_000_003 * g
+            if mask is None or not self._started[g]:
+                obs[g] = self._pad(self.envs[g].reset(seed=group_seed)[0])
+            else:
+                both = torch.as_tensor(mask, device=self.device) & group_mask
+                obs[g] = self._pad(self.envs[g].reset(seed=group_seed, options={"reset_mask": both})[0])
+            self._started[g] = True
+        return self._merge(obs), {}
+
+    def step(self, actions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Step every copy in its own task's environment."""
+        results = {}
+        for g in self._mask_of_group:
+            action = actions.clamp(max=self.action_count[g] - 1) if self.padded else actions
+            results[g] = self.envs[g].step(action)
+        info: dict[str, Any] = {}
+        for key in ("_final_obs", "episode_return", "episode_length"):
+            info[key] = self._merge({g: r[4][key] for g, r in results.items()})
+        done_B = info["_final_obs"]
+        info["final_obs"] = self._merge({g: self._pad(r[4]["final_obs"]) for g, r in results.items()})
+        info["is_init"] = self._merge({g: r[4].get("is_init", r[4]["_final_obs"]) for g, r in results.items()})
+        none_B = torch.zeros_like(done_B)
+        info["valid"] = self._merge({g: r[4].get("valid", ~none_B) for g, r in results.items()})
+        targets = [r[4]["target"] for r in results.values() if "target" in r[4]]
+        if targets:
+            empty = torch.zeros_like(targets[0])
+            info["target"] = self._merge({g: r[4].get("target", empty) for g, r in results.items()})
+            info["target_mask"] = self._merge({g: r[4].get("target_mask", none_B) for g, r in results.items()})
+        else:
+            info["target"] = torch.zeros(self.num_envs, 0, device=self.device)
+            info["target_mask"] = none_B
+        obs = self._merge({g: self._pad(r[0]) for g, r in results.items()})
+        reward, terminated, truncated = (self._merge({g: r[i] for g, r in results.items()}) for i in (1, 2, 3))
+        return obs, reward, terminated, truncated, info
+
+    def performance(self, returns: Tensor, task: int) -> Tensor:
+        """Returns of `task` mapped so that a useless policy has 0 and a solved task 1 (not clipped)."""
+        low, high = self.scores[task]
+        return (returns - low) / (high - low)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every instance and the assignment of copies to tasks."""
+        return {
+            "task": self.task_B,
+            "started": list(self._started),
+            "envs": [env.state_dict() for env in self.envs],
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.task_B = saved["task"].clone()
+        self._started = list(saved["started"])
+        for env, state in zip(self.envs, saved["envs"], strict=True):
+            env.load_state_dict(state)
+        self._select_groups()
+
+    def close(self, **kwargs: Any) -> None:
+        """Close every instance."""
+        for env in self.envs:
+            env.close(**kwargs)

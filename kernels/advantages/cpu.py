@@ -1,0 +1,34 @@
+"""GAE and V-trace, compiled (`cpu.c`)."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels import build
+
+_GAE = build.function("kernels.advantages", "gae", "iiidd" + "p" * 8)
+_VTRACE = build.function("kernels.advantages", "vtrace", "iiidddd" + "p" * 9)
+
+
+def gae(
+    tensors: tuple[torch.Tensor, ...], gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(advantage_TB, return_TB) of (reward, value, bootstrap, terminated, truncated, final_value)."""
+    inputs = [tensor.contiguous() for tensor in tensors]
+    T, B = inputs[0].shape
+    advantage, returns = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
+    pointers = [tensor.data_ptr() for tensor in (*inputs, advantage, returns)]
+    _GAE[advantage.dtype](T, B, torch.get_num_threads(), gamma, lam, *pointers)
+    return advantage, returns
+
+
+def vtrace(
+    tensors: tuple[torch.Tensor, ...], gamma: float, lam: float, rho_bar: float, c_bar: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(vs_TB, advantage_TB) of (log_ratio, reward, value, bootstrap, terminated, truncated, final_value)."""
+    inputs = [tensor.contiguous() for tensor in tensors]
+    T, B = inputs[0].shape
+    target, advantage = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
+    pointers = [tensor.data_ptr() for tensor in (*inputs, target, advantage)]
+    _VTRACE[target.dtype](T, B, torch.get_num_threads(), gamma, lam, rho_bar, c_bar, *pointers)
+    return target, advantage

@@ -1,0 +1,59 @@
+/* Shared by every cpu.c: integer types, thread choice, and float exp, sigmoid and tanh that gcc can vectorise. */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int64_t i64;
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+/* Threads for a job of `work` element updates: starting a team costs about as much as 10^4 of them. */
+static inline int team(i64 work, i64 threads) { return work < 16384 ? 1 : (int)threads; }
+
+static inline int32_t bits_of(float x) { union { float f; int32_t i; } u; u.f = x; return u.i; }
+static inline float float_of(int32_t i) { union { float f; int32_t i; } u; u.i = i; return u.f; }
+
+/* exp(-x) for x >= 0, 0 above 87.3 (the smallest normal float), NaN for NaN. Cephes polynomial, about 1 ulp. */
+static inline float exp_neg(float x) {
+    float y = x > 87.3f ? 87.3f : x;
+    float shifted = 12582912.0f - y * 1.44269504088896341f; /* 1.5 * 2^23: rounds to nearest into the low bits */
+    float n = shifted - 12582912.0f;
+    float r = -y - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    float e = p * float_of((int32_t)((uint32_t)bits_of(shifted) << 23) + 0x3f800000);
+    return x > 87.3f ? 0.0f : e;
+}
+
+static inline float sigmoid_f32(float x) {
+    float e = exp_neg(fabsf(x));
+    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+static inline float tanh_f32(float x) {
+    float y = fabsf(x), z = x * x;
+    float e = exp_neg(2.0f * y);
+    float large = (1.0f - e) / (1.0f + e);
+    float p = -5.70498872745e-3f;
+    p = p * z + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    float small = x + x * z * p;
+    return y < 0.625f ? small : (x < 0.0f ? -large : large);
+}
+
+static inline double sigmoid_f64(double x) {
+    double e = exp(-fabs(x));
+    return (x < 0.0 ? e : 1.0) / (1.0 + e);
+}
+
+static inline double tanh_f64(double x) { return tanh(x); }

@@ -1,0 +1,72 @@
+"""Diagonal scan, compiled (`cpu.c`)."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels import build
+
+_FORWARD = build.function("kernels.diag_scan", "diag_scan_forward", "iiiiii" + "p" * 6)
+_BACKWARD = build.function("kernels.diag_scan", "diag_scan_backward", "iiiiii" + "p" * 10)
+for _table in (_FORWARD, _BACKWARD):
+    _table[torch.complex64], _table[torch.complex128] = _table[torch.float32], _table[torch.float64]
+_zeros: dict[tuple[torch.dtype, int], torch.Tensor] = {}
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.resolve_conj().resolve_neg().contiguous()
+
+
+def _pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _zero_row(n: int, dtype: torch.dtype) -> torch.Tensor:
+    row = _zeros.get((dtype, n))
+    if row is None:
+        row = _zeros[dtype, n] = torch.zeros(n, dtype=dtype)
+    return row
+
+
+def forward(
+    a_TBN: torch.Tensor,
+    b_TBN: torch.Tensor,
+    h0_BN: torch.Tensor | None,
+    is_init_TB: torch.Tensor | None,
+    reverse: bool,
+) -> torch.Tensor:
+    """h_TBN."""
+    T, B, N = a_TBN.shape
+    a, b, h = _dense(a_TBN), _dense(b_TBN), torch.empty((T, B, N), dtype=a_TBN.dtype)
+    h0 = None if h0_BN is None else _dense(h0_BN)
+    init = None if is_init_TB is None else is_init_TB.contiguous()
+    is_complex = a.dtype.is_complex
+    _FORWARD[a.dtype](
+        T, B, N << is_complex, torch.get_num_threads(), reverse, is_complex,
+        a.data_ptr(), b.data_ptr(), _pointer(h0), _pointer(init), _zero_row(N, a.dtype).data_ptr(), h.data_ptr(),
+    )  # fmt: skip
+    return h
+
+
+def backward(
+    a_TBN: torch.Tensor,
+    h0_BN: torch.Tensor | None,
+    is_init_TB: torch.Tensor | None,
+    reverse: bool,
+    h_TBN: torch.Tensor,
+    dh_TBN: torch.Tensor | None,
+    dfinal_BN: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(da_TBN, db_TBN, dh0_BN)."""
+    T, B, N = h_TBN.shape
+    a, da, db = _dense(a_TBN), torch.empty_like(h_TBN), torch.empty_like(h_TBN)
+    dh0 = torch.empty((B, N), dtype=a.dtype)
+    h0, dh, dfinal = (None if tensor is None else _dense(tensor) for tensor in (h0_BN, dh_TBN, dfinal_BN))
+    init = None if is_init_TB is None else is_init_TB.contiguous()
+    is_complex = a.dtype.is_complex
+    _BACKWARD[a.dtype](
+        T, B, N << is_complex, torch.get_num_threads(), reverse, is_complex,
+        a.data_ptr(), _pointer(h0), _pointer(init), _zero_row(N, a.dtype).data_ptr(), h_TBN.data_ptr(), _pointer(dh),
+        _pointer(dfinal), da.data_ptr(), db.data_ptr(), dh0.data_ptr(),
+    )  # fmt: skip
+    return da, db, dh0

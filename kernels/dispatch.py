@@ -1,0 +1,107 @@
+"""Which backend runs an op, and a record of the choice.
+
+`auto` means: on CPU tensors `cpu` if it can be built, else `torch`; on CUDA tensors `triton` if it can be imported, else
+`torch`. The environment variable LIFELONG_KERNELS replaces `auto` for every op that has the named backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from kernels import build
+
+BACKENDS = ("reference", "torch", "cpu", "triton")
+_MODULES = {"reference": "reference", "torch": "torch_backend", "cpu": "cpu", "triton": "triton_backend"}
+_COMPILED_DTYPES = (torch.float32, torch.float64)
+_log = logging.getLogger("lifelong.kernels")
+_chosen: dict[str, str] = {}
+
+
+def chosen() -> dict[str, str]:
+    """{op: backend used last} of every op that has run in this process."""
+    return dict(_chosen)
+
+
+class Op:
+    """The backends of one op.
+
+    `folder` is the package that holds them (`kernels.elstm`), whose C functions are compiled from its
+    `cpu.c`; `cpu_dtypes` and `triton_dtypes` say what the compiled backends take; `torch` and `reference` take any.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        backends: tuple[str, ...] = BACKENDS,
+        cpu_dtypes: tuple[torch.dtype, ...] = _COMPILED_DTYPES,
+        triton_dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+    ) -> None:
+        self.name, self.folder, self.backends = name, folder, backends
+        self.dtypes = {"cpu": cpu_dtypes, "triton": triton_dtypes}
+        self._cache: dict[tuple[str, str, torch.dtype], tuple[str, Any]] = {}
+
+    def module(self, backend: str, sample: torch.Tensor) -> Any:
+        """The backend's module for tensors like `sample`. ValueError if an explicit `backend` cannot run there."""
+        if backend == "auto":
+            forced = os.environ.get("LIFELONG_KERNELS", "auto")
+            if forced != "auto" and forced not in BACKENDS:
+                raise ValueError(f"LIFELONG_KERNELS={forced!r} is no backend; valid: {', '.join(BACKENDS)}")
+            backend = forced if forced in self.backends else "auto"
+        key = (backend, sample.device.type, sample.dtype)
+        hit = self._cache.get(key)
+        if hit is None:
+            name = self._choose(*key)
+            hit = self._cache[key] = (name, self._load(name))
+        if _chosen.get(self.name) != hit[0]:
+            if self.name not in _chosen:
+                _log.info("%s runs on the %s backend (%s, %s)", self.name, hit[0], key[1], key[2])
+            _chosen[self.name] = hit[0]
+        return hit[1]
+
+    def _load(self, backend: str) -> ModuleType:
+        return importlib.import_module(f"{self.folder}.{_MODULES[backend]}")
+
+    def _choose(self, backend: str, device: str, dtype: torch.dtype) -> str:
+        usable = [name for name in self.backends if self._can_run(name, device, dtype)]
+        if backend == "auto":
+            order = ("triton", "torch") if device == "cuda" else ("cpu", "torch")
+            return next((name for name in order if name in usable), "reference")
+        if backend not in usable:
+            raise ValueError(
+                f"{self.name} cannot run on backend {backend!r} for {dtype} tensors on {device}; "
+                f"these can: {', '.join(usable)}"
+            )
+        return backend
+
+    def _can_run(self, backend: str, device: str, dtype: torch.dtype) -> bool:
+        if backend == "cpu":
+            return device == "cpu" and dtype in self.dtypes["cpu"] and build.available(self.folder)
+        if backend == "triton":
+            interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+            on_device = device == "cuda" or (device == "cpu" and interpreted)
+            return on_device and dtype in self.dtypes["triton"] and importlib.util.find_spec("triton") is not None
+        return True
+
+
+def check(op: str, name: str, tensor: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor) -> None:
+    """ValueError (one sentence) unless `tensor` has this shape and the dtype and device of `like`."""
+    if tensor.shape != shape:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        raise ValueError(f"{op}: {name} must be {like.dtype} on {like.device}, got {tensor.dtype} on {tensor.device}")
+
+
+def check_mask(op: str, name: str, tensor: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor) -> None:
+    """ValueError (one sentence) unless `tensor` is a bool tensor of this shape on the device of `like`."""
+    if tensor.shape != shape:
+        raise ValueError(f"{op}: {name} must have shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype != torch.bool or tensor.device != like.device:
+        raise ValueError(f"{op}: {name} must be bool on {like.device}, got {tensor.dtype} on {tensor.device}")

@@ -1,0 +1,95 @@
+/* eLSTM core: forward, backward and local derivatives. Work is split over blocks of ROWS batch rows whatever the number
+   of threads, and the weight gradient is summed over blocks in order, so results do not depend on the thread count. */
+#ifndef ROWS
+#define ROWS 4
+#endif
+
+/* Row t of the state that step t reads: c0, the step before, or zeros where the copy is reset. */
+static inline const real *FN(elstm_previous)(i64 t, i64 b, i64 B, i64 N, const real *c0, const real *c,
+                                             const uint8_t *init, const real *zeros) {
+    if (init[t * B + b]) return zeros;
+    return t ? c + ((t - 1) * B + b) * N : c0 + b * N;
+}
+
+static inline void FN(elstm_forward_row)(i64 N, const real *restrict u, const real *restrict v, const real *restrict p,
+                                         real *restrict out) {
+#pragma omp simd
+    for (i64 n = 0; n < N; n++) {
+        real f = SIGMOID(u[n] + v[n] * p[n]);
+        real z = TANH(u[N + n] + v[N + n] * p[n]);
+        out[n] = z + f * (p[n] - z);
+    }
+}
+
+void FN(elstm_forward)(i64 T, i64 B, i64 N, i64 threads, const real *u, const real *v, const real *c0,
+                       const uint8_t *init, const real *zeros, real *c) {
+#pragma omp parallel for schedule(static) num_threads(team(T * B * N, threads)) if (team(T * B * N, threads) > 1)
+    for (i64 first = 0; first < B; first += ROWS)
+        for (i64 t = 0; t < T; t++)
+            for (i64 b = first; b < MIN(B, first + ROWS); b++)
+                FN(elstm_forward_row)(N, u + (t * B + b) * 2 * N, v, FN(elstm_previous)(t, b, B, N, c0, c, init, zeros),
+                                      c + (t * B + b) * N);
+}
+
+static inline void FN(elstm_backward_row)(i64 N, real keep, const real *restrict u, const real *restrict v,
+                                          const real *restrict p, const real *restrict dc, real *restrict carry,
+                                          real *restrict du, real *restrict dv) {
+#pragma omp simd
+    for (i64 n = 0; n < N; n++) {
+        real f = SIGMOID(u[n] + v[n] * p[n]);
+        real z = TANH(u[N + n] + v[N + n] * p[n]);
+        real d = carry[n] + dc[n];
+        real df = d * (p[n] - z) * f * (1 - f);
+        real dz = d * (1 - f) * (1 - z * z);
+        du[n] = df;
+        du[N + n] = dz;
+        dv[n] += df * p[n];
+        dv[N + n] += dz * p[n];
+        carry[n] = keep * (d * f + v[n] * df + v[N + n] * dz);
+    }
+}
+
+/* dc or dfinal may be NULL (no gradient from there). partial is [blocks, 2N]; dc0 doubles as the running carry. */
+void FN(elstm_backward)(i64 T, i64 B, i64 N, i64 threads, const real *u, const real *v, const real *c0,
+                        const uint8_t *init, const real *zeros, const real *c, const real *dc, const real *dfinal,
+                        real *du, real *partial, real *dv, real *dc0) {
+    i64 blocks = (B + ROWS - 1) / ROWS;
+#pragma omp parallel for schedule(static) num_threads(team(T * B * N, threads)) if (team(T * B * N, threads) > 1)
+    for (i64 block = 0; block < blocks; block++) {
+        i64 first = block * ROWS, last = MIN(B, first + ROWS);
+        real *sum = partial + block * 2 * N;
+        memset(sum, 0, sizeof(real) * 2 * N);
+        if (dfinal) memcpy(dc0 + first * N, dfinal + first * N, sizeof(real) * (last - first) * N);
+        else memset(dc0 + first * N, 0, sizeof(real) * (last - first) * N);
+        for (i64 t = T - 1; t >= 0; t--)
+            for (i64 b = first; b < last; b++)
+                FN(elstm_backward_row)(N, init[t * B + b] ? 0 : 1, u + (t * B + b) * 2 * N, v,
+                                       FN(elstm_previous)(t, b, B, N, c0, c, init, zeros),
+                                       dc ? dc + (t * B + b) * N : zeros, dc0 + b * N, du + (t * B + b) * 2 * N, sum);
+    }
+    memset(dv, 0, sizeof(real) * 2 * N);
+    for (i64 block = 0; block < blocks; block++)
+        for (i64 n = 0; n < 2 * N; n++) dv[n] += partial[block * 2 * N + n];
+}
+
+static inline void FN(elstm_local_row)(i64 N, real keep, const real *restrict u, const real *restrict v,
+                                       const real *restrict c, real *restrict a, real *restrict l) {
+#pragma omp simd
+    for (i64 n = 0; n < N; n++) {
+        real p = keep == 0 ? 0 : c[n];
+        real f = SIGMOID(u[n] + v[n] * p);
+        real z = TANH(u[N + n] + v[N + n] * p);
+        real fh = (p - z) * f * (1 - f), zh = (1 - f) * (1 - z * z);
+        l[n] = fh;
+        l[N + n] = zh;
+        a[n] = keep * (f + v[n] * fh + v[N + n] * zh);
+    }
+}
+
+/* c_prev is the state before each step, unmasked. */
+void FN(elstm_local)(i64 T, i64 B, i64 N, i64 threads, const real *u, const real *v, const real *c_prev,
+                     const uint8_t *init, real *a, real *l) {
+#pragma omp parallel for schedule(static) num_threads(team(T * B * N, threads)) if (team(T * B * N, threads) > 1)
+    for (i64 i = 0; i < T * B; i++)
+        FN(elstm_local_row)(N, init[i] ? 0 : 1, u + i * 2 * N, v, c_prev + i * N, a + i * N, l + i * 2 * N);
+}

@@ -1,0 +1,83 @@
+"""eLSTM, compiled: `cpu.c` through ctypes. Backward recomputes the gates, which costs less than storing them."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels import build
+
+_FORWARD = build.function("kernels.elstm", "elstm_forward", "iiii" + "p" * 6)
+_BACKWARD = build.function("kernels.elstm", "elstm_backward", "iiii" + "p" * 12)
+_LOCAL = build.function("kernels.elstm", "elstm_local", "iiii" + "p" * 6)
+_ROWS = 4  # batch rows per block of the weight gradient, as in cpu.c
+_zeros: dict[tuple[torch.dtype, int], torch.Tensor] = {}
+
+
+def _zero_row(n: int, dtype: torch.dtype) -> torch.Tensor:
+    row = _zeros.get((dtype, n))
+    if row is None:
+        row = _zeros[dtype, n] = torch.zeros(n, dtype=dtype)
+    return row
+
+
+def forward(u_TB2N: torch.Tensor, v_2N: torch.Tensor, c0_BN: torch.Tensor, is_init_TB: torch.Tensor) -> torch.Tensor:
+    """c_TBN."""
+    T, B, N = u_TB2N.shape[0], *c0_BN.shape
+    u, v, c0, init = u_TB2N.contiguous(), v_2N.contiguous(), c0_BN.contiguous(), is_init_TB.contiguous()
+    c_TBN = torch.empty((T, B, N), dtype=u.dtype)
+    _FORWARD[u.dtype](
+        T, B, N, torch.get_num_threads(),
+        u.data_ptr(), v.data_ptr(), c0.data_ptr(), init.data_ptr(), _zero_row(N, u.dtype).data_ptr(), c_TBN.data_ptr(),
+    )  # fmt: skip
+    return c_TBN
+
+
+def step(u_B2N: torch.Tensor, v_2N: torch.Tensor, c_BN: torch.Tensor, is_init_B: torch.Tensor) -> torch.Tensor:
+    """c_BN after one step; no gradient. The Python around the call is what costs here, so there is little of it."""
+    B, N = c_BN.shape
+    u, v, c, init = u_B2N.contiguous(), v_2N.contiguous(), c_BN.contiguous(), is_init_B.contiguous()
+    out_BN = torch.empty((B, N), dtype=u.dtype)
+    _FORWARD[u.dtype](
+        1, B, N, torch.get_num_threads(),
+        u.data_ptr(), v.data_ptr(), c.data_ptr(), init.data_ptr(), _zero_row(N, u.dtype).data_ptr(), out_BN.data_ptr(),
+    )  # fmt: skip
+    return out_BN
+
+
+def backward(
+    u_TB2N: torch.Tensor,
+    v_2N: torch.Tensor,
+    c0_BN: torch.Tensor,
+    is_init_TB: torch.Tensor,
+    c_TBN: torch.Tensor,
+    dc_TBN: torch.Tensor | None,
+    dfinal_BN: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(du_TB2N, dv_2N, dc0_BN)."""
+    T, B, N = c_TBN.shape
+    u, v, c0, init = u_TB2N.contiguous(), v_2N.contiguous(), c0_BN.contiguous(), is_init_TB.contiguous()
+    dc = None if dc_TBN is None else dc_TBN.contiguous()
+    dfinal = None if dfinal_BN is None else dfinal_BN.contiguous()
+    du, dv, dc0 = torch.empty_like(u), torch.empty_like(v), torch.empty_like(c0)
+    partial = torch.empty((-(-B // _ROWS), 2 * N), dtype=u.dtype)
+    _BACKWARD[u.dtype](
+        T, B, N, torch.get_num_threads(),
+        u.data_ptr(), v.data_ptr(), c0.data_ptr(), init.data_ptr(), _zero_row(N, u.dtype).data_ptr(), c_TBN.data_ptr(),
+        None if dc is None else dc.data_ptr(), None if dfinal is None else dfinal.data_ptr(),
+        du.data_ptr(), partial.data_ptr(), dv.data_ptr(), dc0.data_ptr(),
+    )  # fmt: skip
+    return du, dv, dc0
+
+
+def local(
+    u_TB2N: torch.Tensor, v_2N: torch.Tensor, c_prev_TBN: torch.Tensor, is_init_TB: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(a_TBN, l_TB2N)."""
+    T, B, N = c_prev_TBN.shape
+    u, v, c, init = u_TB2N.contiguous(), v_2N.contiguous(), c_prev_TBN.contiguous(), is_init_TB.contiguous()
+    a, l = torch.empty_like(c), torch.empty_like(u)  # noqa: E741
+    _LOCAL[u.dtype](
+        T, B, N, torch.get_num_threads(),
+        u.data_ptr(), v.data_ptr(), c.data_ptr(), init.data_ptr(), a.data_ptr(), l.data_ptr(),
+    )  # fmt: skip
+    return a, l

@@ -1,0 +1,80 @@
+"""RTRL carry, compiled: one blocked pass over S (`cpu.c`)."""
+
+from __future__ import annotations
+
+import torch
+
+from kernels import build
+
+_ADVANCE = build.function("kernels.rtrl", "rtrl_advance", "iiiiiiiii" + "p" * 9)
+_BOUNDARY = build.function("kernels.rtrl", "rtrl_boundary", "iiiiii" + "pppp")
+_VECTOR = build.function("kernels.rtrl", "rtrl_advance_vector", "iiiii" + "p" * 6)
+_ROWS, _COLUMNS = 64, 256  # state rows (as in cpu.c) and inputs per piece of work
+_GROUPS, _GROUP = 8, 8  # most groups of copies, and fewest copies per group
+
+
+def advance(
+    S_BGND: torch.Tensor,
+    a_TBN: torch.Tensor,
+    l_TBGN: torch.Tensor,
+    x_TBD: torch.Tensor,
+    boundary_BN: torch.Tensor | None,
+    out_BGND: torch.Tensor,
+) -> torch.Tensor | None:
+    """Writes the carry after the chunk to `out`; returns grad_GND if a boundary is given."""
+    B, G, N, D = S_BGND.shape
+    T, dtype = a_TBN.shape[0], a_TBN.dtype
+    a, l, x, S = a_TBN.contiguous(), l_TBGN.contiguous(), x_TBD.contiguous(), S_BGND.contiguous()  # noqa: E741
+    out = out_BGND if out_BGND.is_contiguous() else torch.empty(S.shape, dtype=S.dtype)
+    boundary = None if boundary_BN is None else boundary_BN.contiguous()
+    panel = 64 if dtype == torch.float32 else 32
+    group = max(_GROUP, -(-B // _GROUPS))
+    groups = -(-B // group)
+    pieces = -(-N // _ROWS) * -(-D // _COLUMNS) * groups
+    partial = None if boundary is None else torch.empty((groups, G, N, D), dtype=dtype)
+    packed = torch.empty(B * -(-D // panel) * panel * T, dtype=dtype)
+    weights = torch.empty(pieces * (1 + T * G) * _ROWS, dtype=dtype)
+    _ADVANCE[dtype](
+        T, B, G, N, D, torch.get_num_threads(), S.dtype == torch.bfloat16, _COLUMNS, group,
+        S.data_ptr(), out.data_ptr(), a.data_ptr(), l.data_ptr(), x.data_ptr(),
+        None if boundary is None else boundary.data_ptr(), None if partial is None else partial.data_ptr(),
+        packed.data_ptr(), weights.data_ptr(),
+    )  # fmt: skip
+    if out is not out_BGND:
+        out_BGND.copy_(out)
+    return None if partial is None else partial.sum(0)
+
+
+def advance_vector(
+    S_BKN: torch.Tensor,
+    a_TBN: torch.Tensor,
+    l_TBKN: torch.Tensor,
+    boundary_BN: torch.Tensor | None,
+    out_BKN: torch.Tensor,
+) -> torch.Tensor | None:
+    """Writes the carry after the chunk to `out`; returns grad_KN if a boundary is given."""
+    B, K, N = S_BKN.shape
+    a, l, S = a_TBN.contiguous(), l_TBKN.contiguous(), S_BKN.contiguous()  # noqa: E741
+    out = out_BKN if out_BKN.is_contiguous() else torch.empty(S.shape, dtype=S.dtype)
+    boundary = None if boundary_BN is None else boundary_BN.contiguous()
+    grad = None if boundary is None else torch.empty((K, N), dtype=S.dtype)
+    _VECTOR[S.dtype](
+        a.shape[0], B, K, N, torch.get_num_threads(), S.data_ptr(), out.data_ptr(), a.data_ptr(), l.data_ptr(),
+        None if boundary is None else boundary.data_ptr(), None if grad is None else grad.data_ptr(),
+    )  # fmt: skip
+    if out is not out_BKN:
+        out_BKN.copy_(out)
+    return grad
+
+
+def boundary(S_BGND: torch.Tensor, boundary_BN: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    """grad_GND, reading S once; with an index only the named copies."""
+    _, G, N, D = S_BGND.shape
+    S, rows = S_BGND.contiguous(), boundary_BN.contiguous()
+    chosen = None if index is None else index.contiguous()
+    grad = torch.empty((G, N, D), dtype=rows.dtype)
+    _BOUNDARY[rows.dtype](
+        rows.shape[0], G, N, D, torch.get_num_threads(), S.dtype == torch.bfloat16,
+        S.data_ptr(), rows.data_ptr(), None if chosen is None else chosen.data_ptr(), grad.data_ptr(),
+    )  # fmt: skip
+    return grad

@@ -1,0 +1,101 @@
+"""SequenceReplay: preallocated storage of whole chunks, one row a copy, on the device of the run."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replay.chunk import Chunk
+from replay.sampling import Sampling
+from replay.writing import Writing
+
+
+class SequenceReplay:
+    """Holds up to `capacity` sequences of T steps with the state they start from, and stamps of when they were made.
+
+    Where a new sequence goes is the write policy's choice, which ones are drawn the sampling policy's; both draw from
+    one generator on the host, so nothing waits for the device.
+
+    Args:
+        capacity: sequences.
+        writing: write policy.
+        sampling: sampling policy.
+        seed: seed of both policies.
+    """
+
+    def __init__(self, capacity: int, writing: Writing, sampling: Sampling, seed: int = 0) -> None:
+        if capacity < 1:
+            raise ValueError(f"replay capacity is {capacity}; it must be at least 1 sequence")
+        self.capacity = capacity
+        self.writing = writing
+        self.sampling = sampling
+        self.generator = torch.Generator()
+        self.generator.manual_seed(seed)
+        self.storage: Chunk | None = None
+        self.size = 0  # rows in use
+        self.seen = 0  # sequences offered so far
+        self.stamp = torch.zeros(capacity, dtype=torch.int64)  # environment step at which a row was written
+
+    def write(self, chunk: Chunk, step: int) -> None:
+        """Offer every copy of `chunk` (made at environment step `step`) to the buffer."""
+        if self.storage is None:
+            self.storage = chunk.map(lambda name, x, dim: _allocate(x, dim, self.capacity))
+        rows = self.writing.rows(chunk.copies, self.seen, self.capacity, self.generator)
+        self.seen += chunk.copies
+        # a row that two copies of this chunk claim goes to the later one
+        last = {row: copy for copy, row in enumerate(rows.tolist()) if row >= 0}
+        if not last:
+            return
+        device = chunk.reward.device
+        target = torch.tensor(list(last), device=device)
+        source = torch.tensor(list(last.values()), device=device)
+        for f in fields(chunk):
+            dim = 0 if f.name in ("bootstrap_value", "state") else 1
+            stored, new = getattr(self.storage, f.name), getattr(chunk, f.name)
+            stored.index_copy_(dim, target, new.index_select(dim, source))
+        self.stamp[target.cpu()] = step
+        self.size = max(self.size, int(max(last)) + 1)
+
+    def sample(self, count: int) -> tuple[Chunk, Tensor]:
+        """`count` sequences, drawn with replacement: `(chunk with `count` copies, their rows int64 on the host)`."""
+        if self.storage is None or self.size == 0:
+            raise ValueError("cannot sample from an empty replay buffer")
+        rows = self.sampling.rows(count, self.size, self.stamp[: self.size], self.generator)
+        return self.storage.select(rows.to(self.storage.reward.device)), rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows in use, the counters and the generator."""
+        used = torch.arange(self.size)
+        storage = None
+        if self.storage is not None:
+            kept = self.storage.select(used.to(self.storage.reward.device))
+            storage = {f.name: getattr(kept, f.name) for f in fields(kept)}
+        return {
+            "storage": storage,
+            "size": self.size,
+            "seen": self.seen,
+            "stamp": self.stamp,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any], device: torch.device) -> None:
+        """Restore what `state_dict` returned."""
+        self.size, self.seen = saved["size"], saved["seen"]
+        self.stamp = saved["stamp"].clone()
+        self.generator.set_state(saved["generator"])
+        if saved["storage"] is not None:
+            kept = Chunk(**{name: tensor.to(device) for name, tensor in saved["storage"].items()})
+            self.storage = kept.map(lambda name, x, dim: _allocate(x, dim, self.capacity))
+            rows = torch.arange(self.size, device=device)
+            for f in fields(kept):
+                dim = 0 if f.name in ("bootstrap_value", "state") else 1
+                getattr(self.storage, f.name).index_copy_(dim, rows, getattr(kept, f.name))
+
+
+def _allocate(like: Tensor, dim: int, capacity: int) -> Tensor:
+    shape = list(like.shape)
+    shape[dim] = capacity
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)

@@ -1,0 +1,116 @@
+"""Choosing a backend, forcing one, and doing without a compiler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import dispatch
+from kernels.elstm import elstm_sequence
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import logging, sys, time
+logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
+import torch
+from kernels import dispatch
+from kernels.elstm import elstm_sequence, elstm_local
+from kernels.rtrl import rtrl_advance
+T, B, N = 3, 2, 5
+u, v, c0 = torch.randn(T, B, 2 * N), torch.randn(2 * N), torch.randn(B, N)
+is_init = torch.zeros(T, B, dtype=torch.bool)
+start = time.perf_counter()
+for _ in range(2):
+    c, last = elstm_sequence(u, v, c0, is_init)
+    a, l = elstm_local(u, v, torch.cat([c0[None], c[:-1]]), is_init)
+    rtrl_advance(torch.zeros(B, 2, N, 4), a, l, torch.randn(T, B, 4))
+print("seconds", time.perf_counter() - start)
+print("chosen", dispatch.chosen())
+"""
+
+
+def run(cache: Path, **environment: str) -> tuple[str, dict[str, str]]:
+    """Output of PROGRAM in a process of its own, and the chosen backends it reports."""
+    env = {key: value for key, value in os.environ.items() if key not in ("CC", "LIFELONG_KERNELS")}
+    env |= {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT), **environment}
+    answer = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    chosen = next(line for line in answer.stdout.splitlines() if line.startswith("chosen"))
+    return answer.stdout, eval(chosen.removeprefix("chosen"))
+
+
+def test_first_use_compiles_and_second_use_is_cached(tmp_path: Path) -> None:
+    first, chosen = run(tmp_path)
+    assert set(chosen.values()) == {"cpu"}
+    assert first.count("INFO") == len(chosen) == 3
+    built = sorted((tmp_path / "lifelong" / "kernels").iterdir())
+    assert [path.suffix for path in built] == [".so", ".so"]
+    stamps = [path.stat().st_mtime_ns for path in built]
+    run(tmp_path)
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "lifelong" / "kernels").iterdir())] == stamps
+
+
+@pytest.mark.parametrize("why", ["no compiler", "broken compiler", "cache is a file"])
+def test_without_a_compiler_the_torch_backend_runs_after_one_log_line(tmp_path: Path, why: str) -> None:
+    (tmp_path / "bin").mkdir()
+    if why == "cache is a file":
+        (tmp_path / "lifelong").write_text("")
+        output, chosen = run(tmp_path)
+    else:
+        if why == "broken compiler":
+            compiler = tmp_path / "bin" / "cc"
+            compiler.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho broken >&2; exit 1\n")
+            compiler.chmod(0o755)
+        output, chosen = run(tmp_path, PATH=str(tmp_path / "bin"))
+    assert set(chosen.values()) == {"torch"}
+    assert output.count("WARNING compiled CPU kernels are off") == 1
+    assert output.count("WARNING") == 1
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_environment_variable_replaces_auto(tmp_path: Path, backend: str) -> None:
+    _, chosen = run(tmp_path, LIFELONG_KERNELS=backend)
+    assert set(chosen.values()) == {backend}
+
+
+def problem() -> tuple[torch.Tensor, ...]:
+    return torch.randn(2, 3, 10), torch.randn(10), torch.zeros(3, 5), torch.zeros(2, 3, dtype=torch.bool)
+
+
+def test_an_explicit_backend_that_cannot_run_names_those_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match=r"elstm_sequence cannot run on backend 'triton' .* these can: .*torch"):
+        elstm_sequence(*problem(), backend="triton")
+    with pytest.raises(ValueError, match="backend 'fast'"):
+        elstm_sequence(*problem(), backend="fast")
+
+
+def test_an_unknown_name_in_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIFELONG_KERNELS", "fast")
+    with pytest.raises(ValueError, match="LIFELONG_KERNELS='fast' is no backend; valid: reference, torch, cpu, triton"):
+        elstm_sequence(*problem())
+
+
+def test_other_dtypes_run_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIFELONG_KERNELS", raising=False)
+    u, v, c0, is_init = problem()
+    elstm_sequence(u.bfloat16(), v.bfloat16(), c0.bfloat16(), is_init)
+    assert dispatch.chosen()["elstm_sequence"] == "torch"
+
+
+def test_every_op_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernels import build
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for source in sorted((ROOT / "kernels").glob("*/cpu.c")):
+        start = time.perf_counter()
+        path = build._cache_folder() / f"{source.parent.name}.so"
+        build._compile(build._compiler()[0], build._source(f"kernels.{source.parent.name}"), path)
+        print(source.parent.name, time.perf_counter() - start)
+        assert path.exists()

@@ -1,0 +1,172 @@
+"""The eLSTM core: every backend against the reference, resets, splitting, gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from kernels.elstm import elstm_local, elstm_sequence, elstm_step
+from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close, gradients
+
+SHAPES = [(1, 1, 1), (1, 5, 33), (7, 3, 17), (16, 9, 64), (33, 6, 100)]
+RESETS = ["none", "some", "all", "first"]
+
+
+def problem(T: int, B: int, N: int, resets: str = "some", dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple:
+    """(u, v, c0, is_init), the first three requiring gradients."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
+
+    is_init = torch.rand(T, B, generator=generator) < {"none": 0.0, "some": 0.25, "all": 2.0, "first": 0.0}[resets]
+    if resets == "first":
+        is_init[0] = True
+    return normal(T, B, 2 * N), normal(2 * N), normal(B, N), is_init
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("resets", RESETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_equals_the_reference(backend: str, shape: tuple[int, int, int], resets: str, dtype: torch.dtype) -> None:
+    inputs = problem(*shape, resets, dtype)
+    got, expected = (elstm_sequence(*inputs, backend=name) for name in (backend, "reference"))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+    for a, b in zip((*got, *gradients(got, inputs[:3])), (*expected, *gradients(expected, inputs[:3]))):
+        assert_close(a, b, tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("resets", RESETS)
+def test_gradcheck(backend: str, resets: str) -> None:
+    *inputs, is_init = problem(4, 3, 2, resets)
+    assert gradcheck(lambda u, v, c: elstm_sequence(u, v, c, is_init, backend=backend), inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("split", range(1, 6))
+def test_splitting_with_carried_state_is_one_run(backend: str, split: int) -> None:
+    u, v, c0, is_init = inputs = problem(6, 5, 7)
+    whole = elstm_sequence(*inputs, backend=backend)
+    first, middle = elstm_sequence(u[:split], v, c0, is_init[:split], backend=backend)
+    second, last = elstm_sequence(u[split:], v, middle, is_init[split:], backend=backend)
+    parts = (torch.cat([first, second]), last)
+    for a, b in zip((*parts, *gradients(parts, inputs[:3])), (*whole, *gradients(whole, inputs[:3]))):
+        assert_close(a, b, 1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_reset_starts_a_separate_sequence(backend: str) -> None:
+    u, v, c0, _ = problem(6, 5, 7)
+    is_init = torch.zeros(6, 5, dtype=torch.bool)
+    is_init[3] = True
+    c, _ = elstm_sequence(u, v, c0, is_init, backend=backend)
+    fresh, _ = elstm_sequence(u[3:], v, torch.zeros_like(c0), is_init[3:] & False, backend=backend)
+    assert torch.equal(c[3:], fresh)
+    earlier = torch.autograd.grad(c[3:].sum(), (u, c0))
+    assert not earlier[0][:3].any()
+    assert earlier[0][3:].all()
+    assert not earlier[1].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_reset_clears_a_state_that_is_not_finite(backend: str) -> None:
+    u, v, c0, is_init = problem(3, 4, 5, "first")
+    with torch.no_grad():
+        c0[2] = torch.nan
+    c, _ = elstm_sequence(u, v, c0, is_init, backend=backend)
+    assert c.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+def test_saturated_and_invalid_drives(backend: str) -> None:
+    values = torch.tensor([0.0, -0.0, 1e-8, 0.624, 0.626, 20.0, 88.0, 300.0, torch.inf])
+    values = torch.cat([values, -values])
+    u = torch.cartesian_prod(values, values).T.reshape(1, 1, -1)
+    n = u.shape[-1] // 2
+    inputs = (u, torch.zeros(2 * n), torch.ones(1, n), torch.zeros(1, 1, dtype=torch.bool))
+    assert_close(elstm_sequence(*inputs, backend=backend)[0], elstm_sequence(*inputs, backend="reference")[0], 1e-6)
+    u[..., 3] = torch.nan
+    u[..., n + 5] = torch.nan
+    c = elstm_sequence(*inputs, backend=backend)[0]
+    assert c.isnan().sum() == 2
+    assert c[0, 0, [3, 5]].isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_copies_are_independent(backend: str) -> None:
+    u, v, c0, is_init = problem(6, 11, 7)
+    order = torch.randperm(11, generator=torch.Generator().manual_seed(1))
+    c, last = elstm_sequence(u, v, c0, is_init, backend=backend)
+    permuted, permuted_last = elstm_sequence(u[:, order], v, c0[order], is_init[:, order], backend=backend)
+    assert_close(permuted, c[:, order], 1e-15)
+    assert_close(permuted_last, last[order], 1e-15)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("which", [0, 1])
+def test_gradient_from_one_output_only(backend: str, which: int) -> None:
+    inputs = problem(4, 3, 5)
+    got = torch.autograd.grad(elstm_sequence(*inputs, backend=backend)[which].sum(), inputs[:3])
+    expected = torch.autograd.grad(elstm_sequence(*inputs, backend="reference")[which].sum(), inputs[:3])
+    for a, b in zip(got, expected):
+        assert_close(a, b, 1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("grad", [False, True])
+def test_step_is_a_sequence_of_one(backend: str, grad: bool) -> None:
+    u, v, c0, is_init = problem(1, 6, 5)
+    with torch.set_grad_enabled(grad):
+        c = elstm_step(u[0], v, c0, is_init[0], backend=backend)
+    assert_close(c, elstm_sequence(u, v, c0, is_init, backend="reference")[1], 1e-14)
+    assert c.requires_grad == grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_local_is_what_autograd_says(backend: str) -> None:
+    u, v, _, is_init = problem(4, 3, 5)
+    c_prev = torch.randn(4, 3, 5, dtype=torch.float64).requires_grad_()
+    a, l = elstm_local(u, v, c_prev, is_init, backend=backend)  # noqa: E741
+    c = torch.stack([elstm_step(u[t], v, c_prev[t], is_init[t], backend="reference") for t in range(4)])
+    expected_l, expected_a = torch.autograd.grad(c.sum(), (u, c_prev))
+    assert_close(a, expected_a, 1e-13)
+    assert_close(l, expected_l, 1e-13)
+    assert not a.requires_grad
+
+
+def test_non_contiguous_inputs() -> None:
+    u, v, c0, is_init = problem(4, 3, 5, dtype=torch.float32)
+    expected = elstm_sequence(u, v, c0, is_init, backend="reference")
+    strided = (u.transpose(0, 1).contiguous().transpose(0, 1), v.repeat_interleave(2)[::2], c0.T.contiguous().T)
+    got = elstm_sequence(*strided, is_init.T.contiguous().T, backend="cpu")
+    for a, b in zip((*got, *gradients(got, (u, v, c0))), (*expected, *gradients(expected, (u, v, c0)))):
+        assert_close(a, b, 1e-5)
+
+
+def test_compiled_results_do_not_depend_on_the_thread_count() -> None:
+    inputs = problem(20, 37, 64, dtype=torch.float32)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            c, last = elstm_sequence(*inputs, backend="cpu")
+            results.append((c, *gradients((c, last), inputs[:3])))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
+
+
+def test_wrong_inputs_are_one_sentence() -> None:
+    u, v, c0, is_init = problem(4, 3, 5)
+    with pytest.raises(ValueError, match=r"v must have shape \(10,\)"):
+        elstm_sequence(u, v[:-1], c0, is_init)
+    with pytest.raises(ValueError, match="is_init must be bool"):
+        elstm_sequence(u, v, c0, is_init.long())
+    with pytest.raises(ValueError, match=r"c0 must be torch.float64"):
+        elstm_sequence(u, v, c0.float(), is_init)

@@ -1,0 +1,119 @@
+"""Triton kernels against the reference; run by test_triton.py in a process with TRITON_INTERPRET=1, or on a GPU.
+
+The interpreter runs about 700 program steps a second, so the cases are tiny.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.advantages import gae, vtrace
+from kernels.diag_scan import diag_scan
+from kernels.elstm import elstm_local, elstm_sequence, elstm_step
+from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
+from tests.kernels.support import assert_close, gradients
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = 1e-4
+CASES = [(1, 2, 5, "none"), (4, 2, 13, "some"), (3, 1, 16, "all"), (3, 2, 130, "first")]
+
+
+def normal(*shape: int, grad: bool = False) -> torch.Tensor:
+    return torch.randn(*shape).to(DEVICE).requires_grad_(grad)
+
+
+def resets(T: int, B: int, kind: str) -> torch.Tensor:
+    is_init = torch.rand(T, B) < {"none": 0.0, "some": 0.3, "all": 2.0, "first": 0.0}[kind]
+    if kind == "first":
+        is_init[0] = True
+    return is_init.to(DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def seed(poisoned_memory: None) -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
+def test_elstm(T: int, B: int, N: int, kind: str) -> None:
+    inputs = (normal(T, B, 2 * N, grad=True), normal(2 * N, grad=True), normal(B, N, grad=True))
+    is_init = resets(T, B, kind)
+    got, expected = (elstm_sequence(*inputs, is_init, backend=name) for name in ("triton", "reference"))
+    for a, b in zip((*got, *gradients(got, inputs)), (*expected, *gradients(expected, inputs))):
+        assert_close(a, b, TOLERANCE)
+    for which in (0, 1):
+        got, expected = (elstm_sequence(*inputs, is_init, backend=name) for name in ("triton", "reference"))
+        for a, b in zip(gradients((got[which],), inputs), gradients((expected[which],), inputs)):
+            assert_close(a, b, TOLERANCE)
+
+
+@pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
+def test_elstm_local_and_step(T: int, B: int, N: int, kind: str) -> None:
+    u, v, c, is_init = normal(T, B, 2 * N), normal(2 * N), normal(T, B, N), resets(T, B, kind)
+    for a, b in zip(*(elstm_local(u, v, c, is_init, backend=name) for name in ("triton", "reference"))):
+        assert_close(a, b, TOLERANCE)
+    got, expected = (elstm_step(u[0], v, c[0], is_init[0], backend=name) for name in ("triton", "reference"))
+    assert_close(got, expected, TOLERANCE)
+
+
+@pytest.mark.parametrize(("T", "B", "G", "N", "D"), [(1, 2, 1, 5, 3), (3, 3, 2, 17, 70), (4, 1, 2, 40, 9)])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_rtrl(T: int, B: int, G: int, N: int, D: int, stored: torch.dtype) -> None:
+    S, l, x = normal(B, G, N, D).to(stored), normal(T, B, G, N), normal(T, B, D)  # noqa: E741
+    a = normal(T, B, N).tanh().masked_fill(resets(T, B, "some")[..., None], 0.0)
+    boundary = normal(B, N)
+    for chosen in (None, boundary):
+        (got, grad), (expected, expected_grad) = (
+            rtrl_advance(S.clone(), a, l, x, boundary_BN=chosen, backend=name) for name in ("triton", "reference")
+        )
+        assert_close(got, expected, TOLERANCE if stored == torch.float32 else 2e-3)
+        if chosen is not None:
+            assert_close(grad, expected_grad, TOLERANCE)
+    index = torch.tensor([B - 1, 0, 0], device=DEVICE)
+    rows = normal(3, N)
+    assert_close(
+        rtrl_boundary(S, rows, index, backend="triton"), rtrl_boundary(S, rows, index, backend="reference"), TOLERANCE
+    )
+    assert_close(
+        rtrl_boundary(S, boundary, backend="triton"), rtrl_boundary(S, boundary, backend="reference"), TOLERANCE
+    )
+
+
+@pytest.mark.parametrize(("T", "B", "K", "N"), [(1, 2, 1, 5), (3, 2, 2, 17), (4, 1, 3, 130)])
+def test_rtrl_vector(T: int, B: int, K: int, N: int) -> None:
+    S, a, l, boundary = normal(B, K, N), normal(T, B, N).tanh(), normal(T, B, K, N), normal(B, N)  # noqa: E741
+    got, expected = (
+        rtrl_advance_vector(S.clone(), a, l, boundary_BN=boundary, backend=name) for name in ("triton", "reference")
+    )
+    for p, q in zip(got, expected):
+        assert p is not None
+        assert q is not None
+        assert_close(p, q, TOLERANCE)
+
+
+@pytest.mark.parametrize(("T", "B"), [(1, 3), (6, 5), (4, 130)])
+def test_advantages(T: int, B: int) -> None:
+    terminated, truncated = resets(T, B, "some"), resets(T, B, "some")
+    tensors = (normal(T, B), normal(T, B), normal(B), terminated, truncated, normal(T, B))
+    for a, b in zip(*(gae(*tensors, 0.9, 0.8, backend=name) for name in ("triton", "reference"))):
+        assert_close(a, b, TOLERANCE)
+    log_ratio = normal(T, B)
+    log_ratio[0, 0] = 500.0
+    for a, b in zip(
+        *(vtrace(log_ratio, *tensors, 0.9, 0.8, 1.5, 0.9, backend=name) for name in ("triton", "reference"))
+    ):
+        assert_close(a, b, TOLERANCE)
+
+
+@pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_diag_scan(T: int, B: int, N: int, kind: str, reverse: bool) -> None:
+    inputs = (normal(T, B, N, grad=True), normal(T, B, N, grad=True), normal(B, N, grad=True))
+    is_init = resets(T, B, kind)
+    got, expected = (diag_scan(*inputs, is_init, reverse, backend=name) for name in ("triton", "reference"))
+    for a, b in zip((*got, *gradients(got, inputs)), (*expected, *gradients(expected, inputs))):
+        assert_close(a, b, TOLERANCE)
+    bare, plain = (diag_scan(*inputs[:2], reverse=reverse, backend=name) for name in ("triton", "reference"))
+    for a, b in zip((*bare, *gradients(bare, inputs[:2])), (*plain, *gradients(plain, inputs[:2]))):
+        assert_close(a, b, TOLERANCE)
