@@ -78,7 +78,13 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        options = parser().parse_args(arguments)
+        options, rest = parser().parse_known_args(arguments)
+        takes_overrides = hasattr(options, "overrides")
+        unknown = [word for word in rest if word.startswith("-") or not takes_overrides]
+        if unknown:
+            raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}; see lifelong {options.command or ''} --help")
+        if rest:  # overrides that stand behind an option
+            options.overrides += rest
         if options.command is None:
             parser().print_help()
             return 2

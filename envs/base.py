@@ -227,7 +227,7 @@ class BatchedEnv(VectorEnv):
             param = known[name]
             new = torch.as_tensor(value, dtype=torch.float64).to("cpu")
             if new.shape not in ((), (self.num_envs,)):
-                raise EnvError(f"{type(self).__name__}.{name} has shape {tuple(new.shape)}; give a number or one a copy")
+                raise EnvError(f"{type(self).__name__}.{name} has shape {tuple(new.shape)}; give one or one a copy")
             if not bool(((new >= param.low) & (new <= param.high)).all()):  # so that nan is refused too
                 raise EnvError(
                     f"{type(self).__name__}.{name} is {value}; it must lie between {param.low:g} and {param.high:g}"

@@ -1,8 +1,8 @@
 """Evaluations and the continual-learning metrics computed from them. numpy only: nothing here needs torch.
 
-Notation: p_i(t) is the *performance* on task i at environment step t: the mean return over the evaluation episodes, on a
-scale where 0 is a useless policy and 1 a solved task (not clipped). T is the last evaluation point. Task i was *learned*
-at the first evaluation point at or after the step at which its training ended for the last time.
+Notation: p_i(t) is the *performance* on task i at environment step t: the mean return over the evaluation episodes, on
+a scale where 0 is a useless policy and 1 a solved task (not clipped). T is the last evaluation point. Task i was
+*learned* at the first evaluation point at or after the step at which its training ended for the last time.
 
 Every metric is recomputed from `evaluation.npz`; the scale comes from the task, never from the runs that are compared.
 """
@@ -31,7 +31,9 @@ class Evaluations:
 
     def __init__(self, tasks: Sequence[str], scores: Sequence[Sequence[float]], training_end: Sequence[int]) -> None:
         if not tasks or not len(tasks) == len(scores) == len(training_end):
-            raise ValueError(f"{len(tasks)} tasks, {len(scores)} scores and {len(training_end)} training ends do not match")
+            raise ValueError(
+                f"{len(tasks)} tasks, {len(scores)} scores and {len(training_end)} training ends do not match"
+            )
         self.tasks = [str(task) for task in tasks]
         self.scores = [(float(low), float(high)) for low, high in scores]
         self.training_end = [int(end) for end in training_end]
@@ -41,24 +43,26 @@ class Evaluations:
         self.returns: list[np.ndarray] = []
         for task, (low, high) in zip(self.tasks, self.scores, strict=True):
             if low == high:
-                raise ValueError(f"task {task}: a useless and a solved policy both score {low}; nothing can be measured")
+                raise ValueError(
+                    f"task {task}: a useless and a solved policy both score {low}; nothing can be measured"
+                )
 
     def add(self, step: int, returns: np.ndarray) -> None:
         """Append an evaluation point.
 
         Args:
-            step: environment step; later than the point before.
+            step: environment step; not before the last point (a finished run may be evaluated again).
             returns: returns of the evaluation episodes, [tasks, episodes].
 
         Raises:
-            ValueError: wrong shape, or a step that is not later.
+            ValueError: wrong shape, or a step that lies before the last point.
         """
         returns = np.array(returns, dtype=np.float64)
         expected = self.returns[0].shape if self.returns else (len(self.tasks), max(1, returns.shape[-1]))
         if returns.shape != expected:
             raise ValueError(f"returns have shape {returns.shape}; [tasks, episodes] is {expected} in this run")
-        if self.steps and step <= self.steps[-1]:
-            raise ValueError(f"evaluation at step {step} is not after the one at step {self.steps[-1]}")
+        if self.steps and step < self.steps[-1]:
+            raise ValueError(f"evaluation at step {step} comes after the one at step {self.steps[-1]}")
         self.steps.append(int(step))
         self.returns.append(returns)
 
@@ -189,8 +193,8 @@ def forgetting(evaluations: Evaluations) -> float:
     """`continual/forgetting`: F = mean_i [p_i(learned) - p_i(T)] over all tasks but those trained until the end.
 
     Negative when later tasks improved earlier ones. 0.0 when no task can have forgotten yet (a single task, joint
-    training, the middle of the first task). *Continual World* takes the mean over all tasks, the last one included, which
-    makes the number smaller by (N-1)/N; COOM leaves it out as we do.
+    training, the middle of the first task). *Continual World* takes the mean over all tasks, the last one included,
+    which makes the number smaller by (N-1)/N; COOM leaves it out as we do.
     """
     counted = _can_forget(evaluations)
     return float((learned(evaluations) - final(evaluations))[counted].mean()) if counted.any() else 0.0
@@ -221,11 +225,11 @@ def backward_transfer(evaluations: Evaluations) -> float:
 def forward_transfer_auc(evaluations: Evaluations, references: Sequence[Evaluations]) -> np.ndarray:
     """FT_i = (AUC_i - AUC_i^b) / (1 - AUC_i^b); [tasks]. Its mean is `continual/forward_transfer_auc`.
 
-    AUC_i = (1/Δ) ∫ p_i(t) dt over the Δ steps in which task i is trained (for the last time), AUC_i^b the same for a run
-    on task i alone with the same budget Δ. Wołczyk et al., *Continual World* (NeurIPS 2021). The integral is
+    AUC_i = (1/Δ) ∫ p_i(t) dt over the Δ steps in which task i is trained (for the last time), AUC_i^b the same for a
+    run on task i alone with the same budget Δ. Wołczyk et al., *Continual World* (NeurIPS 2021). The integral is
     trapezoidal over the evaluation points, with p interpolated at both ends of the interval (constant before the first
-    and after the last point). NaN where AUC_i^b >= 1, where the formula means nothing; very negative if the reference is
-    strong.
+    and after the last point). NaN where AUC_i^b >= 1, where the formula means nothing; very negative if the reference
+    is strong.
 
     Args:
         evaluations: the run on the stream.
@@ -245,7 +249,9 @@ def forward_transfer_auc(evaluations: Evaluations, references: Sequence[Evaluati
             raise ValueError(f"task {task} has score {evaluations.scores[i]}, its reference {reference.scores[j]}")
         end, budget = evaluations.training_end[i], reference.training_end[j]
         if not 0 < budget <= end:
-            raise ValueError(f"the reference of task {task} has {budget} steps; its training in the stream ends at {end}")
+            raise ValueError(
+                f"the reference of task {task} has {budget} steps; its training in the stream ends at {end}"
+            )
         auc = _mean_over(evaluations, i, end - budget, end)
         baseline = _mean_over(reference, j, 0, budget)
         if baseline < 1:

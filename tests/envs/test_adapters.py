@@ -44,10 +44,15 @@ class Walk(gymnasium.Env[Any, Any]):
         return self._observe(), float(self.where.sum()), bool(self.np_random.random() < 0.15), False, {}
 
 
-gymnasium.register("tests/DictWalk-v0", entry_point=Walk, max_episode_steps=12)
-gymnasium.register("tests/ImageWalk-v0", entry_point=Walk, max_episode_steps=12, kwargs={"image": True})
+gymnasium.register("tests/DictWalk-v0", entry_point=lambda **kwargs: Walk(**kwargs), max_episode_steps=12)
+gymnasium.register("tests/ImageWalk-v0", entry_point=lambda **kwargs: Walk(image=True), max_episode_steps=12)
 
-IDS = {"CartPole-v1": {"max_episode_steps": 15}, "tests/DictWalk-v0": {}, "tests/ImageWalk-v0": {}, "Blackjack-v1": {}}
+IDS: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {"max_episode_steps": 15},
+    "tests/DictWalk-v0": {},
+    "tests/ImageWalk-v0": {},
+    "Blackjack-v1": {},
+}
 
 
 def flat(env: gymnasium.Env[Any, Any], obs: Any) -> np.ndarray:
@@ -72,7 +77,7 @@ def plain_episodes(id: str, copy: int, actions: list[Any]) -> list[tuple[Any, ..
 
 
 def adapter_episodes(env: GymnasiumEnv, count: int) -> tuple[list[list[Any]], list[list[tuple[Any, ...]]]]:
-    """The actions and steps of every copy, dead steps left out: there the reset observation completes the step before."""
+    """The actions and steps of every copy; the reset observation of a dead step completes the step before it."""
     env.reset(seed=5)
     env.action_space.seed(0)
     actions: list[list[Any]] = [[] for _ in range(env.num_envs)]

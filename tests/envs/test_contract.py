@@ -79,7 +79,7 @@ def test_shapes_dtypes_and_devices_are_those_of_the_contract(name: str) -> None:
     assert info == {}
     space = env.single_observation_space
     for action in actions_of(env, 30):
-        assert obs.shape == (6, *space.shape)
+        assert obs.shape == (6, *(space.shape or ()))
         assert str(obs.dtype).removeprefix("torch.") == str(space.dtype)
         obs, reward, terminated, truncated, info = env.step(action)
         tensors = {"reward": reward, "terminated": terminated, "truncated": truncated, **info}
@@ -303,7 +303,7 @@ def test_a_parameter_is_written_only_to_the_copies_of_the_mask(name: str) -> Non
 def test_a_parameter_may_be_a_sequence_with_one_value_a_copy(name: str) -> None:
     env = make(name, num_envs=3, max_episode_steps=[4, 5, 6])
     assert env.params["max_episode_steps"].tolist() == [4, 5, 6]
-    with pytest.raises(EnvError, match="one a copy"):
+    with pytest.raises(EnvError, match="has shape"):
         env.set_params(max_episode_steps=[4, 5])
 
 
@@ -359,7 +359,7 @@ def test_gymnasium_makes_it_by_name(name: str) -> None:
     register_with_gymnasium()
     env = gymnasium.make_vec(f"lifelong/{name}-v0", num_envs=8, seed=3)
     obs, _ = env.reset()
-    assert obs.shape == (8, *env.single_observation_space.shape)
+    assert obs.shape == (8, *(env.single_observation_space.shape or ()))
     assert torch.equal(obs, make(name, num_envs=8, seed=3).reset()[0])
     assert env.spec is not None and env.spec.id == f"lifelong/{name}-v0"
     env.step(env.action_space.sample())

@@ -150,11 +150,12 @@ def test_every_parameter_is_compared_with_gymnasium_or_tested_by_itself(name: st
 def test_initial_states_and_time_limits_are_gymnasiums(name: str) -> None:
     kind, _, id, _ = CASES[name]
     env, reference = kind(2000, seed=0), gymnasium.make(id)
+    inner: Any = reference.unwrapped
     env.reset()
     states = []
     for seed in range(300):
         reference.reset(seed=seed)
-        states.append(np.array(reference.unwrapped.state, dtype=np.float64))
+        states.append(np.array(inner.state, dtype=np.float64))
     expected = np.stack(states)
     np.testing.assert_allclose(env.state.physics.amin(0), expected.min(0), atol=0.05 * np.ptp(expected, 0).max() + 1e-6)
     np.testing.assert_allclose(env.state.physics.amax(0), expected.max(0), atol=0.05 * np.ptp(expected, 0).max() + 1e-6)

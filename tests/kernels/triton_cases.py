@@ -67,7 +67,7 @@ def test_rtrl(T: int, B: int, G: int, N: int, D: int, stored: torch.dtype) -> No
         (got, grad), (expected, expected_grad) = (
             rtrl_advance(S.clone(), a, l, x, boundary_BN=chosen, backend=name) for name in ("triton", "reference")
         )
-        assert_close(got, expected, TOLERANCE if stored == torch.float32 else 2e-3)
+        assert_close(got, expected, TOLERANCE if stored == torch.float32 else 5e-3)  # the interpreter truncates
         if chosen is not None:
             assert_close(grad, expected_grad, TOLERANCE)
     index = torch.tensor([B - 1, 0, 0], device=DEVICE)

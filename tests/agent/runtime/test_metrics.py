@@ -127,8 +127,8 @@ def test_wrong_input_is_refused(stream: Evaluations) -> None:
         stream.add(400, np.zeros((2, 2)))
     with pytest.raises(ValueError, match="shape"):
         stream.add(400, np.zeros((3, 5)))
-    with pytest.raises(ValueError, match="not after"):
-        stream.add(300, np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="comes after"):
+        stream.add(299, np.zeros((3, 2)))
     with pytest.raises(ValueError, match="shape"):
         Evaluations(["a"], [(0, 1)], [1]).add(0, np.zeros((1, 0)))
     with pytest.raises(ValueError, match="nothing can be measured"):

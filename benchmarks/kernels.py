@@ -1,0 +1,228 @@
+"""Kernel benchmark: what exact RTRL costs over truncated BPTT, and our cells against what a user would otherwise pick.
+
+    python benchmarks/kernels.py --json FILE
+
+Every comparison is paired: the candidates take turns in one process, after a warm-up, and ratios of medians are reported.
+An eLSTM cell here is the core of `kernels.elstm` with a dense output gate, h = sigmoid(W_o x + U_o c + b_o) * c. All timings
+are forward + backward to parameters and input, for `rtrl` with the carry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # or `import kernels` would find this file
+
+from kernels import dispatch  # noqa: E402
+from kernels.diag_scan import diag_scan  # noqa: E402
+from kernels.elstm import elstm_local, elstm_sequence  # noqa: E402
+from kernels.rtrl import rtrl_advance, rtrl_advance_vector  # noqa: E402
+
+SIZES = ((64, 32, 128, 128), (64, 32, 256, 256))
+SCAN_SIZE = (16, 128, 256)
+SECONDS_PER_COMPARISON = 4.0
+
+
+def paired_medians(candidates: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """Median seconds of each candidate; they take turns for about `seconds`, at least 3 turns after one to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for run in candidates.values():
+        run()
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(times[next(iter(times))]) < 3:
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in times.items()}
+
+
+class Problem:
+    """One chunk of input, resets and a loss gradient, and the cells to run on it."""
+
+    def __init__(self, B: int, T: int, N: int, D: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator) * scale
+
+        self.x_TBD = normal(T, B, D).requires_grad_()
+        self.e_TBN = normal(T, B, N, scale=1 / (T * B * N))
+        self.is_init_TB = torch.rand(T, B, generator=generator) < 0.02
+        self.W_MD, self.b_M = normal(2 * N, D, scale=0.1), normal(2 * N, scale=0.1)
+        self.v_M = normal(2 * N, scale=0.1)
+        self.W_out_ND, self.U_out_NN, self.b_out_N = normal(N, D, scale=0.1), normal(N, N, scale=0.1), normal(N)
+        self.parameters = [self.W_MD, self.b_M, self.v_M, self.W_out_ND, self.U_out_NN, self.b_out_N]
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+        self.c_BN = normal(B, N)
+        self.S_BGND, self.s_BKN = torch.zeros(B, 2, N, D), torch.zeros(B, 4, N)
+        self.lstm, self.lstm_cell = torch.nn.LSTM(D, N), torch.nn.LSTMCell(D, N)
+
+    def output(self, c_TBN: torch.Tensor) -> torch.Tensor:
+        gate_TBN = F.linear(self.x_TBD, self.W_out_ND, self.b_out_N) + F.linear(c_TBN, self.U_out_NN)
+        return gate_TBN.sigmoid() * c_TBN
+
+    def bptt(self) -> None:
+        """Forward and backward of the eLSTM cell, the gradient cut at the chunk's start."""
+        u_TBM = F.linear(self.x_TBD, self.W_MD, self.b_M)
+        c_TBN, _ = elstm_sequence(u_TBM, self.v_M, self.c_BN, self.is_init_TB)
+        torch.autograd.grad(self.output(c_TBN), (self.x_TBD, *self.parameters), self.e_TBN)
+
+    def rtrl(self) -> None:
+        """`bptt`, plus the gradient through the state at the chunk's start, plus the new carry."""
+        c0_BN = self.c_BN.detach().requires_grad_()
+        u_TBM = F.linear(self.x_TBD, self.W_MD, self.b_M)
+        c_TBN, _ = elstm_sequence(u_TBM, self.v_M, c0_BN, self.is_init_TB)
+        *grads, boundary_BN = torch.autograd.grad(
+            self.output(c_TBN), (self.x_TBD, *self.parameters, c0_BN), self.e_TBN
+        )
+        with torch.no_grad():
+            c_prev_TBN = torch.cat([c0_BN[None], c_TBN[:-1]])
+            a_TBN, l_TBM = elstm_local(u_TBM, self.v_M, c_prev_TBN, self.is_init_TB)
+            T, B, N = a_TBN.shape
+            l_TBGN = l_TBM.view(T, B, 2, N)
+            _, grad_GND = rtrl_advance(self.S_BGND, a_TBN, l_TBGN, self.x_TBD.detach(), boundary_BN=boundary_BN)
+            masked_TBN = c_prev_TBN.masked_fill_(self.is_init_TB[..., None], 0.0)
+            l_TBKN = torch.cat([l_TBGN, l_TBGN * masked_TBN[:, :, None]], dim=2)
+            _, grad_KN = rtrl_advance_vector(self.s_BKN, a_TBN, l_TBKN, boundary_BN=boundary_BN)
+            assert grad_GND is not None and grad_KN is not None
+            grads[1] += grad_GND.view_as(self.W_MD)
+            grads[2] += grad_KN[:2].flatten()
+            grads[3] += grad_KN[2:].flatten()
+
+    def per_step_rtrl(self) -> None:
+        """The literature's learner: per step, broadcast multiply and outer product, then e_t S_t summed over copies."""
+        with torch.no_grad():
+            u_TBM = F.linear(self.x_TBD, self.W_MD, self.b_M)
+            c_TBN, _ = elstm_sequence(u_TBM, self.v_M, self.c_BN, self.is_init_TB)
+        c_TBN = c_TBN.requires_grad_()
+        _, e_TBN, *_ = torch.autograd.grad(
+            self.output(c_TBN), (self.x_TBD, c_TBN, *self.parameters[3:]), self.e_TBN
+        )
+        with torch.no_grad():
+            c_prev_TBN = torch.cat([self.c_BN[None], c_TBN[:-1]])
+            a_TBN, l_TBM = elstm_local(u_TBM, self.v_M, c_prev_TBN, self.is_init_TB)
+            f_hat_TBN, z_hat_TBN = l_TBM.chunk(2, dim=-1)
+            S_f, S_z = self.S_BGND[:, 0].clone(), self.S_BGND[:, 1].clone()
+            grad_f, grad_z = torch.zeros_like(S_f[0]), torch.zeros_like(S_z[0])
+            for a_BN, f_BN, z_BN, x_BD, e_BN in zip(a_TBN, f_hat_TBN, z_hat_TBN, self.x_TBD, e_TBN):
+                S_f = a_BN[..., None] * S_f + f_BN[..., None] * x_BD[:, None]
+                S_z = a_BN[..., None] * S_z + z_BN[..., None] * x_BD[:, None]
+                grad_f += (e_BN[..., None] * S_f).sum(0)
+                grad_z += (e_BN[..., None] * S_z).sum(0)
+
+    def torch_lstm(self) -> None:
+        """torch's nn.LSTM of the same size, which knows no resets."""
+        h_TBN, _ = self.lstm(self.x_TBD)
+        torch.autograd.grad(h_TBN, (self.x_TBD, *self.lstm.parameters()), self.e_TBN)
+
+    def cell_loop(self) -> None:
+        """A loop over nn.LSTMCell that resets its state, as a user would write it."""
+        h_BN = c_BN = torch.zeros_like(self.c_BN)
+        outputs = []
+        for x_BD, is_init_B in zip(self.x_TBD, self.is_init_TB):
+            keep_B1 = (~is_init_B)[:, None].float()
+            h_BN, c_BN = self.lstm_cell(x_BD, (h_BN * keep_B1, c_BN * keep_B1))
+            outputs.append(h_BN)
+        torch.autograd.grad(torch.stack(outputs), (self.x_TBD, *self.lstm_cell.parameters()), self.e_TBN)
+
+
+def scan_shares(B: int, T: int, N: int) -> dict[str, float]:
+    """Bandwidth of diag_scan (3 arrays forward, 8 forward and backward) over that of a copy (2 arrays) of the same size."""
+    a, b, e = torch.rand(T, B, N), torch.randn(T, B, N), torch.randn(T, B, N)
+    target, h0, is_init = torch.empty_like(a), torch.randn(B, N), torch.rand(T, B) < 0.02
+    leaves = [tensor.clone().requires_grad_() for tensor in (a, b, h0)]
+    times = paired_medians(
+        {
+            "copy": lambda: target.copy_(a),
+            "forward": lambda: diag_scan(a, b, h0, is_init),
+            "both": lambda: torch.autograd.grad(diag_scan(*leaves, is_init)[0], leaves, e),
+        },
+        SECONDS_PER_COMPARISON / 2,
+    )
+    return {
+        "forward": 3 / times["forward"] / (2 / times["copy"]),
+        "forward+backward": 8 / times["both"] / (2 / times["copy"]),
+        "copy_gigabytes_per_second": 2 * a.nbytes / times["copy"] / 1e9,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "machine": {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform()},
+        "commit": commit.stdout.strip(),
+        "date": date.today().isoformat(),
+    }
+
+
+def main(json_path: str | Path | None = None) -> dict[str, Any]:
+    """Runs everything (under a minute), prints the ratios, writes the JSON; returns what it wrote."""
+    ratios: dict[str, dict[str, float]] = {}
+    milliseconds: dict[str, dict[str, float]] = {}
+    for B, T, N, D in SIZES:
+        problem, size = Problem(B, T, N, D), f"B={B} T={T} N={N} D={D}"
+        fast = paired_medians(
+            {
+                "bptt": problem.bptt,
+                "rtrl": problem.rtrl,
+                "torch_lstm": problem.torch_lstm,
+                "cell_loop": problem.cell_loop,
+            },
+            SECONDS_PER_COMPARISON,
+        )
+        slow = paired_medians({"rtrl": problem.rtrl, "per_step": problem.per_step_rtrl}, SECONDS_PER_COMPARISON)
+        milliseconds[size] = {name: 1e3 * value for name, value in {**slow, **fast}.items()}
+        for name, value in {
+            "rtrl_over_bptt": fast["rtrl"] / fast["bptt"],
+            "per_step_rtrl_over_rtrl": slow["per_step"] / slow["rtrl"],
+            "lstm_over_elstm_bptt": fast["torch_lstm"] / fast["bptt"],
+            "cell_loop_over_elstm_bptt": fast["cell_loop"] / fast["bptt"],
+        }.items():
+            ratios.setdefault(name, {})[size] = value
+    B, T, N = SCAN_SIZE
+    shares = scan_shares(B, T, N)
+    bandwidth = shares.pop("copy_gigabytes_per_second")
+    ratios["scan_share_of_copy_bandwidth"] = {f"B={B} T={T} N={N} {name}": share for name, share in shares.items()}
+    result = {
+        **machine(),
+        "backends": dispatch.chosen(),
+        "ratios": ratios,
+        "milliseconds": milliseconds,
+        "copy_gigabytes_per_second": bandwidth,
+    }
+    for name, values in ratios.items():
+        for size, value in values.items():
+            print(f"{name:32} {size:36} {value:8.2f}")
+    if json_path is not None:
+        Path(json_path).write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", help="file the result is written to")
+    main(parser.parse_args().json)

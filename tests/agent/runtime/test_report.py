@@ -1,0 +1,245 @@
+"""Reports on run folders that the tests write themselves."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from agent.runtime import metrics, report
+from agent.runtime.metrics import Evaluations
+from agent.runtime.report import ReportError
+
+PNG = b"\x89PNG\r\n"
+
+
+def write_run(
+    folder: Path,
+    *,
+    name: str = "quickstart",
+    strategy: str = "gpm",
+    seed: int = 0,
+    tasks: tuple[str, ...] = ("recall", "cartpole"),
+    kept: float = 0.9,
+    **settings: Any,
+) -> Path:
+    """A run folder: each task rises to 0.9 + seed/100 while it is trained and then falls to `kept` of it."""
+    folder.mkdir(parents=True)
+    length, count = 1000, len(tasks)
+    evaluations = Evaluations(tasks, [(0.0, 1.0)] * count, [length * (i + 1) for i in range(count)])
+    for step in range(0, length * count + 1, 100):
+        rows = []
+        for i in range(count):
+            into = step - i * length
+            top = 0.9 + seed / 100
+            value = 0.0 if into < 0 else top * into / length if into <= length else top * kept
+            rows.append([value, value])
+        evaluations.add(step, np.array(rows))
+    evaluations.save(folder / "evaluation.npz")
+    learned, final = metrics.learned(evaluations), metrics.final(evaluations)
+    summary = {
+        "config": {
+            "name": name,
+            "seed": seed,
+            "strategy": [{"kind": kind} for kind in strategy.split("+")],
+            **settings,
+        },
+        "seed": seed,
+        "env_steps": length * count,
+        "steps_per_second": 12345.6,
+        "tasks": [
+            {"name": task, "learned": float(a), "final": float(b)}
+            for task, a, b in zip(tasks, learned, final, strict=True)
+        ],
+        "average_performance": metrics.average_performance(evaluations),
+        "forgetting": metrics.forgetting(evaluations),
+        "versions": {"lifelong": "0.1.0", "torch": "2.9.0"},
+        "machine": {"cpu": "Example <CPU> & Co", "cores": 8},
+        "segments": [{"start": length * i, "end": length * (i + 1), "task": i} for i in range(count)],
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss/total": 0.5}\n{"step": 2, "loss/total": 0.25}\n')
+    return folder
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change keys of a run's summary."""
+    path = folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def shown(table: Table, width: int = 160) -> str:
+    """The table as a terminal shows it."""
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def line(text: str, start: str) -> list[str]:
+    """The cells of the first line of a shown table that begins with `start`."""
+    found = next(line for line in text.splitlines() if line.strip().startswith(start))
+    return [cell.strip() for cell in re.split("[│┃]", found)]
+
+
+@pytest.fixture
+def runs_folder(tmp_path: Path) -> Path:
+    """runs/quickstart/{gpm-0, gpm-1, gpm-2, finetune-0}."""
+    for seed in range(3):
+        write_run(tmp_path / "runs" / "quickstart" / f"gpm-{seed}", seed=seed)
+    write_run(tmp_path / "runs" / "quickstart" / "finetune-0", strategy="finetune", kept=0.1)
+    return tmp_path / "runs"
+
+
+def test_a_run_folder_and_its_parents_are_found(runs_folder: Path) -> None:
+    one = report.load_runs([runs_folder / "quickstart" / "gpm-1"])
+    assert [run.summary["seed"] for run in one] == [1]
+    assert one[0].evaluations.tasks == ["recall", "cartpole"]
+    assert one[0].rows[1] == {"step": 2, "loss/total": 0.25}
+    assert len(report.load_runs([runs_folder])) == 4
+    assert len(report.load_runs([runs_folder, runs_folder / "quickstart"])) == 4  # none twice
+
+
+def test_runs_are_found_three_levels_below_and_no_deeper(tmp_path: Path) -> None:
+    write_run(tmp_path / "a" / "b" / "c" / "run")
+    assert len(report.load_runs([tmp_path / "a"])) == 1
+    with pytest.raises(ReportError, match="no finished run in"):
+        report.load_runs([tmp_path])
+
+
+def test_damage_is_told_in_one_sentence(tmp_path: Path) -> None:
+    def broken(name: str) -> Path:
+        return write_run(tmp_path / name)
+
+    (no_evaluation := broken("a") / "evaluation.npz").unlink()
+    (bad_evaluation := broken("b") / "evaluation.npz").write_bytes(b"PK no zip")
+    (bad_json := broken("c") / "summary.json").write_text('{"config": ')
+    (short := broken("d") / "summary.json").write_text('{"config": {}, "seed": 0}')
+    (list_json := broken("e") / "summary.json").write_text("[]")
+    cut = broken("f") / "evaluation.npz"
+    cut.write_bytes(cut.read_bytes()[:200])
+    edit(no_config := broken("g"), config={"name": "x"})
+    Evaluations(["recall"], [(0, 1)], [1]).save((unevaluated := broken("h")) / "evaluation.npz")
+    for path, sentence in [
+        (tmp_path / "nowhere", "there is no such folder"),
+        (no_evaluation.parent, "has no evaluation.npz"),
+        (bad_evaluation.parent, "cannot read .*evaluation.npz"),
+        (bad_json.parent, "cannot read .*summary.json"),
+        (short.parent, "env_steps, .* missing"),
+        (list_json.parent, "not the summary of a run"),
+        (cut.parent, "cannot read .*evaluation.npz"),
+        (no_config, "no name or no strategy"),
+        (unevaluated, "no evaluation point"),
+    ]:
+        with pytest.raises(ReportError, match=sentence) as caught:
+            report.load_runs([path])
+        assert "\n" not in str(caught.value)
+
+
+def test_damaged_metrics_are_told_when_they_are_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text("{")
+    (run,) = report.load_runs([folder])
+    with pytest.raises(ReportError, match="metrics.jsonl"):
+        assert run.rows
+
+
+def test_the_table_of_a_run_shows_what_was_kept(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", kept=0.5)
+    text = shown(report.table(json.loads((tmp_path / "run" / "summary.json").read_text())))
+    assert line(text, "recall") == ["recall", "0.90", "0.45", "50%"]
+    assert line(text, "cartpole") == ["cartpole", "0.90", "0.90", "100%"]
+    assert line(text, "average performance")[2] == "0.68"
+    assert line(text, "forgetting")[2] == "0.45"
+
+
+def test_undefined_numbers_show_as_a_dash(tmp_path: Path) -> None:
+    edit(write_run(tmp_path / "run"), forgetting=None, tasks=[{"name": "[b]a", "learned": 0.0, "final": -0.001}])
+    text = shown(report.table(json.loads((tmp_path / "run" / "summary.json").read_text())))
+    assert line(text, "[b]a") == ["[b]a", "0.00", "0.00", "–"]  # names are no markup, and there is no minus zero
+    assert line(text, "forgetting")[2] == "–"
+
+
+def test_the_comparison_groups_seeds_and_puts_the_best_first(runs_folder: Path) -> None:
+    text = shown(report.comparison(report.load_runs([runs_folder])))
+    rows = [line(text, "quickstart")] + [line(text[text.index("gpm") :].split("\n", 1)[1], "quickstart")]
+    # per seed: learned 0.90, 0.91, 0.92; the first task falls to 0.9 of it
+    assert rows[0][:5] == ["quickstart", "gpm", "3", "0.86 (0.85..0.87)", "0.09"]
+    assert rows[0][5:] == ["0.82", "0.91", "12,346"]
+    assert rows[1][:5] == ["quickstart", "finetune", "1", "0.49", "0.81"]
+
+
+def test_the_comparison_of_configs_with_other_tasks_has_dashes(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", strategy="ewc+clear")
+    write_run(tmp_path / "runs" / "b", name="arcade", tasks=("recall", "pong"))
+    text = shown(report.comparison(report.load_runs([tmp_path / "runs"])))
+    assert line(text, "config")[5:8] == ["recall", "cartpole", "pong"]
+    assert line(text, "quickstart")[1] == "ewc+clear"
+    assert line(text, "quickstart")[5:8] == ["0.81", "0.90", "–"]
+    assert line(text, "arcade")[5:8] == ["0.81", "–", "0.90"]
+
+
+def test_runs_with_other_settings_are_not_seeds_of_each_other(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", gradient={"kind": "rtrl"}, checkpoint={"keep": 1})
+    write_run(tmp_path / "runs" / "b", gradient={"kind": "bptt", "steps": 8}, checkpoint={"keep": 2}, seed=1)
+    write_run(tmp_path / "runs" / "c", gradient={"kind": "rtrl"}, checkpoint={"keep": 3}, seed=2)
+    groups = report.group_runs(report.load_runs([tmp_path / "runs"]))
+    assert {group.label: group.seeds for group in groups} == {
+        "gpm (gradient=bptt, gradient.steps=8)": 1,
+        "gpm (gradient=rtrl)": 2,
+    }
+
+
+def test_plots_are_written_without_pyplot_state(runs_folder: Path, tmp_path: Path) -> None:
+    runs = report.load_runs([runs_folder])
+    report.plot_run(runs[0], tmp_path / "one.png")
+    report.plot_comparison(runs, tmp_path / "plots" / "all.png")
+    for path in (tmp_path / "one.png", tmp_path / "plots" / "all.png"):
+        assert path.read_bytes().startswith(PNG)
+    first = (tmp_path / "one.png").read_bytes()
+    report.plot_run(runs[0], tmp_path / "one.png")
+    assert (tmp_path / "one.png").read_bytes() == first
+
+
+def test_a_run_without_segments_or_with_joint_training_is_plotted(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    edit(folder, segments=[{"start": 0, "end": 2000, "task": None}])
+    report.plot_run(report.load_runs([folder])[0], tmp_path / "joint.png")
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["segments"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    report.plot_run(report.load_runs([folder])[0], tmp_path / "none.png")
+    assert (tmp_path / "joint.png").read_bytes() != (tmp_path / "none.png").read_bytes()
+
+
+def test_labels_are_moved_apart_and_stay_below_the_top() -> None:
+    assert report._spread([0.1, 0.5, 0.9], 0.1, 1.0) == [0.1, 0.5, 0.9]
+    placed = report._spread([0.97, 0.98, 0.99], 0.1, 1.0)
+    np.testing.assert_allclose(placed, [0.8, 0.9, 1.0])
+
+
+def test_the_page_is_one_file_with_tables_and_images(runs_folder: Path, tmp_path: Path) -> None:
+    write_run(runs_folder / "arcade" / "0", name="<arcade>", tasks=("pong",))
+    page = report.html(report.load_runs([runs_folder]), tmp_path / "out").read_text()
+    assert page.count("<table>") == 2 + 5  # a comparison per config, a table per run
+    assert page.count('src="data:image/png;base64,') == 2 + 5
+    assert len(list((tmp_path / "out" / "plots").glob("*.png"))) == 2 + 5
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "0.86 (0.85..0.87)" in page and "continual/forgetting" in page
+    assert "&lt;arcade&gt;" in page and "Example &lt;CPU&gt; &amp; Co" in page  # escaped
+    assert "kind: gpm" in page and "2.9.0" in page
+
+
+def test_write_report_prints_the_tables_and_returns_the_page(runs_folder: Path, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    path = report.write_report([runs_folder], tmp_path / "out", console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert path == tmp_path / "out" / "report.html" and path.is_file()
+    assert text.count("quickstart · gpm") == 3 and "finetune" in text
+    assert "0.86 (0.85..0.87)" in text
