@@ -46,6 +46,8 @@ class TaskConfig:
     steps: int = bounded(0, 0)
     #: (return of a useless policy, return of a solved task); empty takes the environment's own
     score: list[float] = field(default_factory=list)
+    #: the learner sees rewards times this; returns in logs and evaluations are unscaled
+    reward_scale: float = bounded(1.0, 0.0)
 
 
 @dataclass

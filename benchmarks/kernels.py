@@ -30,8 +30,7 @@ if __name__ == "__main__":
 
 from kernels import dispatch  # noqa: E402
 from kernels.diag_scan import diag_scan  # noqa: E402
-from kernels.elstm import elstm_local, elstm_sequence  # noqa: E402
-from kernels.rtrl import rtrl_advance, rtrl_advance_vector  # noqa: E402
+from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence  # noqa: E402
 
 SIZES = ((64, 32, 128, 128), (64, 32, 256, 256))
 SCAN_SIZE = (16, 128, 256)
@@ -80,31 +79,21 @@ class Problem:
 
     def bptt(self) -> None:
         """Forward and backward of the eLSTM cell, the gradient cut at the chunk's start."""
-        u_TBM = F.linear(self.x_TBD, self.W_MD, self.b_M)
-        c_TBN, _ = elstm_sequence(u_TBM, self.v_M, self.c_BN, self.is_init_TB)
-        torch.autograd.grad(self.output(c_TBN), (self.x_TBD, *self.parameters), self.e_TBN)
+        h_TBN, *_ = elstm_layer(self.x_TBD, *self.parameters, self.c_BN, self.is_init_TB)
+        torch.autograd.grad(h_TBN, (self.x_TBD, *self.parameters), self.e_TBN)
 
     def rtrl(self) -> None:
         """`bptt`, plus the gradient through the state at the chunk's start, plus the new carry."""
         c0_BN = self.c_BN.detach().requires_grad_()
-        u_TBM = F.linear(self.x_TBD, self.W_MD, self.b_M)
-        c_TBN, _ = elstm_sequence(u_TBM, self.v_M, c0_BN, self.is_init_TB)
-        *grads, boundary_BN = torch.autograd.grad(
-            self.output(c_TBN), (self.x_TBD, *self.parameters, c0_BN), self.e_TBN
+        h_TBN, _, c_TBN, u_TBM = elstm_layer(self.x_TBD, *self.parameters, c0_BN, self.is_init_TB)
+        *grads, boundary_BN = torch.autograd.grad(h_TBN, (self.x_TBD, *self.parameters, c0_BN), self.e_TBN)
+        grad_GND, grad_KN = elstm_advance(
+            self.S_BGND, self.s_BKN, u_TBM, self.v_M, c0_BN, c_TBN, self.x_TBD, self.is_init_TB, boundary_BN=boundary_BN
         )
-        with torch.no_grad():
-            c_prev_TBN = torch.cat([c0_BN[None], c_TBN[:-1]])
-            a_TBN, l_TBM = elstm_local(u_TBM, self.v_M, c_prev_TBN, self.is_init_TB)
-            T, B, N = a_TBN.shape
-            l_TBGN = l_TBM.view(T, B, 2, N)
-            _, grad_GND = rtrl_advance(self.S_BGND, a_TBN, l_TBGN, self.x_TBD.detach(), boundary_BN=boundary_BN)
-            masked_TBN = c_prev_TBN.masked_fill_(self.is_init_TB[..., None], 0.0)
-            l_TBKN = torch.cat([l_TBGN, l_TBGN * masked_TBN[:, :, None]], dim=2)
-            _, grad_KN = rtrl_advance_vector(self.s_BKN, a_TBN, l_TBKN, boundary_BN=boundary_BN)
-            assert grad_GND is not None and grad_KN is not None
-            grads[1] += grad_GND.view_as(self.W_MD)
-            grads[2] += grad_KN[:2].flatten()
-            grads[3] += grad_KN[2:].flatten()
+        assert grad_GND is not None and grad_KN is not None
+        grads[1] += grad_GND.view_as(self.W_MD)
+        grads[2] += grad_KN[:2].flatten()
+        grads[3] += grad_KN[2:].flatten()
 
     def per_step_rtrl(self) -> None:
         """The literature's learner: per step, broadcast multiply and outer product, then e_t S_t summed over copies."""

@@ -39,7 +39,8 @@ def environment_class(kind: str) -> type[BatchedEnv]:
 class Task:
     """One task: an environment kind, its construction options and its per-copy parameters.
 
-    `score` is (return of a useless policy, return of a solved task); None takes the environment's own.
+    `score` is (return of a useless policy, return of a solved task); None takes the environment's own. The learner sees
+    rewards times `reward_scale`, so that tasks of one stream have values of one size; returns in logs are unscaled.
     """
 
     name: str
@@ -48,10 +49,16 @@ class Task:
     params: Mapping[str, float]
     steps: int
     score: tuple[float, float] | None = None
+    reward_scale: float = 1.0
 
     @classmethod
     def from_spec(
-        cls, name: str, spec: Mapping[str, Any], steps: int, score: tuple[float, float] | None = None
+        cls,
+        name: str,
+        spec: Mapping[str, Any],
+        steps: int,
+        score: tuple[float, float] | None = None,
+        reward_scale: float = 1.0,
     ) -> Task:
         """The task of a config's `env: {kind: ..., option or parameter: value, ...}`."""
         kind = spec["kind"]
@@ -59,7 +66,7 @@ class Task:
         rest = {key: value for key, value in spec.items() if key != "kind"}
         params = {key: value for key, value in rest.items() if key in known}
         options = {key: value for key, value in rest.items() if key not in known}
-        return cls(name, kind, options, params, steps, score)
+        return cls(name, kind, options, params, steps, score, reward_scale)
 
     def build(self, num_envs: int, **context: Any) -> BatchedEnv:
         """The environment of this task with `num_envs` copies.
@@ -198,6 +205,8 @@ class TaskEnv(VectorEnv):
         active = sorted(set(group_B.tolist()))
         self._mask_of_group = {g: (group_B == g).to(self.device) for g in active}
         self.task_device_B = self.task_B.to(self.device)
+        scales = torch.tensor([task.reward_scale for task in self.tasks])
+        self.reward_scale_B = scales[self.task_B].to(self.device)
         if self.padded:
             count_B = torch.tensor(self.action_count)[group_B].to(self.device)
             actions = torch.arange(max(self.action_count), device=self.device)

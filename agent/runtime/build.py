@@ -59,6 +59,7 @@ def build_stream(config: Config) -> TaskStream:
                 task.env,
                 task.steps or spec.steps_per_task,
                 (task.score[0], task.score[1]) if task.score else None,
+                task.reward_scale,
             )
             for task in spec.tasks
         ]

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -247,11 +248,18 @@ class Cells:
     totals: list[list[str]]
     left: int
 
+    def without_first(self) -> Cells:
+        """The table without its first column."""
+        rows, totals = [row[1:] for row in self.rows], [row[1:] for row in self.totals]
+        return Cells(self.columns[1:], rows, totals, self.left - 1)
+
     def rich(self) -> Table:
         """The table for the terminal."""
-        table = Table(show_edge=False, header_style="bold")
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for index, column in enumerate(self.columns):
-            table.add_column(Text(column), justify="left" if index < self.left else "right")
+            justify: Literal["left", "right"] = "left" if index < self.left else "right"
+            heading = Text(column.replace(" ", "\n").replace("-", "-\n"))  # narrow, so that 80 columns go far
+            table.add_column(heading, justify=justify, overflow="fold", vertical="bottom")
         for row in self.rows:
             table.add_row(*map(Text, row))
         table.add_section()
@@ -332,17 +340,22 @@ def _text_range(values: Sequence[float]) -> str:
 
 
 def plot_run(run: RunData, path: Path) -> None:
-    """Performance of every task over environment steps; shaded and named above: the task in training. Writes a PNG."""
+    """Performance of every task over environment steps; writes a PNG.
+
+    Where the task in training is known, the steps are shaded in its colour and a strip above names it.
+    """
     figure = _figure(8.6, 4.0)
     axes = figure.add_subplot()
     steps, performance = run.evaluations.steps, run.evaluations.performance()
     title = f"{run.config_name} · {run.strategy} · seed {run.summary['seed']}"
     segments = run.summary.get("segments", [])
+    if segments:
+        title += "  (strip: task in training)"
     _over_steps(axes, title, [(steps, performance)], title_pad=22 if segments else 8)
     for segment in segments:
         _shade(axes, segment, run.evaluations.tasks, points_wide=72 * 0.75 * 8.6)
     for task in range(len(run.evaluations.tasks)):
-        axes.plot(steps, performance[:, task], marker="o", markersize=3, **_line(task))
+        axes.plot(steps, performance[:, task], marker="o" if len(steps) <= 40 else "", markersize=3, **_line(task))
     _label_ends(axes, run.evaluations.tasks, performance[-1].tolist(), points_high=72 * 3.0)
     _save(figure, path)
 
@@ -397,9 +410,11 @@ def _plot_tasks(axes: Axes, groups: Sequence[Group], tasks: Sequence[str]) -> No
         at = np.arange(len(tasks)) - 0.4 + (index + 0.5) * height
         final = [_median(group.task_values(task, "final")) for task in tasks]
         learned = [_median(group.task_values(task, "learned")) for task in tasks]
-        axes.barh(at, final, height=0.86 * height, color=_line(index)["color"], alpha=0.85, linewidth=0)
+        axes.barh(at, final, height=0.86 * height, color=_line(index)["color"], linewidth=0)
         axes.vlines(learned, at - 0.43 * height, at + 0.43 * height, color=INK, linewidth=2)
     axes.axvline(0, color=INK, linewidth=0.8)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, max(high, 1.02))
     axes.set_yticks(range(len(tasks)), tasks)
     axes.invert_yaxis()
     axes.set_title("each task: bar at the end, mark when learned", fontsize=10, loc="left", color=INK, pad=8)
@@ -436,7 +451,15 @@ def _shade(axes: Axes, segment: Mapping[str, Any], tasks: Sequence[str], points_
     color = GRID if task is None else _line(task)["color"]
     name = "all tasks" if task is None else tasks[task]
     axes.axvspan(start, end, color=color, alpha=0.10, linewidth=0)
-    axes.plot([start, end], [1.0, 1.0], transform=axes.get_xaxis_transform(), color=color, linewidth=4, clip_on=False)
+    axes.plot(
+        [start, end],
+        [1.0, 1.0],
+        transform=axes.get_xaxis_transform(),
+        color=color,
+        linewidth=4,
+        clip_on=False,
+        solid_capstyle="butt",
+    )
     left, right = axes.get_xlim()
     if 5.5 * len(name) < points_wide * (end - start) / (right - left):
         axes.annotate(
@@ -473,14 +496,17 @@ def _label_ends(axes: Axes, labels: Sequence[str], values: Sequence[float], poin
 
 def _spread(values: Sequence[float], gap: float, top: float) -> list[float]:
     """Ascending `values` moved so that neighbours are at least `gap` apart and none is above `top`."""
-    placed: list[float] = []
-    for value in values:
-        placed.append(max(value, placed[-1] + gap) if placed else value)
-    limit = top
-    for index in reversed(range(len(placed))):
-        placed[index] = min(placed[index], limit)
-        limit = placed[index] - gap
-    return placed
+
+    def downwards(places: Sequence[float], limit: float) -> list[float]:
+        moved = []
+        for place in reversed(places):
+            moved.append(min(place, limit))
+            limit = moved[-1] - gap
+        return moved[::-1]
+
+    down = downwards(values, math.inf)
+    up = [-place for place in downwards([-value for value in reversed(values)], math.inf)][::-1]
+    return downwards([(a + b) / 2 for a, b in zip(down, up, strict=True)], top)  # halfway keeps a cluster in its place
 
 
 def _wrap(label: str) -> str:
@@ -541,8 +567,9 @@ def html(runs: Sequence[RunData], out_dir: Path) -> Path:
             for run in group.runs:
                 file = f"{prefix}-{len(pages) + 1}-{_slug(run.strategy)}-seed-{run.summary['seed']}.png"
                 pages.append(_run_page(run, group.label, out_dir / "plots" / file))
-        cells = _comparison_cells(members)
-        sections.append({"name": name, "cells": cells, "plot": _embed(plot), "runs": pages})
+        sections.append(
+            {"name": name, "cells": _comparison_cells(members).without_first(), "plot": _embed(plot), "runs": pages}
+        )
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -598,5 +625,5 @@ def write_report(paths: Sequence[Path], out_dir: Path, console: Console) -> Path
                 console.print(table(run.summary))
         if len(members) > 1:
             console.print(Text(f"\n{members[0].config_name}: median (min..max) over seeds", style="bold"))
-            console.print(comparison(members))
+            console.print(_comparison_cells(members).without_first().rich())
     return html(runs, out_dir)

@@ -91,6 +91,7 @@ class Rollout:
         else:
             action = distribution.sample(outputs.policy, self.generator)
         self.obs, reward, terminated, truncated, info = self.env.step(distribution.clip(action))
+        reward = reward * self.env.reward_scale_B
         self.previous_action = distribution.features(action)
         self.previous_reward = reward
         seen = {

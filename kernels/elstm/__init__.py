@@ -16,10 +16,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import Op, check, check_mask
+from kernels.rtrl import rtrl_advance, rtrl_advance_vector
 
 _SEQUENCE = Op("elstm_sequence", "kernels.elstm")
 _STEP = Op("elstm_step", "kernels.elstm")
 _LOCAL = Op("elstm_local", "kernels.elstm")
+_LAYER = Op("elstm_layer", "kernels.elstm")
+_TRACE = Op("elstm_advance", "kernels.elstm")
 
 
 class _Sequence(torch.autograd.Function):
@@ -108,3 +111,131 @@ def elstm_local(
     check(op, "v", v_2N, (2 * N,), c_prev_TBN)
     check_mask(op, "is_init", is_init_TB, (T, B), c_prev_TBN)
     return _LOCAL.module(backend, u_TB2N).local(u_TB2N, v_2N, c_prev_TBN, is_init_TB)
+
+
+@torch.no_grad()
+def elstm_advance(
+    S_B2ND: torch.Tensor,
+    s_B4N: torch.Tensor,
+    u_TB2N: torch.Tensor,
+    v_2N: torch.Tensor,
+    c0_BN: torch.Tensor,
+    c_TBN: torch.Tensor,
+    x_TBD: torch.Tensor,
+    is_init_TB: torch.Tensor,
+    *,
+    boundary_BN: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Advances an eLSTM's whole RTRL carry by a chunk, in place: `elstm_local`, then `kernels.rtrl`, fused where possible.
+
+    S_B2ND: sensitivities of the state to the input weights (forget gate, candidate), fp32/fp64 or bf16 beside fp32;
+    s_B4N: to the forget bias, candidate bias, forget diagonal weight, candidate diagonal weight. u, v, c0 and is_init
+    are what the chunk's `elstm_sequence` got, c_TBN what it returned, x_TBD the input u was projected from.
+    With boundary_BN = dL/dc_0 returns (grad_2ND, grad_4N), what the carry adds to the chunk's gradient; else (None, None).
+    """
+    op = "elstm_advance"
+    T, B, N = c_TBN.shape
+    check(op, "u", u_TB2N, (T, B, 2 * N), c_TBN)
+    check(op, "v", v_2N, (2 * N,), c_TBN)
+    check(op, "c0", c0_BN, (B, N), c_TBN)
+    check(op, "s", s_B4N, (B, 4, N), c_TBN)
+    check_mask(op, "is_init", is_init_TB, (T, B), c_TBN)
+    impl = _TRACE.module(backend, c_TBN)
+    if hasattr(impl, "trace"):
+        grad_4N = None if boundary_BN is None else (boundary_BN[:, None] * s_B4N).sum(0)
+        a_TBN, l_TB2N = impl.trace(u_TB2N, v_2N, c0_BN, is_init_TB, c_TBN, s_B4N)
+    else:
+        c_prev_TBN = torch.cat([c0_BN[None], c_TBN[:-1]])
+        a_TBN, l_TB2N = impl.local(u_TB2N, v_2N, c_prev_TBN, is_init_TB)
+        masked_TBN = c_prev_TBN.masked_fill_(is_init_TB[..., None], 0.0)
+        l_TB4N = torch.cat([l_TB2N, l_TB2N * masked_TBN.repeat(1, 1, 2)], dim=-1)
+        _, grad_4N = rtrl_advance_vector(s_B4N, a_TBN, l_TB4N, boundary_BN=boundary_BN, backend=backend)
+    _, grad_2ND = rtrl_advance(S_B2ND, a_TBN, l_TB2N, x_TBD, boundary_BN=boundary_BN, backend=backend)
+    return grad_2ND, grad_4N
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        impl: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        v: torch.Tensor,
+        weight_out: torch.Tensor,
+        recurrent_out: torch.Tensor,
+        bias_out: torch.Tensor,
+        c0: torch.Tensor,
+        is_init: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        T, B, D = x.shape
+        rows = x.reshape(T * B, D)
+        u = torch.addmm(bias, rows, weight.t()).view(T, B, -1)
+        c = impl.forward(u, v, c0, is_init)
+        o = torch.addmm(bias_out, rows, weight_out.t()).addmm_(c.view(T * B, -1), recurrent_out.t())
+        h = impl.gate(o.view_as(c), c)
+        ctx.impl = impl
+        ctx.save_for_backward(x, weight, v, weight_out, recurrent_out, c0, is_init, u, c, o)
+        ctx.mark_non_differentiable(u)
+        ctx.set_materialize_grads(False)
+        return h, c[-1].clone(), c, u
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, dh: torch.Tensor | None, dfinal: torch.Tensor | None, dc: torch.Tensor | None, _: None
+    ) -> Any:
+        x, weight, v, weight_out, recurrent_out, c0, is_init, u, c, o = ctx.saved_tensors
+        dh = torch.zeros_like(c) if dh is None else dh
+        dgate, dc = ctx.impl.gate_backward(o.view_as(c), c, dh, dc)
+        rows, c_rows, dgate_rows = x.reshape(-1, x.shape[-1]), c.view(o.shape), dgate.view(o.shape)
+        dc.view(o.shape).addmm_(dgate_rows, recurrent_out)
+        du, dv, dc0 = ctx.impl.backward(u, v, c0, is_init, c, dc, dfinal)
+        du_rows = du.view(len(rows), -1)
+        dx = None
+        if ctx.needs_input_grad[1]:
+            dx = (du_rows @ weight).addmm_(dgate_rows, weight_out).view_as(x)
+        return (
+            None, dx, du_rows.t() @ rows, du_rows.sum(0), dv, dgate_rows.t() @ rows, dgate_rows.t() @ c_rows,
+            dgate_rows.sum(0), dc0, None,
+        )  # fmt: skip
+
+
+def elstm_layer(
+    x_TBD: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    v_2N: torch.Tensor,
+    weight_out: torch.Tensor,
+    recurrent_out: torch.Tensor,
+    bias_out: torch.Tensor,
+    c0_BN: torch.Tensor,
+    is_init_TB: torch.Tensor,
+    *,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A whole eLSTM layer, input projection and output gate included: equations 5-7 of the paper as one autograd node.
+
+    x_TBD; weight (2N, D), bias (2N) and v (2N) of forget gate and candidate; weight_out (N, D), recurrent_out (N, N) and
+    bias_out (N) of the output gate o = sigmoid(W_o x + U_o c + b_o); h = o * c. c0 and is_init as in `elstm_sequence`.
+    Returns (h_TBN, c_BN, c_TBN, u_TB2N): the output, the last state, all states, and the drive (no gradient flows through
+    it) that `elstm_advance` wants. Gradients to everything else, from h, c_BN and c_TBN.
+    """
+    op = "elstm_layer"
+    if x_TBD.ndim != 3 or x_TBD.shape[0] == 0:
+        raise ValueError(f"{op}: x must have shape (T >= 1, B, D), got {tuple(x_TBD.shape)}")
+    (T, B, D), N = x_TBD.shape, c0_BN.shape[-1]
+    check(op, "weight", weight, (2 * N, D), x_TBD)
+    check(op, "bias", bias, (2 * N,), x_TBD)
+    check(op, "v", v_2N, (2 * N,), x_TBD)
+    check(op, "weight_out", weight_out, (N, D), x_TBD)
+    check(op, "recurrent_out", recurrent_out, (N, N), x_TBD)
+    check(op, "bias_out", bias_out, (N,), x_TBD)
+    check(op, "c0", c0_BN, (B, N), x_TBD)
+    check_mask(op, "is_init", is_init_TB, (T, B), x_TBD)
+    impl = _LAYER.module(backend, x_TBD)
+    if hasattr(impl, "layer"):
+        return impl.layer(x_TBD, weight, bias, v_2N, weight_out, recurrent_out, bias_out, c0_BN, is_init_TB)
+    return _Layer.apply(impl, x_TBD, weight, bias, v_2N, weight_out, recurrent_out, bias_out, c0_BN, is_init_TB)

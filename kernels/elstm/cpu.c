@@ -93,3 +93,53 @@ void FN(elstm_local)(i64 T, i64 B, i64 N, i64 threads, const real *u, const real
     for (i64 i = 0; i < T * B; i++)
         FN(elstm_local_row)(N, init[i] ? 0 : 1, u + i * 2 * N, v, c_prev + i * N, a + i * N, l + i * 2 * N);
 }
+
+static inline void FN(elstm_trace_row)(i64 N, real keep, const real *restrict u, const real *restrict v,
+                                       const real *restrict p, real *restrict a, real *restrict l, real *restrict s) {
+#pragma omp simd
+    for (i64 n = 0; n < N; n++) {
+        real f = SIGMOID(u[n] + v[n] * p[n]);
+        real z = TANH(u[N + n] + v[N + n] * p[n]);
+        real fh = (p[n] - z) * f * (1 - f), zh = (1 - f) * (1 - z * z);
+        real decay = keep * (f + v[n] * fh + v[N + n] * zh);
+        a[n] = decay;
+        l[n] = fh;
+        l[N + n] = zh;
+        s[n] = decay * s[n] + fh;
+        s[N + n] = decay * s[N + n] + zh;
+        s[2 * N + n] = decay * s[2 * N + n] + fh * p[n];
+        s[3 * N + n] = decay * s[3 * N + n] + zh * p[n];
+    }
+}
+
+/* elstm_local, and in the same pass the sensitivities s [B,4,N] to both biases and both diagonal weights, in place. */
+void FN(elstm_trace)(i64 T, i64 B, i64 N, i64 threads, const real *u, const real *v, const real *c0,
+                     const uint8_t *init, const real *zeros, const real *c, real *a, real *l, real *s) {
+#pragma omp parallel for schedule(static) num_threads(team(T * B * N, threads)) if (team(T * B * N, threads) > 1)
+    for (i64 first = 0; first < B; first += ROWS)
+        for (i64 t = 0; t < T; t++)
+            for (i64 b = first; b < MIN(B, first + ROWS); b++)
+                FN(elstm_trace_row)(N, init[t * B + b] ? 0 : 1, u + (t * B + b) * 2 * N, v,
+                                    FN(elstm_previous)(t, b, B, N, c0, c, init, zeros), a + (t * B + b) * N,
+                                    l + (t * B + b) * 2 * N, s + b * 4 * N);
+}
+
+/* The output gate over `count` numbers: o = sigmoid(o) in place, h = o c. */
+void FN(elstm_gate)(i64 count, i64 threads, const real *restrict c, real *restrict o, real *restrict h) {
+#pragma omp parallel for simd schedule(static) num_threads(team(count, threads)) if (team(count, threads) > 1)
+    for (i64 i = 0; i < count; i++) {
+        o[i] = SIGMOID(o[i]);
+        h[i] = o[i] * c[i];
+    }
+}
+
+/* dgate: gradient before the sigmoid; dc: gradient of c through h, plus `extra` unless NULL. */
+void FN(elstm_gate_backward)(i64 count, i64 threads, const real *restrict c, const real *restrict o,
+                             const real *restrict dh, const real *restrict extra, real *restrict dgate,
+                             real *restrict dc) {
+#pragma omp parallel for simd schedule(static) num_threads(team(count, threads)) if (team(count, threads) > 1)
+    for (i64 i = 0; i < count; i++) {
+        dgate[i] = dh[i] * c[i] * o[i] * (1 - o[i]);
+        dc[i] = dh[i] * o[i] + (extra ? extra[i] : 0);
+    }
+}

@@ -9,6 +9,9 @@ from kernels import build
 _FORWARD = build.function("kernels.elstm", "elstm_forward", "iiii" + "p" * 6)
 _BACKWARD = build.function("kernels.elstm", "elstm_backward", "iiii" + "p" * 12)
 _LOCAL = build.function("kernels.elstm", "elstm_local", "iiii" + "p" * 6)
+_TRACE = build.function("kernels.elstm", "elstm_trace", "iiii" + "p" * 9)
+_GATE = build.function("kernels.elstm", "elstm_gate", "ii" + "p" * 3)
+_GATE_BACKWARD = build.function("kernels.elstm", "elstm_gate_backward", "ii" + "p" * 6)
 _ROWS = 4  # batch rows per block of the weight gradient, as in cpu.c
 _zeros: dict[tuple[torch.dtype, int], torch.Tensor] = {}
 
@@ -81,3 +84,47 @@ def local(
         u.data_ptr(), v.data_ptr(), c.data_ptr(), init.data_ptr(), a.data_ptr(), l.data_ptr(),
     )  # fmt: skip
     return a, l
+
+
+def trace(
+    u_TB2N: torch.Tensor,
+    v_2N: torch.Tensor,
+    c0_BN: torch.Tensor,
+    is_init_TB: torch.Tensor,
+    c_TBN: torch.Tensor,
+    s_B4N: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(a_TBN, l_TB2N) as `local`, advancing the sensitivities s to biases and diagonal weights in the same pass."""
+    T, B, N = c_TBN.shape
+    u, v, c0, init = u_TB2N.contiguous(), v_2N.contiguous(), c0_BN.contiguous(), is_init_TB.contiguous()
+    c, s = c_TBN.contiguous(), s_B4N.contiguous()
+    a, l = torch.empty_like(c), torch.empty_like(u)  # noqa: E741
+    _TRACE[u.dtype](
+        T, B, N, torch.get_num_threads(), u.data_ptr(), v.data_ptr(), c0.data_ptr(), init.data_ptr(),
+        _zero_row(N, u.dtype).data_ptr(), c.data_ptr(), a.data_ptr(), l.data_ptr(), s.data_ptr(),
+    )  # fmt: skip
+    if s is not s_B4N:
+        s_B4N.copy_(s)
+    return a, l
+
+
+def gate(o_TBN: torch.Tensor, c_TBN: torch.Tensor) -> torch.Tensor:
+    """h = sigmoid(o) * c; o becomes sigmoid(o) in place."""
+    h_TBN = torch.empty_like(c_TBN)
+    _GATE[h_TBN.dtype](
+        h_TBN.numel(), torch.get_num_threads(), c_TBN.data_ptr(), o_TBN.data_ptr(), h_TBN.data_ptr()
+    )
+    return h_TBN
+
+
+def gate_backward(
+    o_TBN: torch.Tensor, c_TBN: torch.Tensor, dh_TBN: torch.Tensor, dc_TBN: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(gradient before the sigmoid, dc + gradient of c through h)."""
+    dh, extra = dh_TBN.contiguous(), None if dc_TBN is None else dc_TBN.contiguous()
+    dgate, total = torch.empty_like(c_TBN), torch.empty_like(c_TBN)
+    _GATE_BACKWARD[dh.dtype](
+        dh.numel(), torch.get_num_threads(), c_TBN.data_ptr(), o_TBN.data_ptr(), dh.data_ptr(),
+        None if extra is None else extra.data_ptr(), dgate.data_ptr(), total.data_ptr(),
+    )  # fmt: skip
+    return dgate, total

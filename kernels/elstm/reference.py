@@ -39,3 +39,21 @@ def local(
     z_hat = (1 - f) * (1 - z * z)
     a_TBN = (f + v_f * f_hat + v_z * z_hat).masked_fill(is_init_TB[..., None], 0.0)
     return a_TBN, torch.cat([f_hat, z_hat], dim=-1)
+
+
+def layer(
+    x_TBD: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    v_2N: torch.Tensor,
+    weight_out: torch.Tensor,
+    recurrent_out: torch.Tensor,
+    bias_out: torch.Tensor,
+    c0_BN: torch.Tensor,
+    is_init_TB: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(h_TBN, c_BN, c_TBN, u_TB2N), differentiable by autograd."""
+    u_TB2N = x_TBD @ weight.T + bias
+    c_TBN, c_BN = sequence(u_TB2N, v_2N, c0_BN, is_init_TB)
+    o_TBN = torch.sigmoid(x_TBD @ weight_out.T + c_TBN @ recurrent_out.T + bias_out)
+    return o_TBN * c_TBN, c_BN, c_TBN, u_TB2N.detach()

@@ -6,7 +6,7 @@ import torch
 
 from kernels.elstm.reference import local
 
-__all__ = ["backward", "forward", "local", "step"]
+__all__ = ["backward", "forward", "gate", "gate_backward", "local", "step"]
 
 
 def step(u_B2N: torch.Tensor, v_2N: torch.Tensor, c_BN: torch.Tensor, is_init_B: torch.Tensor) -> torch.Tensor:
@@ -46,3 +46,17 @@ def backward(
     masked_TBN = c_prev_TBN.masked_fill(is_init_TB[..., None], 0.0)
     dv_2N = (du_TB2N * masked_TBN.repeat(1, 1, 2)).sum(dim=(0, 1))
     return du_TB2N, dv_2N, a_TBN[0] * d_TBN[0]
+
+
+def gate(o_TBN: torch.Tensor, c_TBN: torch.Tensor) -> torch.Tensor:
+    """h = sigmoid(o) * c; o becomes sigmoid(o) in place."""
+    return o_TBN.sigmoid_() * c_TBN
+
+
+def gate_backward(
+    o_TBN: torch.Tensor, c_TBN: torch.Tensor, dh_TBN: torch.Tensor, dc_TBN: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(gradient before the sigmoid, dc + gradient of c through h)."""
+    total = dh_TBN * o_TBN
+    dgate = total * c_TBN * (1 - o_TBN)
+    return dgate, total if dc_TBN is None else total.add_(dc_TBN)

@@ -6,6 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.elstm.torch_backend import gate, gate_backward
+
+__all__ = ["backward", "forward", "gate", "gate_backward", "local", "step"]
+
 
 @triton.jit
 def _gates(u_ptr, row, n, N, mask, v_f, v_z, c):  # type: ignore[no-untyped-def]

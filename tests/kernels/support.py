@@ -26,14 +26,16 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) ->
     assert error <= tolerance, f"relative RMS error {error:.2e} is above {tolerance:.0e}"
 
 
-def gradients(outputs: tuple[torch.Tensor, ...], inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def gradients(
+    outputs: tuple[torch.Tensor, ...], inputs: tuple[torch.Tensor, ...], allow_unused: bool = False
+) -> tuple[torch.Tensor, ...]:
     """Gradients of a fixed random linear function of all outputs."""
     generator = torch.Generator().manual_seed(99)
     total: torch.Tensor = torch.zeros(())
     for output in outputs:
         weight = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output.device, output.dtype)
         total = total + (output * weight).sum().real
-    return torch.autograd.grad(total, inputs)
+    return torch.autograd.grad(total, inputs, allow_unused=allow_unused)
 
 
 @pytest.fixture

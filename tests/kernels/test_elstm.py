@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from kernels.elstm import elstm_local, elstm_sequence, elstm_step
+from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
 from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close, gradients
 
 SHAPES = [(1, 1, 1), (1, 5, 33), (7, 3, 17), (16, 9, 64), (33, 6, 100)]
@@ -137,6 +137,61 @@ def test_local_is_what_autograd_says(backend: str) -> None:
     assert_close(a, expected_a, 1e-13)
     assert_close(l, expected_l, 1e-13)
     assert not a.requires_grad
+
+
+def layer_problem(T: int, B: int, N: int, D: int, dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """(x, weight, bias, v, weight_out, recurrent_out, bias_out, c0) requiring gradients, and is_init."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(T, B, D), (2 * N, D), (2 * N,), (2 * N,), (N, D), (N, N), (N,), (B, N)]
+    inputs = [torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype) for shape in shapes]
+    return [tensor.requires_grad_() for tensor in inputs], torch.rand(T, B, generator=generator) < 0.25
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 3, 17, 6), (9, 8, 33, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("outputs", [[0], [1], [2], [0, 1, 2]])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_layer_equals_the_reference(
+    backend: str, shape: tuple[int, ...], dtype: torch.dtype, outputs: list[int]
+) -> None:
+    inputs, is_init = layer_problem(*shape, dtype)
+    results = []
+    for name in (backend, "reference"):
+        result = elstm_layer(*inputs, is_init, backend=name)
+        used = gradients(tuple(result[i] for i in outputs), tuple(inputs), allow_unused=True)
+        results.append((*result, *(torch.zeros(1) if g is None or not g.any() else g for g in used)))
+    for a, b in zip(*results):
+        assert_close(a, b, 1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layer_gradcheck(backend: str) -> None:
+    inputs, is_init = layer_problem(3, 2, 2, 3, torch.float64)
+    assert gradcheck(lambda *tensors: elstm_layer(*tensors, is_init, backend=backend)[:3], inputs)
+
+
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("with_boundary", [False, True])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_advance_equals_the_reference(backend: str, dtype: torch.dtype, with_boundary: bool) -> None:
+    T, B, N, D = 6, 9, 17, 5
+    u, v, c0, is_init = problem(T, B, N, "some", dtype)
+    c, _ = elstm_sequence(u, v, c0, is_init, backend="reference")
+    x, S, s, boundary = (torch.randn(*shape).to(dtype) for shape in ((T, B, D), (B, 2, N, D), (B, 4, N), (B, N)))
+    results = []
+    for name in (backend, "reference"):
+        carry, small = S.clone(), s.clone()
+        grads = elstm_advance(
+            carry, small, u, v, c0, c, x, is_init, boundary_BN=boundary if with_boundary else None, backend=name
+        )
+        results.append((carry, small, *grads))
+    for a, b in zip(*results):
+        if b is None:
+            assert a is None
+        else:
+            assert_close(a, b, 1e-5 if dtype == torch.float32 else 1e-13)
 
 
 def test_non_contiguous_inputs() -> None:

@@ -84,7 +84,7 @@ def shown(table: Table, width: int = 160) -> str:
 def line(text: str, start: str) -> list[str]:
     """The cells of the first line of a shown table that begins with `start`."""
     found = next(line for line in text.splitlines() if line.strip().startswith(start))
-    return [cell.strip() for cell in re.split("[│┃]", found)]
+    return [cell.strip() for cell in re.split(r"\s{2,}", found.strip())]
 
 
 @pytest.fixture
@@ -154,15 +154,15 @@ def test_the_table_of_a_run_shows_what_was_kept(tmp_path: Path) -> None:
     text = shown(report.table(json.loads((tmp_path / "run" / "summary.json").read_text())))
     assert line(text, "recall") == ["recall", "0.90", "0.45", "50%"]
     assert line(text, "cartpole") == ["cartpole", "0.90", "0.90", "100%"]
-    assert line(text, "average performance")[2] == "0.68"
-    assert line(text, "forgetting")[2] == "0.45"
+    assert line(text, "average performance")[1] == "0.68"
+    assert line(text, "forgetting")[1] == "0.45"
 
 
 def test_undefined_numbers_show_as_a_dash(tmp_path: Path) -> None:
     edit(write_run(tmp_path / "run"), forgetting=None, tasks=[{"name": "[b]a", "learned": 0.0, "final": -0.001}])
     text = shown(report.table(json.loads((tmp_path / "run" / "summary.json").read_text())))
     assert line(text, "[b]a") == ["[b]a", "0.00", "0.00", "–"]  # names are no markup, and there is no minus zero
-    assert line(text, "forgetting")[2] == "–"
+    assert line(text, "forgetting")[1] == "–"
 
 
 def test_the_comparison_groups_seeds_and_puts_the_best_first(runs_folder: Path) -> None:
@@ -177,8 +177,9 @@ def test_the_comparison_groups_seeds_and_puts_the_best_first(runs_folder: Path) 
 def test_the_comparison_of_configs_with_other_tasks_has_dashes(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", strategy="ewc+clear")
     write_run(tmp_path / "runs" / "b", name="arcade", tasks=("recall", "pong"))
-    text = shown(report.comparison(report.load_runs([tmp_path / "runs"])))
-    assert line(text, "config")[5:8] == ["recall", "cartpole", "pong"]
+    table = report.comparison(report.load_runs([tmp_path / "runs"]))
+    assert [str(column.header) for column in table.columns[5:8]] == ["recall", "cartpole", "pong"]
+    text = shown(table)
     assert line(text, "quickstart")[1] == "ewc+clear"
     assert line(text, "quickstart")[5:8] == ["0.81", "0.90", "–"]
     assert line(text, "arcade")[5:8] == ["0.81", "–", "0.90"]
@@ -219,8 +220,8 @@ def test_a_run_without_segments_or_with_joint_training_is_plotted(tmp_path: Path
 
 def test_labels_are_moved_apart_and_stay_below_the_top() -> None:
     assert report._spread([0.1, 0.5, 0.9], 0.1, 1.0) == [0.1, 0.5, 0.9]
-    placed = report._spread([0.97, 0.98, 0.99], 0.1, 1.0)
-    np.testing.assert_allclose(placed, [0.8, 0.9, 1.0])
+    np.testing.assert_allclose(report._spread([0.5, 0.5, 0.5], 0.1, 1.0), [0.4, 0.5, 0.6])
+    np.testing.assert_allclose(report._spread([0.97, 0.98, 0.99], 0.1, 1.0), [0.8, 0.9, 1.0])
 
 
 def test_the_page_is_one_file_with_tables_and_images(runs_folder: Path, tmp_path: Path) -> None:

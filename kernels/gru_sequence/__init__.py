@@ -1,0 +1,69 @@
+"""GRU over a sequence with resets inside, the input projection hoisted by the caller (torch gate order r, z, n).
+
+    r, z = sigmoid(u + W h)   n = tanh(u_n + r * (W_n h + b_n))   h' = (1 - z) * n + z * h          h zeroed where is_init
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from kernels.dispatch import Op, check, check_mask
+
+_GRU = Op("gru_sequence", "kernels.gru_sequence", backends=("reference", "torch", "cpu"))
+
+
+class _Sequence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        impl: Any,
+        u: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        h0: torch.Tensor,
+        is_init: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        h, saved = impl.forward(u, weight, bias, h0, is_init)
+        ctx.impl = impl
+        ctx.save_for_backward(weight, is_init, *saved)
+        ctx.set_materialize_grads(False)
+        return h, h[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dh: torch.Tensor | None, dfinal: torch.Tensor | None) -> Any:
+        if dh is None and dfinal is None:
+            return None, None, None, None, None, None
+        weight, is_init, *saved = ctx.saved_tensors
+        return None, *ctx.impl.backward(weight, is_init, tuple(saved), dh, dfinal), None
+
+
+def gru_sequence(
+    u_TB3N: torch.Tensor,
+    weight_hh: torch.Tensor,
+    bias_hn_N: torch.Tensor,
+    h0_BN: torch.Tensor,
+    is_init_TB: torch.Tensor,
+    *,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """T steps of a GRU: u_TB3N input drive (with every bias but bias_hn_N), weight_hh (3N, N), h0_BN, is_init_TB bool.
+
+    Returns (h_TBN, h_BN). Gradients to u, weight_hh, bias_hn and h0, from both outputs. Raises ValueError for wrong
+    shapes, dtypes or a backend that cannot run. Source: torch.nn.GRU, with resets.
+    """
+    op = "gru_sequence"
+    if u_TB3N.ndim != 3 or u_TB3N.shape[0] == 0 or u_TB3N.shape[2] % 3:
+        raise ValueError(f"{op}: u must have shape (T >= 1, B, 3N), got {tuple(u_TB3N.shape)}")
+    T, B, N = u_TB3N.shape[0], u_TB3N.shape[1], u_TB3N.shape[2] // 3
+    check(op, "weight_hh", weight_hh, (3 * N, N), u_TB3N)
+    check(op, "bias_hn", bias_hn_N, (N,), u_TB3N)
+    check(op, "h0", h0_BN, (B, N), u_TB3N)
+    check_mask(op, "is_init", is_init_TB, (T, B), u_TB3N)
+    impl = _GRU.module(backend, u_TB3N)
+    if hasattr(impl, "sequence"):
+        return impl.sequence(u_TB3N, weight_hh, bias_hn_N, h0_BN, is_init_TB)
+    return _Sequence.apply(impl, u_TB3N, weight_hh, bias_hn_N, h0_BN, is_init_TB)
