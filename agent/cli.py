@@ -218,5 +218,11 @@ COMMANDS = {
     "doctor": _doctor,
 }
 
-if __name__ == "__main__":
+
+def entry() -> None:
+    """The console script."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

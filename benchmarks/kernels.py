@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 from kernels import dispatch  # noqa: E402
 from kernels.diag_scan import diag_scan  # noqa: E402
-from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence  # noqa: E402
+from kernels.elstm import elstm_advance, elstm_layer  # noqa: E402
 
 SIZES = ((64, 32, 128, 128), (64, 32, 256, 256))
 SCAN_SIZE = (16, 128, 256)
@@ -96,25 +96,40 @@ class Problem:
         grads[3] += grad_KN[2:].flatten()
 
     def per_step_rtrl(self) -> None:
-        """The literature's learner: per step, broadcast multiply and outer product, then e_t S_t summed over copies."""
+        """RTRL as in the literature, after the learner of IDSIA/rtrl-elstm: the error of every state from the output gate
+        and loss first, then a loop that resets, advances (broadcast multiply, outer product) and reads six sensitivities.
+        """
+        N = self.c_BN.shape[1]
+        F_ND, Z_ND = self.W_MD.chunk(2)
+        (b_f, b_z), (v_f, v_z) = self.b_M.chunk(2), self.v_M.chunk(2)
+        keep_TB1 = (~self.is_init_TB)[..., None].float()
         with torch.no_grad():
-            u_TBM = F.linear(self.x_TBD, self.W_MD, self.b_M)
-            c_TBN, _ = elstm_sequence(u_TBM, self.v_M, self.c_BN, self.is_init_TB)
-        c_TBN = c_TBN.requires_grad_()
-        _, e_TBN, *_ = torch.autograd.grad(
-            self.output(c_TBN), (self.x_TBD, c_TBN, *self.parameters[3:]), self.e_TBN
-        )
+            c_BN, states, gates = self.c_BN, [], []
+            for x_BD, keep_B1 in zip(self.x_TBD, keep_TB1):
+                c_BN = keep_B1 * c_BN
+                f = torch.sigmoid(F.linear(x_BD, F_ND, b_f) + v_f * c_BN)
+                z = torch.tanh(F.linear(x_BD, Z_ND, b_z) + v_z * c_BN)
+                gates.append((f, z, c_BN))
+                c_BN = f * c_BN + (1 - f) * z
+                states.append(c_BN)
+        c_TBN = torch.stack(states).requires_grad_()
+        _, e_TBN, *_ = torch.autograd.grad(self.output(c_TBN), (self.x_TBD, c_TBN, *self.parameters[3:]), self.e_TBN)
         with torch.no_grad():
-            c_prev_TBN = torch.cat([self.c_BN[None], c_TBN[:-1]])
-            a_TBN, l_TBM = elstm_local(u_TBM, self.v_M, c_prev_TBN, self.is_init_TB)
-            f_hat_TBN, z_hat_TBN = l_TBM.chunk(2, dim=-1)
-            S_f, S_z = self.S_BGND[:, 0].clone(), self.S_BGND[:, 1].clone()
-            grad_f, grad_z = torch.zeros_like(S_f[0]), torch.zeros_like(S_z[0])
-            for a_BN, f_BN, z_BN, x_BD, e_BN in zip(a_TBN, f_hat_TBN, z_hat_TBN, self.x_TBD, e_TBN):
-                S_f = a_BN[..., None] * S_f + f_BN[..., None] * x_BD[:, None]
-                S_z = a_BN[..., None] * S_z + z_BN[..., None] * x_BD[:, None]
-                grad_f += (e_BN[..., None] * S_f).sum(0)
-                grad_z += (e_BN[..., None] * S_z).sum(0)
+            S_F, S_Z = self.S_BGND[:, 0], self.S_BGND[:, 1]
+            s_bf, s_bz, s_vf, s_vz = self.s_BKN.unbind(1)
+            grads = [torch.zeros_like(part) for part in (S_F[0], S_Z[0], *[torch.empty(N)] * 4)]
+            for (f, z, c_BN), x_BD, keep_B1, e_BN in zip(gates, self.x_TBD, keep_TB1, e_TBN):
+                f_hat, z_hat = (c_BN - z) * f * (1 - f), (1 - f) * (1 - z * z)
+                a_BN = f + v_f * f_hat + v_z * z_hat
+                S_F, S_Z = keep_B1[..., None] * S_F, keep_B1[..., None] * S_Z
+                S_F = a_BN[..., None] * S_F + f_hat[..., None] * x_BD[:, None]
+                S_Z = a_BN[..., None] * S_Z + z_hat[..., None] * x_BD[:, None]
+                s_bf, s_bz = a_BN * (keep_B1 * s_bf) + f_hat, a_BN * (keep_B1 * s_bz) + z_hat
+                s_vf, s_vz = a_BN * (keep_B1 * s_vf) + f_hat * c_BN, a_BN * (keep_B1 * s_vz) + z_hat * c_BN
+                grads[0] += (e_BN[..., None] * S_F).sum(0)
+                grads[1] += (e_BN[..., None] * S_Z).sum(0)
+                for grad, s in zip(grads[2:], (s_bf, s_bz, s_vf, s_vz)):
+                    grad += (e_BN * s).sum(0)
 
     def torch_lstm(self) -> None:
         """torch's nn.LSTM of the same size, which knows no resets."""

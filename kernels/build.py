@@ -134,9 +134,7 @@ def _compile(compiler: str, source: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         unit, built = Path(scratch) / "unit.c", Path(scratch) / "unit.so"
         unit.write_text(source)
-        answer = subprocess.run(
-            [compiler, *FLAGS, "-o", str(built), str(unit), "-lm"], capture_output=True, text=True
-        )
+        answer = subprocess.run([compiler, *FLAGS, "-o", str(built), str(unit), "-lm"], capture_output=True, text=True)
         if answer.returncode != 0:
             raise BuildError(f"{compiler} failed: {(answer.stderr.strip().splitlines() or ['no message'])[-1]}")
         os.replace(built, path)

@@ -10,9 +10,7 @@ _GAE = build.function("kernels.advantages", "gae", "iiidd" + "p" * 8)
 _VTRACE = build.function("kernels.advantages", "vtrace", "iiidddd" + "p" * 9)
 
 
-def gae(
-    tensors: tuple[torch.Tensor, ...], gamma: float, lam: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def gae(tensors: tuple[torch.Tensor, ...], gamma: float, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(advantage_TB, return_TB) of (reward, value, bootstrap, terminated, truncated, final_value)."""
     inputs = [tensor.contiguous() for tensor in tensors]
     T, B = inputs[0].shape

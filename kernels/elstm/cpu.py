@@ -111,9 +111,7 @@ def trace(
 def gate(o_TBN: torch.Tensor, c_TBN: torch.Tensor) -> torch.Tensor:
     """h = sigmoid(o) * c; o becomes sigmoid(o) in place."""
     h_TBN = torch.empty_like(c_TBN)
-    _GATE[h_TBN.dtype](
-        h_TBN.numel(), torch.get_num_threads(), c_TBN.data_ptr(), o_TBN.data_ptr(), h_TBN.data_ptr()
-    )
+    _GATE[h_TBN.dtype](h_TBN.numel(), torch.get_num_threads(), c_TBN.data_ptr(), o_TBN.data_ptr(), h_TBN.data_ptr())
     return h_TBN
 
 

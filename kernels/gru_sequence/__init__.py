@@ -1,6 +1,6 @@
 """GRU over a sequence with resets inside, the input projection hoisted by the caller (torch gate order r, z, n).
 
-    r, z = sigmoid(u + W h)   n = tanh(u_n + r * (W_n h + b_n))   h' = (1 - z) * n + z * h          h zeroed where is_init
+r, z = sigmoid(u + W h)   n = tanh(u_n + r * (W_n h + b_n))   h' = (1 - z) * n + z * h          h zeroed where is_init
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LSTM over a sequence with resets inside, the input projection hoisted by the caller (torch gate order i, f, g, o).
 
-    i, f, o = sigmoid(u + W h)   g = tanh(u + W h)   c' = f * c + i * g   h' = o * tanh(c')      h, c zeroed where is_init
+i, f, o = sigmoid(u + W h)   g = tanh(u + W h)   c' = f * c + i * g   h' = o * tanh(c')      h, c zeroed where is_init
 """
 
 from __future__ import annotations

@@ -111,6 +111,11 @@ def rtrl_boundary(
     check(op, "boundary", boundary_BN, (rows, S_BGND.shape[2]), boundary_BN)
     if index is not None and (index.ndim != 1 or index.dtype != torch.int64 or index.device != S_BGND.device):
         raise ValueError(f"{op}: index must be one-dimensional int64 on {S_BGND.device}, got {index.dtype}")
-    if index is not None and rows and not index.is_cuda and not (0 <= int(index.min()) <= int(index.max()) < len(S_BGND)):
+    if (
+        index is not None
+        and rows
+        and not index.is_cuda
+        and not (0 <= int(index.min()) <= int(index.max()) < len(S_BGND))
+    ):
         raise ValueError(f"{op}: index must lie in [0, {len(S_BGND)})")
     return _BOUNDARY.module(backend, boundary_BN).boundary(S_BGND, boundary_BN, index)

@@ -17,7 +17,7 @@ from agent import config as configuration
 from agent.cells.base import DiagonalCell
 from agent.config import PolicyConfig
 from agent.objectives.base import Objective
-from agent.policy import Policy
+from agent.policy import Policy, inputs_of
 from agent.registry import REGISTRY
 from agent.runtime.build import build
 from agent.runtime.rollout import Experience, Rollout
@@ -234,8 +234,6 @@ def slice_steps(chunk: Chunk, start: int, stop: int, state: Tensor, bootstrap: T
 @torch.no_grad()
 def act_through(policy: Policy, chunk: Chunk) -> tuple[Experience, Tensor]:
     """The experience of acting through the chunk's observations step by step, and the memory after it."""
-    from agent.policy import inputs_of
-
     x_TBD = policy.encode(inputs_of(chunk))
     state, states = chunk.state, []
     for t in range(chunk.steps):
@@ -291,6 +289,7 @@ def make_config(**changes: Any) -> configuration.Config:
 
 
 def make_trainer(folder: Path, **changes: Any) -> Trainer:
+    folder.mkdir(parents=True, exist_ok=True)
     return build(make_config(**changes), folder)
 
 

@@ -98,9 +98,7 @@ def test_vtrace_equals_the_literal_sum(backend: str, rho_bar: float, c_bar: floa
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_fp32_equals_the_reference(backend: str) -> None:
     tensors = chunk(torch.float32)
-    for got, expected in zip(
-        vtrace(*tensors, GAMMA, backend=backend), vtrace(*tensors, GAMMA, backend="reference")
-    ):
+    for got, expected in zip(vtrace(*tensors, GAMMA, backend=backend), vtrace(*tensors, GAMMA, backend="reference")):
         assert_close(got, expected, 1e-5)
     for got, expected in zip(
         gae(*tensors[1:], GAMMA, LAM, backend=backend), gae(*tensors[1:], GAMMA, LAM, backend="reference")

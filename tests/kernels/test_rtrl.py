@@ -173,9 +173,7 @@ def test_chunked_rtrl_is_bptt_over_the_whole_history(backend: str, T: int) -> No
         a, l = elstm_local(u, v, c_prev, is_init[part], backend=backend)  # noqa: E741
         masked = c_prev.masked_fill(is_init[part][..., None], 0.0).repeat(1, 1, 2)
         _, grad_W = rtrl_advance(S, a, l, x[part], boundary_BN=boundary, backend=backend)
-        _, grad_s = rtrl_advance_vector(
-            s, a, torch.cat([l, l * masked], dim=-1), boundary_BN=boundary, backend=backend
-        )
+        _, grad_s = rtrl_advance_vector(s, a, torch.cat([l, l * masked], dim=-1), boundary_BN=boundary, backend=backend)
         carried = (grad_W.reshape(2 * N, D), grad_s[:2].flatten(), grad_s[2:].flatten())
         for i in range(3):
             total[i] += inside[i] + carried[i]

@@ -1,0 +1,52 @@
+# make run       set up and run the main job: three tasks, one strategy, a table at the end
+# make test      set up and run the tests (under 15 minutes on 2 cores)
+# make test-all  the slow ones too
+# make bench     the benchmarks, as tables
+# make gpu       checks and benchmarks on a GPU, under 9 minutes
+# make lint      ruff and mypy
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: run test test-all bench gpu lint clean
+
+run: $(VENV)/.run
+	$(BIN)/lifelong run quickstart
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+bench: $(VENV)/.test
+	$(BIN)/pip install -q -c constraints.txt sb3-contrib
+	for name in kernels train; do OMP_NUM_THREADS=2 $(BIN)/lifelong bench $$name || exit 1; done
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check agent envs replay kernels tests benchmarks
+	$(BIN)/ruff format --check agent envs replay kernels tests benchmarks
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) *.egg-info build
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e ".[test]"
+	touch $@ $(VENV)/.run
+
+$(VENV)/.lint: $(VENV)/.test
+	$(BIN)/pip install -q -c constraints.txt -e ".[test,lint]"
+	touch $@

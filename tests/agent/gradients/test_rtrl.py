@@ -1,0 +1,407 @@
+"""RTRL is exact: chunk by chunk it gives the gradient of the whole history, and truncated BPTT does not.
+
+The references are plain autograd over the whole sequence, a literal Williams-Zipser recursion with full Jacobians, and
+central differences; none of them uses `local_derivatives`, the kernels or the carry.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agent import registry
+from agent.errors import ConfigError
+from agent.gradients.base import GradientEngine
+from agent.gradients.bptt import BPTT
+from agent.gradients.rtrl import RTRL
+from agent.objectives.actor_critic import ActorCritic
+from agent.objectives.ppo import PPO
+from agent.policy import Outputs, Policy, inputs_of
+from agent.runtime.build import check_gradient
+from agent.runtime.learner import Learner
+from agent.runtime.rollout import Experience
+from replay.chunk import Chunk, concatenate
+from tests.agent.support import (
+    CELLS,
+    OWN_CELLS,
+    act_through,
+    make_config,
+    make_context,
+    make_policy,
+    make_rollout,
+    policy_for,
+    random_chunk,
+    slice_steps,
+    task_env,
+)
+
+DIAGONAL = [name for name in CELLS if registry.load("cell", name).jacobian == "diagonal"] + OWN_CELLS
+RECURRENT = ["cell.weight_input", "cell.bias", "cell.weight_recurrent"]
+B = 5
+
+
+def double_policy(cell: str, size: int = 7) -> Policy:
+    policy = make_policy(cell, size, observation=4).double()
+    with torch.no_grad():
+        policy.cell.weight_recurrent.normal_(std=1.0)  # type: ignore[operator, union-attr]
+    return policy
+
+
+def history(policy: Policy, steps: int, chunks: int) -> Chunk:
+    """Random data of `chunks` chunks: resets inside chunks, exactly on their borders and at the first step."""
+    data = random_chunk(policy, steps * chunks, B, dtype=torch.float64)
+    data.is_init[:] = torch.rand(steps * chunks, B, generator=torch.Generator().manual_seed(5)) < 0.08
+    data.is_init[:, 4] = False  # one copy remembers everything
+    data.is_init[0, 0] = True  # at the very first step
+    data.is_init[steps, 1] = True  # on a border
+    data.is_init[2 * steps, 1:3] = True
+    if steps > 1:
+        data.is_init[steps + steps // 2, 3] = True  # inside
+        data.is_init[2 * steps - 1, 0] = True  # at the last step of a chunk
+    return data
+
+
+def split(policy: Policy, data: Chunk, steps: int) -> list[Experience]:
+    """The experience cut into chunks, each starting from the memory that acting left there."""
+    whole, _ = act_through(policy, data)
+    parts = []
+    for start in range(0, data.steps, steps):
+        stop = start + steps
+        bootstrap = torch.full((B,), 0.1 * start, dtype=torch.float64)
+        chunk = slice_steps(data, start, stop, whole.state_TBS[start], bootstrap)
+        parts.append(Experience(chunk, whole.x_TBD[start:stop], whole.state_TBS[start:stop], chunk.reward, chunk.is_init))
+    return parts
+
+
+def gradients_of(policy: Policy) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+
+
+def whole_history_gradient(policy: Policy, data: Chunk, parts: list[Experience]) -> dict[str, Tensor]:
+    """Gradient of the sum of the chunks' losses through one forward pass over all steps."""
+    objective = ActorCritic(policy.distribution)
+    policy.zero_grad()
+    outputs = policy.sequence(data, data.state)
+    loss, start = torch.zeros((), dtype=torch.float64), 0
+    for part in parts:
+        stop = start + part.chunk.steps
+        here = Outputs(outputs.policy[start:stop], outputs.value[start:stop])
+        loss, start = loss + objective.loss(here, part.chunk, {})[0], stop
+    loss.backward()
+    return gradients_of(policy)
+
+
+def chunked_gradient(policy: Policy, parts: list[Experience], engine: GradientEngine) -> dict[str, Tensor]:
+    """The same sum chunk by chunk, as the learner does it."""
+    objective = ActorCritic(policy.distribution)
+    policy.zero_grad()
+    for part in parts:
+        outputs = policy.sequence(part.chunk, engine.attach(part.chunk.state))
+        loss, _ = objective.loss(outputs, part.chunk, {})
+        loss.backward()
+        engine.advance(engine.trace(part.x_TBD, part.state_TBS, part.chunk.is_init))
+    return gradients_of(policy)
+
+
+def max_relative_error(got: dict[str, Tensor], expected: dict[str, Tensor], names: list[str]) -> float:
+    """Largest over the parameters of max |difference| / max |expected|."""
+    errors = [float((got[n] - expected[n]).abs().max() / expected[n].abs().max()) for n in names if expected[n].numel()]
+    return max(errors)
+
+
+@pytest.mark.parametrize("chunks", [3, 6])
+@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize("cell", DIAGONAL)
+def test_chunked_rtrl_is_the_gradient_of_the_whole_history_and_bptt_is_not(
+    cell: str, steps: int, chunks: int, record_property: Any
+) -> None:
+    policy = double_policy(cell)
+    data = history(policy, steps, chunks)
+    parts = split(policy, data, steps)
+    expected = whole_history_gradient(policy, data, parts)
+    rtrl = chunked_gradient(policy, parts, RTRL(policy.cell, B))  # type: ignore[arg-type]
+    bptt = chunked_gradient(policy, parts, BPTT(policy.cell, B))
+    names = [n for n in RECURRENT if n in expected and expected[n].numel()]
+    assert set(names) == {f"cell.{n}" for n in RTRL(policy.cell, B).exact_parameters()} - (  # type: ignore[arg-type]
+        {"cell.weight_recurrent"} if not policy.cell.VECTORS else set()  # type: ignore[attr-defined]
+    )
+    errors = max_relative_error(rtrl, expected, names), max_relative_error(bptt, expected, names)
+    record_property("rtrl", errors[0])
+    record_property("bptt", errors[1])
+    print(f"\nrelative error of {cell} T={steps} K={chunks}: rtrl {errors[0]:.1e}, bptt {errors[1]:.1e}")
+    assert errors[0] <= 1e-10
+    assert all(max_relative_error(bptt, expected, [name]) > 1e-3 for name in names)
+    others = [n for n in expected if n not in RECURRENT]  # above the recurrence: exact under both
+    assert max_relative_error(rtrl, expected, others) <= 1e-10
+
+
+@pytest.mark.parametrize("cell", DIAGONAL)
+def test_minibatches_over_copies_sum_to_the_gradient_of_the_whole_chunk(cell: str) -> None:
+    policy = double_policy(cell)
+    parts = split(policy, history(policy, 4, 3), 4)
+    engine = RTRL(policy.cell, B)  # type: ignore[arg-type]
+    chunked_gradient(policy, parts[:2], engine)
+    chunk = parts[2].chunk
+    objective = PPO(policy.distribution)
+    prepared = objective.prepare(chunk)
+    policy.zero_grad()
+    objective.loss(policy.sequence(chunk, engine.attach(chunk.state)), chunk, prepared)[0].backward()
+    expected = gradients_of(policy)
+    policy.zero_grad()
+    for index in (torch.tensor([3, 0]), torch.tensor([1]), torch.tensor([4, 2])):
+        batch = chunk.select(index)
+        outputs = policy.sequence(batch, engine.attach(batch.state, index))
+        loss, _ = objective.loss(outputs, batch, {n: x.index_select(1, index) for n, x in prepared.items()})
+        (loss * len(index) / B).backward()
+    got = gradients_of(policy)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_the_learner_adds_up_replayed_copies_without_giving_them_a_carry() -> None:
+    policy = double_policy("elstm")
+    parts = split(policy, history(policy, 4, 3), 4)
+    engine = RTRL(policy.cell, B)  # type: ignore[arg-type]
+    chunked_gradient(policy, parts[:2], engine)
+    live, replayed = parts[2].chunk, parts[1].chunk
+
+    class Append:
+        def transform_batch(self, ctx: Any, chunk: Chunk) -> Chunk:
+            return concatenate([chunk, replayed])
+
+    objective = ActorCritic(policy.distribution)
+    learner = Learner(policy, engine, objective, torch.optim.SGD(policy.parameters(), 0.0), [], 0.0, torch.Generator())
+    learner.batch_hooks = [Append()]  # type: ignore[list-item]
+    learner._step(make_context(policy, objective, B, 4), live, {}, None)
+    got = gradients_of(policy)
+    policy.zero_grad()
+    both = concatenate([live, replayed])
+    state = torch.cat([engine.attach(live.state), replayed.state])
+    objective.loss(policy.sequence(both, state), both, {})[0].backward()
+    for name, gradient in gradients_of(policy).items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-9, atol=1e-12)
+    policy.zero_grad()
+    for part, chunk in ((engine.attach(live.state), live), (replayed.state, replayed)):
+        objective.loss(policy.sequence(chunk, part), chunk, {})[0].backward()
+    for name, gradient in gradients_of(policy).items():
+        torch.testing.assert_close(got[name], gradient / 2, rtol=1e-9, atol=1e-12)
+
+
+# ---- against other references ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", DIAGONAL)
+def test_the_carry_is_the_numerical_derivative_of_the_state(cell: str) -> None:
+    policy = double_policy(cell, size=2)
+    data = history(policy, 3, 3)
+    engine = RTRL(policy.cell, B)  # type: ignore[arg-type]
+    for part in split(policy, data, 3):
+        engine.advance(engine.trace(part.x_TBD, part.state_TBS, part.chunk.is_init))
+    carries = {"weight_input": engine.weight_BGND, "bias": engine.bias_BGN, "weight_recurrent": engine.vector_BKN}
+    for name, carry in carries.items():
+        parameter = dict(policy.cell.named_parameters())[name]
+        S = carry.reshape(B, *parameter.shape)
+        for index in range(parameter.numel()):
+            sides = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    parameter.view(-1)[index] += sign * 1e-5
+                    sides.append(act_through(policy, data)[1])
+                    parameter.view(-1)[index] -= sign * 1e-5
+            numeric_BN = (sides[0] - sides[1]) / 2e-5
+            unit = index // parameter.shape[1] % 2 if name == "weight_input" else index % 2
+            expected = torch.zeros(B, 2, dtype=torch.float64)
+            expected[:, unit] = S.reshape(B, -1)[:, index]
+            torch.testing.assert_close(numeric_BN, expected, rtol=1e-6, atol=1e-8)
+
+
+def literal_rtrl(policy: Policy, data: Chunk, steps: int, rate: float) -> dict[str, Tensor]:
+    """Williams & Zipser (1989) step by step with dense Jacobians; a gradient step after every chunk.
+
+    S_t = dc_t/dc_{t-1} S_{t-1} + dc_t/dtheta at fixed c_{t-1};  dL/dtheta = sum_t e_t S_t with e_t = dL/dc_t at a fixed
+    future: only what c_t does to the outputs of step t.
+    """
+    objective = ActorCritic(policy.distribution)
+    cell: Any = policy.cell
+    N = cell.size
+    recurrent = {n: p for n, p in cell.named_parameters() if f"cell.{n}" in RECURRENT and p.numel()}
+    S = {n: torch.zeros(B, N, p.numel(), dtype=torch.float64) for n, p in recurrent.items()}
+    c = data.state
+    for start in range(0, data.steps, steps):
+        chunk = slice_steps(data, start, start + steps, c, torch.full((B,), 0.1 * start, dtype=torch.float64))
+        leaves, history_S = [], []
+        for t in range(steps):
+            keep = (~chunk.is_init[t]).double().unsqueeze(-1)
+            before, x = c * keep, chunk.obs[t]
+            rows, new_S = [], {n: [] for n in S}  # type: ignore[var-annotated]
+            for b in range(B):
+
+                def step(state: Tensor, *weights: Tensor, x: Tensor = x[b : b + 1]) -> Tensor:
+                    values = dict(zip(recurrent, weights, strict=True))
+                    after = torch.func.functional_call(Step(cell), {f"cell.{n}": w for n, w in values.items()}, (x, state))
+                    return after[0]
+
+                inputs = (before[b : b + 1], *(p.detach() for p in recurrent.values()))
+                jacobians = torch.autograd.functional.jacobian(step, inputs)
+                for n, local in zip(recurrent, jacobians[1:], strict=True):
+                    new_S[n].append(jacobians[0][:, 0] @ (S[n][b] * keep[b]) + local.reshape(N, -1))
+                rows.append(step(*inputs).detach())
+            c = torch.stack(rows)
+            S = {n: torch.stack(values) for n, values in new_S.items()}
+            leaves.append(c.clone().requires_grad_())
+            history_S.append(S)
+        y = torch.stack([cell.output(chunk.obs[t], leaf) for t, leaf in enumerate(leaves)])
+        loss, _ = objective.loss(policy.heads(y, inputs_of(chunk)), chunk, {})
+        rest = {n: p for n, p in policy.named_parameters() if n not in RECURRENT}
+        found = torch.autograd.grad(loss, [*leaves, *rest.values()])
+        with torch.no_grad():
+            for n, parameter in recurrent.items():
+                gradient = sum(torch.einsum("bn,bnp->p", e, s[n]) for e, s in zip(found[:steps], history_S, strict=True))
+                parameter -= rate * gradient.view_as(parameter)  # type: ignore[union-attr]
+            for parameter, gradient in zip(rest.values(), found[steps:], strict=True):
+                parameter -= rate * gradient
+    return {n: p.detach().clone() for n, p in policy.named_parameters()}
+
+
+class Step(torch.nn.Module):
+    """The state after one step."""
+
+    def __init__(self, cell: torch.nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        after: Tensor = self.cell.step(x, state)[1]  # type: ignore[operator]
+        return after
+
+
+@pytest.mark.parametrize("cell", DIAGONAL)
+def test_the_learner_equals_literal_per_step_rtrl_while_the_parameters_change_from_chunk_to_chunk(cell: str) -> None:
+    steps, chunks, rate = 3, 4, 0.05
+    policy = double_policy(cell, size=3)
+    data = history(policy, steps, chunks)
+    expected = literal_rtrl(double_policy(cell, size=3), data, steps, rate)
+    engine = RTRL(policy.cell, B)  # type: ignore[arg-type]
+    objective = ActorCritic(policy.distribution)
+    learner = Learner(policy, engine, objective, torch.optim.SGD(policy.parameters(), rate), [], 0.0, torch.Generator())
+    state = data.state
+    for start in range(0, data.steps, steps):
+        bootstrap = torch.full((B,), 0.1 * start, dtype=torch.float64)
+        experience, state = act_through(policy, slice_steps(data, start, start + steps, state, bootstrap))
+        learner.update(make_context(policy, objective, B, steps), experience)
+    before = dict(double_policy(cell, size=3).named_parameters())
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=1e-12)
+        assert parameter.numel() == 0 or not torch.equal(parameter, before[name])
+
+
+def test_real_rollouts_across_chunks_give_the_gradient_of_the_whole_history() -> None:
+    """Through Rollout and TMaze: the chunk's start state, its reset flags and the carry fit together."""
+    env = task_env({"kind": "TMaze", "corridor": 5, "distractors": 2}, {"kind": "TMaze", "corridor": 6, "distractors": 2})
+    policy = policy_for(env)
+    rollout = make_rollout(env, policy)
+    engine = RTRL(policy.cell, env.num_envs)  # type: ignore[arg-type]
+    parts = []
+    for k in range(4):
+        if k == 2:  # a task switch resets two copies
+            rollout.switch(torch.tensor([0, 1, 0, 1]))
+        parts.append(rollout.collect(4))
+    chunks = [part.chunk for part in parts]
+    data = chunks[0].map(lambda n, x, dim: x if dim == 0 else torch.cat([getattr(c, n) for c in chunks]))
+    assert bool(data.is_init[8, 1]) and bool(data.is_init[8, 3]) and int(data.is_init.sum()) > 8
+    expected = whole_history_gradient(policy, data, parts)
+    got = chunked_gradient(policy, parts, engine)
+    truncated = chunked_gradient(policy, parts, BPTT(policy.cell, env.num_envs))
+    assert max_relative_error(got, expected, RECURRENT) < 1e-4
+    assert max_relative_error(truncated, expected, RECURRENT) > 1e-2
+
+
+# ---- the carry as an object ------------------------------------------------------------------------------------------
+
+
+def filled(cell: str = "elstm") -> tuple[Policy, RTRL]:
+    policy = double_policy(cell)
+    engine = RTRL(policy.cell, B)  # type: ignore[arg-type]
+    data = random_chunk(policy, 5, B, seed=1, dtype=torch.float64)
+    data.is_init[:] = False
+    part, _ = act_through(policy, data)
+    engine.advance(engine.trace(part.x_TBD, part.state_TBS, data.is_init))
+    return policy, engine
+
+
+def carry_of(engine: RTRL) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in engine.state_dict().items()}
+
+
+def test_resetting_copies_zeroes_their_carry_and_no_other() -> None:
+    _, engine = filled()
+    before = carry_of(engine)
+    mask = torch.tensor([True, False, False, True, False])
+    engine.reset(mask)
+    for name, carry in carry_of(engine).items():
+        assert not carry[mask].any() and bool(before[name][mask].any())
+        assert torch.equal(carry[~mask], before[name][~mask])
+
+
+def test_resetting_units_zeroes_their_carry_in_every_copy_and_no_other() -> None:
+    _, engine = filled()
+    before = carry_of(engine)
+    engine.reset_units(torch.tensor([1, 4]))
+    kept = torch.tensor([0, 2, 3, 5, 6])
+    for name, carry in carry_of(engine).items():
+        dim = 2  # [B, G, N, D], [B, G, N], [B, K, N]
+        assert not carry.index_select(dim, torch.tensor([1, 4])).any()
+        assert torch.equal(carry.index_select(dim, kept), before[name].index_select(dim, kept))
+
+
+def test_the_carry_goes_through_a_file_bit_for_bit_and_then_goes_on_alike() -> None:
+    policy, engine = filled()
+    file = io.BytesIO()
+    torch.save(engine.state_dict(), file)
+    file.seek(0)
+    other = RTRL(policy.cell, B)  # type: ignore[arg-type]
+    other.load_state_dict(torch.load(file, weights_only=True))
+    data = random_chunk(policy, 5, B, seed=2, dtype=torch.float64)
+    part, _ = act_through(policy, data)
+    for each in (engine, other):
+        each.advance(each.trace(part.x_TBD, part.state_TBS, data.is_init))
+    for name, carry in engine.state_dict().items():
+        assert torch.equal(carry, other.state_dict()[name])
+
+
+def test_the_carry_neither_grows_nor_moves_nor_remembers_a_graph() -> None:
+    policy, engine = filled()
+    where = {name: (carry.data_ptr(), carry.shape) for name, carry in engine.state_dict().items()}
+    data = random_chunk(policy, 3, B, seed=3, dtype=torch.float64)
+    part, _ = act_through(policy, data)
+    for _ in range(20):
+        outputs = policy.sequence(data, engine.attach(data.state))
+        (outputs.value.sum() + outputs.policy.sum()).backward()
+        engine.advance(engine.trace(part.x_TBD, part.state_TBS, data.is_init))
+    for name, carry in engine.state_dict().items():
+        assert (carry.data_ptr(), carry.shape) == where[name] and not carry.requires_grad
+    G, K, N, D = 2, 2, 7, 4
+    assert sum(carry.numel() for carry in engine.state_dict().values()) == B * (G * N * D + G * N + K * N)
+
+
+def test_the_state_keeps_its_values_when_the_carry_is_attached() -> None:
+    _, engine = filled()
+    state = torch.randn(B, 7, dtype=torch.float64)
+    attached = engine.attach(state)
+    assert torch.equal(attached, state) and attached.requires_grad
+
+
+def test_rtrl_with_a_dense_cell_is_refused_naming_what_works() -> None:
+    config = make_config(policy={"cell": {"kind": "lstm"}}, gradient="rtrl")
+    with pytest.raises(ConfigError, match=r"rtrl cannot train cell lstm.*bptt.*elstm") as refusal:
+        check_gradient(config, RTRL, registry.load("cell", "lstm"))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_bptt_trains_every_cell(cell: str) -> None:
+    check_gradient(make_config(policy={"cell": {"kind": cell}}, gradient="bptt"), BPTT, registry.load("cell", cell))

@@ -1,0 +1,100 @@
+"""Every distribution against torch.distributions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from torch import Tensor
+from torch import distributions as td
+
+from agent.modules.heads import Distribution, MultiCategorical, distribution_of
+
+SPACES = {
+    "discrete": Discrete(4),
+    "multi-discrete": MultiDiscrete([2, 4, 3]),
+    "box": Box(-1, 1, (3,), np.float32),
+}
+
+
+def make(name: str, rows: int, seed: int = 0) -> tuple[Distribution, Tensor]:
+    ours = distribution_of(SPACES[name])
+    return ours, torch.randn(rows, ours.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def theirs(name: str, params: Tensor) -> list[td.Distribution]:
+    """The independent factors of the distribution, by torch."""
+    if name == "discrete":
+        return [td.Categorical(logits=params)]
+    if name == "multi-discrete":
+        return [td.Categorical(logits=part) for part in params.split([2, 4, 3], -1)]
+    mean, log_std = params.chunk(2, -1)
+    return [td.Independent(td.Normal(mean, log_std.exp()), 1)]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_log_probability_entropy_and_kl_are_those_of_torch(name: str) -> None:
+    ours, params = make(name, 50)
+    _, other = make(name, 50, seed=1)
+    factors = theirs(name, params)
+    action = ours.sample(params, torch.Generator().manual_seed(2))
+    parts = [action[..., i] for i in range(3)] if name == "multi-discrete" else [action]
+    log_prob = sum(f.log_prob(a) for f, a in zip(factors, parts, strict=True))
+    entropy = sum(f.entropy() for f in factors)
+    kl = sum(td.kl_divergence(p, q) for p, q in zip(factors, theirs(name, other), strict=True))
+    torch.testing.assert_close(ours.log_prob(params, action), log_prob)
+    torch.testing.assert_close(ours.entropy(params), entropy)
+    torch.testing.assert_close(ours.kl(params, other), kl)
+    assert not ours.kl(params, params).any() or float(ours.kl(params, params).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["discrete", "multi-discrete"])
+def test_sampling_frequencies_are_the_probabilities(name: str) -> None:
+    ours, params = make(name, 1)
+    draws = 100_000
+    action = ours.sample(params.expand(draws, -1), torch.Generator().manual_seed(3))
+    columns = action.unbind(-1) if isinstance(ours, MultiCategorical) else [action]
+    for column, factor in zip(columns, theirs(name, params[0]), strict=True):
+        p = factor.probs  # type: ignore[attr-defined]
+        frequency = torch.bincount(column, minlength=len(p)) / draws
+        assert bool(((frequency - p).abs() < 4 * (p * (1 - p) / draws).sqrt()).all())
+    if len(columns) > 1:  # the parts are drawn independently
+        joint = torch.zeros(2, 4).index_put((columns[0], columns[1]), torch.ones(()), accumulate=True) / draws
+        assert float((joint - joint.sum(1, keepdim=True) * joint.sum(0)).abs().max()) < 0.01
+
+
+def test_gaussian_samples_have_the_mean_and_deviation_of_the_parameters() -> None:
+    ours, params = make("box", 1)
+    draws = 100_000
+    action = ours.sample(params.expand(draws, -1), torch.Generator().manual_seed(3))
+    mean, log_std = params[0].chunk(2)
+    assert bool(((action.mean(0) - mean).abs() < 4 * log_std.exp() / draws**0.5).all())
+    torch.testing.assert_close(action.std(0), log_std.exp(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_samples_depend_on_the_generator_alone(name: str) -> None:
+    ours, params = make(name, 20)
+    torch.manual_seed(0)
+    first = ours.sample(params, torch.Generator().manual_seed(4))
+    before = torch.get_rng_state()
+    second = ours.sample(params, torch.Generator().manual_seed(4))
+    assert torch.equal(first, second) and torch.equal(before, torch.get_rng_state())
+    assert not torch.equal(first, ours.sample(params, torch.Generator().manual_seed(5)))
+
+
+def test_an_action_of_probability_zero_is_never_drawn_even_at_the_ends() -> None:
+    ours = distribution_of(Discrete(4))
+    params = torch.randn(20_000, 4)
+    for allowed in ([False, True, True, False], [True, False, False, False], [False, False, False, True]):
+        mask = torch.tensor(allowed)
+        action = ours.sample(ours.mask(params, mask), torch.Generator().manual_seed(6))
+        assert bool(mask[action].all())
+        assert set(action.tolist()) == set(mask.nonzero().flatten().tolist())
+
+
+def test_discrete_actions_as_input_are_one_hot() -> None:
+    assert distribution_of(Discrete(3)).features(torch.tensor([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]]
+    multi = distribution_of(MultiDiscrete([2, 3]))
+    assert multi.features(torch.tensor([[1, 2]])).tolist() == [[0, 1, 0, 0, 1]] and multi.feature_size == 5

@@ -1,0 +1,102 @@
+"""What every registered strategy must do, through the real trainer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agent.registry import REGISTRY
+from agent.runtime import checkpoint
+from agent.runtime.trainer import Trainer
+from agent.strategies.base import Strategy, overrides
+from tests.agent.support import assert_identical, make_trainer, run
+
+#: options under which a strategy is fully at work within a few chunks
+AT_WORK: dict[str, dict[str, Any]] = {
+    "clear": {"capacity": 24, "start": 8},
+    "ewc": {"sequences": 8},
+    "gpm": {"chunks": 2},
+}
+ON_A_CLOCK: dict[str, dict[str, Any]] = {"ewc": {"every": 64}, "gpm": {"every": 64}}
+STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
+every_strategy = pytest.mark.parametrize(
+    ("name", "options"), STRATEGIES, ids=[f"{n}-{'clock' if o else 'boundary'}" for n, o in STRATEGIES]
+)
+
+
+def trainer_with(folder: Path, name: str, options: dict[str, Any], **changes: Any) -> Trainer:
+    spec = {"kind": name, **AT_WORK.get(name, {}), **options}
+    return make_trainer(folder, strategy=[spec], **changes)
+
+
+@every_strategy
+def test_it_trains_reports_finite_numbers_and_moves_the_parameters(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer = trainer_with(tmp_path, name, options)
+    before = {n: p.clone() for n, p in trainer.rollout.policy.state_dict().items()}
+    seen = run(trainer).seen
+    assert trainer.step == 384
+    after = trainer.rollout.policy.state_dict()
+    assert all(bool(p.isfinite().all()) for p in after.values())
+    assert any(not torch.equal(before[n], p) for n, p in after.items())
+    assert all(math.isfinite(value) for value in seen.values())
+    reported = [key for key in seen if key.startswith(f"strategy/{name}/")]
+    assert bool(reported) == (name != "finetune")
+
+
+@every_strategy
+@pytest.mark.parametrize("stop", [96, 224], ids=["first-task", "second-task"])
+def test_a_run_resumed_from_its_checkpoint_is_the_uninterrupted_run_bit_for_bit(
+    name: str, options: dict[str, Any], stop: int, tmp_path: Path
+) -> None:
+    whole = trainer_with(tmp_path / "whole", name, options)
+    run(whole)
+    first = trainer_with(tmp_path / "cut", name, options)
+    run(first, until=stop)
+    assert first.step == stop
+    second = trainer_with(tmp_path / "cut", name, options)
+    saved, damaged = checkpoint.load(tmp_path / "cut" / "checkpoints")  # torch.load(weights_only=True)
+    assert not damaged
+    torch.manual_seed(99)
+    second.load_state_dict(saved)
+    assert second.step == stop
+    assert_identical(second.strategies[0].state_dict(), first.strategies[0].state_dict())
+    run(second)
+    assert_identical(whole.state_dict(), second.state_dict())
+
+
+@every_strategy
+def test_it_stands_beside_another_strategy(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    other = "ewc" if name != "ewc" else "gpm"
+    spec = [{"kind": name, **AT_WORK.get(name, {}), **options}, {"kind": other, **AT_WORK[other]}]
+    trainer = make_trainer(tmp_path, strategy=spec)
+    run(trainer)
+    assert all(bool(p.isfinite().all()) for p in trainer.rollout.policy.parameters())
+
+
+@every_strategy
+def test_every_hook_it_overrides_is_one_of_the_contract(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    strategy = trainer_with(tmp_path, name, options).strategies[0]
+    hooks = [hook for hook in vars(Strategy) if not hook.startswith("_") and callable(getattr(Strategy, hook))]
+    used = [hook for hook in hooks if overrides([strategy], hook)]
+    assert used or name == "finetune"
+    assert strategy.data_parallel in ("none", "equal", "reduce", "shard")
+
+
+@every_strategy
+@pytest.mark.parametrize("objective", ["actor_critic", "ppo"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_it_works_with_dense_cells_and_every_objective_it_allows(
+    name: str, options: dict[str, Any], objective: str, cell: str, tmp_path: Path
+) -> None:
+    if name == "clear" and objective == "ppo":
+        pytest.skip("refused; see test_clear")
+    changes = {"policy": {"cell": {"kind": cell, "size": 6}}, "gradient": "bptt", "objective": {"kind": objective}}
+    trainer = trainer_with(tmp_path, name, options, **changes)
+    run(trainer, until=256)
+    assert all(bool(p.isfinite().all()) for p in trainer.rollout.policy.parameters())
