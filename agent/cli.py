@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from agent import config as configs
 from agent.errors import CheckpointError, ConfigError, DiskError, EnvError, unknown_name
@@ -28,6 +29,9 @@ EXAMPLES = """examples:
 
 class Parser(argparse.ArgumentParser):
     """argparse that answers a mistake with one sentence."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise ConfigError(f"{message}; see {self.prog} --help")
@@ -112,7 +116,6 @@ def _run(options: argparse.Namespace) -> int:
         return _finish(*run.resume(folder, options.overrides, quiet=options.quiet))
     if options.out is None:
         folder = run.default_folder(config)
-    print(f"run folder {folder}", file=sys.stderr)
     return _finish(*run.start(config, folder, quiet=options.quiet))
 
 

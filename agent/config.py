@@ -28,7 +28,7 @@ Part = dict[str, Any]
 
 def part(kind: str, default: Any) -> Any:
     """A dataclass field that holds a part of `kind` (`{"kind": name, ...}`)."""
-    return field(default_factory=lambda: {"kind": default}, metadata={"part": kind})
+    return field(default_factory=lambda: {"kind": default}, metadata={"part": kind, "default": default})
 
 
 def bounded(default: Any, low: float, **metadata: Any) -> Any:
@@ -263,6 +263,8 @@ def _assign(raw: Any, nested: Any, key: str) -> Any:
         return result
     if isinstance(raw, str):
         raw = {"kind": raw}  # `cell: elstm` and the override cell.size=64
+    if isinstance(raw, dict) and "kind" in raw and all(step.isdigit() for step in nested):
+        return _assign([raw], nested, key)  # `strategy: ewc` and the override strategy.0.strength=10
     if raw is not None and not isinstance(raw, dict):
         raise ConfigError(f"override {key}: {raw!r} has no keys")
     result = dict(raw or {})
@@ -309,6 +311,8 @@ def _check_scalar(hint: Any, value: Any, where: str) -> Any:
 def _check_field(spec: dataclasses.Field[Any], hint: Any, value: Any, where: str) -> Any:
     meta = spec.metadata
     if "part" in meta:
+        if isinstance(value, Mapping) and "kind" not in value and meta["default"]:
+            value = {"kind": meta["default"], **value}
         return check_part(meta["part"], value, where)
     if "parts" in meta:
         values = value if isinstance(value, list) else [value]

@@ -129,7 +129,7 @@ def build(kind: str, spec: Mapping[str, Any], *args: Any, **context: Any) -> Any
     check_options(kind, name, part, options)
     try:
         return part(*args, **options, **context)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{kind} {name}: {error}") from error

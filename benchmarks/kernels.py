@@ -2,9 +2,9 @@
 
     python benchmarks/kernels.py --json FILE
 
-Every comparison is paired: the candidates take turns in one process, after a warm-up, and ratios of medians are reported.
-An eLSTM cell here is the core of `kernels.elstm` with a dense output gate, h = sigmoid(W_o x + U_o c + b_o) * c. All timings
-are forward + backward to parameters and input, for `rtrl` with the carry.
+Every comparison is paired: the candidates take turns in one process, after a warm-up, and ratios of medians are
+reported. An eLSTM cell here is `kernels.elstm.elstm_layer`: the core and a dense output gate.
+All timings are forward + backward to every parameter, the input being data; `rtrl` has the carry too.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import torch.nn.functional as F
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # or `import kernels` would find this file
 
-from kernels import dispatch  # noqa: E402
-from kernels.diag_scan import diag_scan  # noqa: E402
-from kernels.elstm import elstm_advance, elstm_layer  # noqa: E402
+from kernels import dispatch
+from kernels.diag_scan import diag_scan
+from kernels.elstm import elstm_advance, elstm_layer
 
 SIZES = ((64, 32, 128, 128), (64, 32, 256, 256))
 SCAN_SIZE = (16, 128, 256)
@@ -60,13 +60,13 @@ class Problem:
         def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
             return torch.randn(*shape, generator=generator) * scale
 
-        self.x_TBD = normal(T, B, D).requires_grad_()
+        self.x_TBD = normal(T, B, D)
         self.e_TBN = normal(T, B, N, scale=1 / (T * B * N))
         self.is_init_TB = torch.rand(T, B, generator=generator) < 0.02
         self.W_MD, self.b_M = normal(2 * N, D, scale=0.1), normal(2 * N, scale=0.1)
         self.v_M = normal(2 * N, scale=0.1)
         self.W_out_ND, self.U_out_NN, self.b_out_N = normal(N, D, scale=0.1), normal(N, N, scale=0.1), normal(N)
-        self.parameters = [self.W_MD, self.b_M, self.v_M, self.W_out_ND, self.U_out_NN, self.b_out_N]
+        self.parameters = (self.W_MD, self.b_M, self.v_M, self.W_out_ND, self.U_out_NN, self.b_out_N)
         for parameter in self.parameters:
             parameter.requires_grad_()
         self.c_BN = normal(B, N)
@@ -74,30 +74,33 @@ class Problem:
         self.lstm, self.lstm_cell = torch.nn.LSTM(D, N), torch.nn.LSTMCell(D, N)
 
     def output(self, c_TBN: torch.Tensor) -> torch.Tensor:
+        """The output gate in plain torch, for the literature's learner."""
         gate_TBN = F.linear(self.x_TBD, self.W_out_ND, self.b_out_N) + F.linear(c_TBN, self.U_out_NN)
         return gate_TBN.sigmoid() * c_TBN
 
     def bptt(self) -> None:
         """Forward and backward of the eLSTM cell, the gradient cut at the chunk's start."""
         h_TBN, *_ = elstm_layer(self.x_TBD, *self.parameters, self.c_BN, self.is_init_TB)
-        torch.autograd.grad(h_TBN, (self.x_TBD, *self.parameters), self.e_TBN)
+        torch.autograd.grad(h_TBN, self.parameters, self.e_TBN)
 
     def rtrl(self) -> None:
         """`bptt`, plus the gradient through the state at the chunk's start, plus the new carry."""
         c0_BN = self.c_BN.detach().requires_grad_()
         h_TBN, _, c_TBN, u_TBM = elstm_layer(self.x_TBD, *self.parameters, c0_BN, self.is_init_TB)
-        *grads, boundary_BN = torch.autograd.grad(h_TBN, (self.x_TBD, *self.parameters, c0_BN), self.e_TBN)
+        *grads, boundary_BN = torch.autograd.grad(h_TBN, (*self.parameters, c0_BN), self.e_TBN)
         grad_GND, grad_KN = elstm_advance(
             self.S_BGND, self.s_BKN, u_TBM, self.v_M, c0_BN, c_TBN, self.x_TBD, self.is_init_TB, boundary_BN=boundary_BN
         )
-        assert grad_GND is not None and grad_KN is not None
-        grads[1] += grad_GND.view_as(self.W_MD)
-        grads[2] += grad_KN[:2].flatten()
-        grads[3] += grad_KN[2:].flatten()
+        assert grad_GND is not None
+        assert grad_KN is not None
+        grads[0] += grad_GND.view_as(self.W_MD)
+        grads[1] += grad_KN[:2].flatten()
+        grads[2] += grad_KN[2:].flatten()
 
     def per_step_rtrl(self) -> None:
-        """RTRL as in the literature, after the learner of IDSIA/rtrl-elstm: the error of every state from the output gate
-        and loss first, then a loop that resets, advances (broadcast multiply, outer product) and reads six sensitivities.
+        """RTRL as in the literature, after the learner of IDSIA/rtrl-elstm: the error of every state from the output
+        gate and loss first, then a loop that resets, advances (broadcast multiply, outer product) and reads six
+        sensitivities.
         """
         N = self.c_BN.shape[1]
         F_ND, Z_ND = self.W_MD.chunk(2)
@@ -105,7 +108,7 @@ class Problem:
         keep_TB1 = (~self.is_init_TB)[..., None].float()
         with torch.no_grad():
             c_BN, states, gates = self.c_BN, [], []
-            for x_BD, keep_B1 in zip(self.x_TBD, keep_TB1):
+            for x_BD, keep_B1 in zip(self.x_TBD, keep_TB1, strict=True):
                 c_BN = keep_B1 * c_BN
                 f = torch.sigmoid(F.linear(x_BD, F_ND, b_f) + v_f * c_BN)
                 z = torch.tanh(F.linear(x_BD, Z_ND, b_z) + v_z * c_BN)
@@ -113,12 +116,12 @@ class Problem:
                 c_BN = f * c_BN + (1 - f) * z
                 states.append(c_BN)
         c_TBN = torch.stack(states).requires_grad_()
-        _, e_TBN, *_ = torch.autograd.grad(self.output(c_TBN), (self.x_TBD, c_TBN, *self.parameters[3:]), self.e_TBN)
+        e_TBN, *_ = torch.autograd.grad(self.output(c_TBN), (c_TBN, *self.parameters[3:]), self.e_TBN)
         with torch.no_grad():
             S_F, S_Z = self.S_BGND[:, 0], self.S_BGND[:, 1]
             s_bf, s_bz, s_vf, s_vz = self.s_BKN.unbind(1)
             grads = [torch.zeros_like(part) for part in (S_F[0], S_Z[0], *[torch.empty(N)] * 4)]
-            for (f, z, c_BN), x_BD, keep_B1, e_BN in zip(gates, self.x_TBD, keep_TB1, e_TBN):
+            for (f, z, c_BN), x_BD, keep_B1, e_BN in zip(gates, self.x_TBD, keep_TB1, e_TBN, strict=True):
                 f_hat, z_hat = (c_BN - z) * f * (1 - f), (1 - f) * (1 - z * z)
                 a_BN = f + v_f * f_hat + v_z * z_hat
                 S_F, S_Z = keep_B1[..., None] * S_F, keep_B1[..., None] * S_Z
@@ -128,30 +131,31 @@ class Problem:
                 s_vf, s_vz = a_BN * (keep_B1 * s_vf) + f_hat * c_BN, a_BN * (keep_B1 * s_vz) + z_hat * c_BN
                 grads[0] += (e_BN[..., None] * S_F).sum(0)
                 grads[1] += (e_BN[..., None] * S_Z).sum(0)
-                for grad, s in zip(grads[2:], (s_bf, s_bz, s_vf, s_vz)):
+                for grad, s in zip(grads[2:], (s_bf, s_bz, s_vf, s_vz), strict=True):
                     grad += (e_BN * s).sum(0)
 
     def torch_lstm(self) -> None:
         """torch's nn.LSTM of the same size, which knows no resets."""
         h_TBN, _ = self.lstm(self.x_TBD)
-        torch.autograd.grad(h_TBN, (self.x_TBD, *self.lstm.parameters()), self.e_TBN)
+        torch.autograd.grad(h_TBN, list(self.lstm.parameters()), self.e_TBN)
 
     def cell_loop(self) -> None:
         """A loop over nn.LSTMCell that resets its state, as a user would write it."""
         h_BN = c_BN = torch.zeros_like(self.c_BN)
         outputs = []
-        for x_BD, is_init_B in zip(self.x_TBD, self.is_init_TB):
+        for x_BD, is_init_B in zip(self.x_TBD, self.is_init_TB, strict=True):
             keep_B1 = (~is_init_B)[:, None].float()
             h_BN, c_BN = self.lstm_cell(x_BD, (h_BN * keep_B1, c_BN * keep_B1))
             outputs.append(h_BN)
-        torch.autograd.grad(torch.stack(outputs), (self.x_TBD, *self.lstm_cell.parameters()), self.e_TBN)
+        torch.autograd.grad(torch.stack(outputs), list(self.lstm_cell.parameters()), self.e_TBN)
 
 
 def scan_shares(B: int, T: int, N: int) -> dict[str, float]:
-    """Bandwidth of diag_scan (3 arrays forward, 8 forward and backward) over that of a copy (2 arrays) of the same size."""
+    """Bandwidth of diag_scan (3 arrays forward, 8 forward and backward) over that of a copy (2 arrays) of the same
+    size."""
     a, b, e = torch.rand(T, B, N), torch.randn(T, B, N), torch.randn(T, B, N)
     target, h0, is_init = torch.empty_like(a), torch.randn(B, N), torch.rand(T, B) < 0.02
-    leaves = [tensor.clone().requires_grad_() for tensor in (a, b, h0)]
+    leaves = (a.clone().requires_grad_(), b.clone().requires_grad_(), h0.clone().requires_grad_())
     times = paired_medians(
         {
             "copy": lambda: target.copy_(a),

@@ -20,15 +20,3 @@ ENVIRONMENTS: dict[str, str] = {
 
 ADAPTERS = ("gymnasium", "envpool")
 
-
-def register_with_gymnasium() -> None:
-    """Register every native environment as `lifelong/<Name>-v0` for `gymnasium.make_vec`.
-
-    Called by Gymnasium itself through the `gymnasium.envs` entry point once `lifelong` is installed.
-    """
-    import gymnasium
-
-    for name, target in ENVIRONMENTS.items():
-        env_id = f"lifelong/{name}-v0"
-        if name not in ADAPTERS and env_id not in gymnasium.registry:
-            gymnasium.register(id=env_id, vector_entry_point=target)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from envs.errors import EnvError
-from envs.tasks import Task
+from envs.tasks import Task, environment_class
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,11 @@ class TaskStream:
         """The segments in order."""
         return self.schedule.segments
 
+    @property
+    def smooth(self) -> bool:
+        """Whether episodes go on from one task to the next, because the parameters move without a jump."""
+        return isinstance(self.schedule, Drift)
+
     def segment_at(self, step: int) -> int:
         """Index of the segment that `step` lies in."""
         return self.schedule.segment_at(step)
@@ -189,7 +194,9 @@ class TaskStream:
             return {}
         here, there, fraction = self.schedule.position(step)
         a, b = self.tasks[here].params, self.tasks[there].params
-        return {name: (1 - fraction) * a[name] + fraction * b[name] for name in a if name in b}
+        default = {name: p.default for name, p in environment_class(self.tasks[here].kind).all_params().items()}
+        a, b = ({name: params.get(name, default[name]) for name in {**a, **b}} for params in (a, b))
+        return {name: (1 - fraction) * a[name] + fraction * b[name] for name in a}
 
     def training_end(self, task: int) -> int:
         """The step at which training on `task` ends for the last time (the end of the stream if it never was alone)."""

@@ -1,9 +1,9 @@
 """Compiles the `cpu` backends: plain C with raw pointers, one small shared object per op, on first use.
 
 The object goes into a per-user cache ($XDG_CACHE_HOME or ~/.cache, then lifelong/kernels) under a key of source,
-compiler version, flags and CPU model, by atomic rename, so concurrent workers and several machines on one home are safe.
-ctypes releases the GIL during a call. Without a compiler, or when the cache cannot be written, `available` is False after
-one log line and the dispatcher takes the torch backend.
+compiler version, flags and CPU model, by atomic rename, so concurrent workers and several machines on one home are
+safe. ctypes releases the GIL during a call. Without a compiler, or when the cache cannot be written, `available` is
+False after one log line and the dispatcher takes the torch backend.
 
 A `cpu.c` is a template: it is compiled twice into one object, with `real` = float and `FN(name)` = name_f32, and with
 `real` = double and `FN(name)` = name_f64.

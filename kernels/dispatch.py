@@ -1,7 +1,7 @@
 """Which backend runs an op, and a record of the choice.
 
-`auto` means: on CPU tensors `cpu` if it can be built, else `torch`; on CUDA tensors `triton` if it can be imported, else
-`torch`. The environment variable LIFELONG_KERNELS replaces `auto` for every op that has the named backend.
+`auto` means: on CPU tensors `cpu` if it can be built, else `torch`; on CUDA tensors `triton` if it can be imported,
+else `torch`. The environment variable LIFELONG_KERNELS replaces `auto` for every op that has the named backend.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ class Cell(nn.Module):
 
     def __init__(self, input_size: int, state_size: int, output_size: int) -> None:
         super().__init__()
+        if output_size < 1:
+            raise ValueError(f"size is {output_size}; it must be at least 1")
         self.input_size = input_size
         self.state_size = state_size
         self.output_size = output_size

@@ -60,11 +60,13 @@ class Rollout:
         self.previous_reward = torch.zeros(B, device=device)
         self.is_init = torch.ones(B, dtype=torch.bool, device=device)
 
-    def switch(self, task_B: Tensor) -> None:
-        """Put the copies on `task_B` (int64 on the host). Copies that change start a fresh episode."""
+    def switch(self, task_B: Tensor, *, fresh: bool = True) -> None:
+        """Put the copies on `task_B` (int64 on the host). Copies that change start a fresh episode if `fresh`."""
         if torch.equal(task_B, self.env.task_B):
             return
         changed = self.env.set_tasks(task_B)
+        if not fresh:
+            return
         self.obs, _ = self.env.reset(options={"reset_mask": changed})
         if self.reset_memory_on != "never":
             self._forget(changed)

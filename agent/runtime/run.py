@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,8 @@ def start(config: Config, folder: Path, *, quiet: bool = False) -> tuple[Trainer
         (folder / "config.yaml").write_text(configs.to_yaml(config))
     except OSError as error:
         raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
+    if not quiet:
+        print(f"run folder {folder}", file=sys.stderr)
     return trainer, _train(trainer, quiet=quiet)
 
 

@@ -92,7 +92,7 @@ class Trainer:
             if told:
                 for strategy in self.strategies:
                     strategy.on_task_start(self.context())
-        self.rollout.switch(self.stream.tasks_at(self.step, self.copies))
+        self.rollout.switch(self.stream.tasks_at(self.step, self.copies), fresh=not self.stream.smooth)
         self.rollout.env.set_params(**self.stream.params_at(self.step))
 
     def context(self) -> Context:

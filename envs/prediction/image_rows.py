@@ -99,6 +99,7 @@ class ImageRows(BatchedEnv):
         "relabel": Param(0, 0, 1, "1: the target is the class minus classes_from (one head for all)", integer=True),
     }
     SCORE: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    PREDICTION: ClassVar[bool] = True
 
     def __init__(self, num_envs: int = 1, *, rows_per_step: int = 1, **kwargs: Any) -> None:
         if rows_per_step < 1 or SIDE % rows_per_step:

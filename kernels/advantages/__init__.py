@@ -1,9 +1,10 @@
 """Advantage estimators for chunks with episode ends inside: GAE and V-trace, each one reverse scan.
 
-terminated_TB and truncated_TB are flags of the step: the episode ended *with* step t, and step t + 1 belongs to the next
-episode. The value after step t is 0 if terminated (which wins if both are set), final_value[t] (the value of the episode's
-last observation) if truncated, value[t+1] otherwise, and the bootstrap after the chunk's last step. The recursion is cut
-at every episode end. Values of final_value where nothing was truncated are not used. Nothing here is differentiable.
+terminated_TB and truncated_TB are flags of the step: the episode ended *with* step t, and step t + 1 belongs to the
+next episode. The value after step t is 0 if terminated (which wins if both are set), final_value[t] (the value of the
+episode's last observation) if truncated, value[t+1] otherwise, and the bootstrap after the chunk's last step. The
+recursion is cut at every episode end. Values of final_value where nothing was truncated are not used. Nothing here is
+differentiable.
 """
 
 from __future__ import annotations
@@ -68,9 +69,10 @@ def vtrace(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """V-trace: (vs_TB, advantage_TB), the value targets and rho_t (r_t + gamma vs_{t+1} - V_t).
 
-    log_ratio_TB: log pi(a|x) - log mu(a|x) of learner and behaviour policy. rho = min(rho_bar, ratio), c = lam min(c_bar,
-    ratio). At an episode end, and after the last step, vs_{t+1} is the value after the step (module docstring).
-    Source: Espeholt et al., "IMPALA" (ICML 2018), equation 1, remark 2 (lam) and section 4.2 (the policy gradient).
+    log_ratio_TB: log pi(a|x) - log mu(a|x) of learner and behaviour policy. rho = min(rho_bar, ratio), c = lam
+    min(c_bar, ratio). At an episode end, and after the last step, vs_{t+1} is the value after the step (module
+    docstring). Source: Espeholt et al., "IMPALA" (ICML 2018), equation 1, remark 2 (lam) and section 4.2 (the policy
+    gradient).
     """
     tensors = (reward_TB, value_TB, bootstrap_B, terminated_TB, truncated_TB, final_value_TB)
     _check("vtrace", tensors)

@@ -24,7 +24,7 @@ def gae(tensors: tuple[torch.Tensor, ...], gamma: float, lam: float) -> tuple[to
     delta_TB = delta_TB + gamma * next_values(value_TB, bootstrap_B, terminated_TB, truncated_TB, final_value_TB)
     keep_TB = (~(terminated_TB | truncated_TB)).to(delta_TB.dtype)
     sum_B, advantages = torch.zeros_like(bootstrap_B), []
-    for delta_B, keep_B in zip(delta_TB.flip(0), keep_TB.flip(0)):
+    for delta_B, keep_B in zip(delta_TB.flip(0), keep_TB.flip(0), strict=True):
         sum_B = delta_B + gamma * lam * keep_B * sum_B
         advantages.append(sum_B)
     advantage_TB = torch.stack(advantages[::-1])

@@ -1,5 +1,7 @@
 """GAE and V-trace in Triton: a program owns a block of copies and walks the steps backwards once."""
 
+# ruff: noqa: ANN001, ANN202 (Triton functions are typed by their launch)
+
 from __future__ import annotations
 
 import torch

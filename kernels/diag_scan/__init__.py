@@ -59,7 +59,8 @@ def diag_scan(
 
     h0_BN: state before the first step, zeros by default; is_init_TB: bool, the state is zeroed before step t is taken.
     reverse: steps are taken from the last to the first, h_t = a_t * (m_t h_{t+1}) + b_t, and h0 comes before the last.
-    Returns (h_TBN, h_BN): the state after every step and after the last step taken. Gradients to a, b and h0, from both.
+    Returns (h_TBN, h_BN): the state after every step and after the last step taken. Gradients to a, b and h0, from
+    both.
     """
     op = "diag_scan"
     if a_TBN.ndim != 3 or a_TBN.shape[0] == 0:

@@ -47,7 +47,7 @@ def backward(
     steps = _steps(len(a_TBN), reverse)
     if dfinal_BN is not None:
         d_TBN[steps[-1]] += dfinal_BN
-    for t, after in zip(steps[-2::-1], steps[:0:-1]):
+    for t, after in zip(steps[-2::-1], steps[:0:-1], strict=True):
         d_TBN[t].addcmul_(decay_TBN[after], d_TBN[after])
     da_TBN = d_TBN * _masked(previous_TBN, is_init_TB).conj()
     return da_TBN, d_TBN, decay_TBN[steps[0]] * d_TBN[steps[0]]

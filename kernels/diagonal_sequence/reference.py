@@ -20,7 +20,7 @@ def sequence(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(h_TBN, h_BN), differentiable by autograd."""
     h_BN, states = h0_BN, []
-    for u_B3N, is_init_B in zip(u_TB3N, is_init_TB):
+    for u_B3N, is_init_B in zip(u_TB3N, is_init_TB, strict=True):
         h_BN = h_BN.masked_fill(is_init_B[:, None], 0.0)
         z, _, c = _gates(u_B3N, v_3N, h_BN)
         h_BN = (1 - z) * h_BN + z * c

@@ -1,9 +1,10 @@
 """The eLSTM core: an LSTM with element-wise recurrence, whose state Jacobian is diagonal.
 
-Source: Irie, Gopalakrishnan, Schmidhuber, "Exploring the Promise and Limits of Real-Time Recurrent Learning" (ICLR 2024),
-equations 5-7; the output gate lies outside the recurrence and is left to the cell. With m_t = 0 where is_init, else 1:
+Source: Irie, Gopalakrishnan, Schmidhuber, "Exploring the Promise and Limits of Real-Time Recurrent Learning" (ICLR
+2024), equations 5-7; the output gate lies outside the recurrence and is left to the cell. With m_t = 0 where is_init,
+else 1:
 
-    f_t = sigmoid(u_f + v_f * m c_{t-1})     z_t = tanh(u_z + v_z * m c_{t-1})     c_t = f_t * m c_{t-1} + (1 - f_t) * z_t
+    f_t = sigmoid(u_f + v_f * m c_{t-1})   z_t = tanh(u_z + v_z * m c_{t-1})   c_t = f_t * m c_{t-1} + (1 - f_t) * z_t
 
 u = [u_f, u_z] is the input projection with bias, hoisted over all steps by the caller.
 """
@@ -78,7 +79,8 @@ def elstm_sequence(
 def elstm_step(
     u_B2N: torch.Tensor, v_2N: torch.Tensor, c_BN: torch.Tensor, is_init_B: torch.Tensor, *, backend: str = "auto"
 ) -> torch.Tensor:
-    """One step of `elstm_sequence`: u_B2N, v_2N, the state c_BN before it and is_init_B give the state c_BN after it."""
+    """One step of `elstm_sequence`: u_B2N, v_2N, the state c_BN before it and is_init_B give the state c_BN after
+    it."""
     if torch.is_grad_enabled() and (u_B2N.requires_grad or v_2N.requires_grad or c_BN.requires_grad):
         return elstm_sequence(u_B2N[None], v_2N, c_BN, is_init_B[None], backend=backend)[1]
     op = "elstm_step"
@@ -127,12 +129,14 @@ def elstm_advance(
     boundary_BN: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Advances an eLSTM's whole RTRL carry by a chunk, in place: `elstm_local`, then `kernels.rtrl`, fused where possible.
+    """Advances an eLSTM's whole RTRL carry by a chunk, in place: `elstm_local`, then `kernels.rtrl`, fused where
+    possible.
 
     S_B2ND: sensitivities of the state to the input weights (forget gate, candidate), fp32/fp64 or bf16 beside fp32;
     s_B4N: to the forget bias, candidate bias, forget diagonal weight, candidate diagonal weight. u, v, c0 and is_init
     are what the chunk's `elstm_sequence` got, c_TBN what it returned, x_TBD the input u was projected from.
-    With boundary_BN = dL/dc_0 returns (grad_2ND, grad_4N), what the carry adds to the chunk's gradient; else (None, None).
+    With boundary_BN = dL/dc_0 returns (grad_2ND, grad_4N), what the carry adds to the chunk's gradient; else (None,
+    None).
     """
     op = "elstm_advance"
     T, B, N = c_TBN.shape
@@ -218,10 +222,10 @@ def elstm_layer(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A whole eLSTM layer, input projection and output gate included: equations 5-7 of the paper as one autograd node.
 
-    x_TBD; weight (2N, D), bias (2N) and v (2N) of forget gate and candidate; weight_out (N, D), recurrent_out (N, N) and
-    bias_out (N) of the output gate o = sigmoid(W_o x + U_o c + b_o); h = o * c. c0 and is_init as in `elstm_sequence`.
-    Returns (h_TBN, c_BN, c_TBN, u_TB2N): the output, the last state, all states, and the drive (no gradient flows through
-    it) that `elstm_advance` wants. Gradients to everything else, from h, c_BN and c_TBN.
+    x_TBD; weight (2N, D), bias (2N) and v (2N) of forget gate and candidate; weight_out (N, D), recurrent_out (N, N)
+    and bias_out (N) of the output gate o = sigmoid(W_o x + U_o c + b_o); h = o * c. c0 and is_init as in
+    `elstm_sequence`. Returns (h_TBN, c_BN, c_TBN, u_TB2N): the output, the last state, all states, and the drive (no
+    gradient flows through it) that `elstm_advance` wants. Gradients to everything else, from h, c_BN and c_TBN.
     """
     op = "elstm_layer"
     if x_TBD.ndim != 3 or x_TBD.shape[0] == 0:

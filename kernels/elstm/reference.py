@@ -11,7 +11,7 @@ def sequence(
     """(c_TBN, c_BN), differentiable by autograd."""
     v_f, v_z = v_2N.chunk(2)
     c_BN, states = c0_BN, []
-    for u_B2N, is_init_B in zip(u_TB2N, is_init_TB):
+    for u_B2N, is_init_B in zip(u_TB2N, is_init_TB, strict=True):
         u_f, u_z = u_B2N.chunk(2, dim=-1)
         c_BN = c_BN.masked_fill(is_init_B[:, None], 0.0)
         f = torch.sigmoid(u_f + v_f * c_BN)

@@ -19,7 +19,7 @@ def step(u_B2N: torch.Tensor, v_2N: torch.Tensor, c_BN: torch.Tensor, is_init_B:
 def forward(u_TB2N: torch.Tensor, v_2N: torch.Tensor, c0_BN: torch.Tensor, is_init_TB: torch.Tensor) -> torch.Tensor:
     """c_TBN."""
     c_BN, states = c0_BN, []
-    for u_B2N, is_init_B in zip(u_TB2N, is_init_TB):
+    for u_B2N, is_init_B in zip(u_TB2N, is_init_TB, strict=True):
         c_BN = step(u_B2N, v_2N, c_BN, is_init_B)
         states.append(c_BN)
     return torch.stack(states)

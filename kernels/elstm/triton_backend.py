@@ -1,5 +1,7 @@
 """eLSTM in Triton: a program owns one copy and a block of states and walks the steps with the state in registers."""
 
+# ruff: noqa: ANN001, ANN202 (Triton functions are typed by their launch)
+
 from __future__ import annotations
 
 import torch

@@ -14,7 +14,7 @@ def sequence(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(h_TBN, h_BN), differentiable by autograd."""
     h_BN, outputs = h0_BN, []
-    for u_B3N, is_init_B in zip(u_TB3N, is_init_TB):
+    for u_B3N, is_init_B in zip(u_TB3N, is_init_TB, strict=True):
         h_BN = h_BN.masked_fill(is_init_B[:, None], 0.0)
         u_r, u_z, u_n = u_B3N.chunk(3, dim=-1)
         w_r, w_z, w_n = (h_BN @ weight_hh.T).chunk(3, dim=-1)

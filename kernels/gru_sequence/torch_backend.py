@@ -18,7 +18,8 @@ def forward_step(
     h: torch.Tensor,
     masked: torch.Tensor,
 ) -> None:
-    """One step from `act` = W h: writes the gates r, z, n into act, q = W_n h + b_n, h, and h as the next step reads it."""
+    """One step from `act` = W h: writes the gates r, z, n into act, q = W_n h + b_n, h, and h as the next step reads
+    it."""
     N = h.shape[-1]
     torch.add(act[:, 2 * N :], bias, out=q)
     act[:, : 2 * N].add_(u[:, : 2 * N]).sigmoid_()
@@ -86,7 +87,7 @@ def backward(
     """(du_TB3N, dweight_hh, dbias_hn_N, dh0_BN)."""
     point_wise = backward_step if steps is None else steps.backward_step
     act, q, h_first, masked = saved
-    T, B, N = q.shape
+    T, _B, N = q.shape
     du, dhh = torch.empty_like(act), torch.empty_like(act)
     dh_next = torch.zeros_like(h_first) if dfinal_BN is None else dfinal_BN.contiguous().clone()
     direct = torch.empty_like(h_first)

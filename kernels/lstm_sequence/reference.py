@@ -10,7 +10,7 @@ def sequence(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(h_TBN, state_B2N), differentiable by autograd."""
     outputs = []
-    for u_B4N, is_init_B in zip(u_TB4N, is_init_TB):
+    for u_B4N, is_init_B in zip(u_TB4N, is_init_TB, strict=True):
         h_BN, c_BN = state_B2N.masked_fill(is_init_B[:, None], 0.0).chunk(2, dim=-1)
         i, f, g, o = (u_B4N + h_BN @ weight_hh.T).chunk(4, dim=-1)
         c_BN = f.sigmoid() * c_BN + i.sigmoid() * g.tanh()

@@ -88,7 +88,7 @@ def backward(
     """(du_TB4N, dweight_hh, dstate_B2N)."""
     point_wise = backward_step if steps is None else steps.backward_step
     act, c, h_first, masked, c0 = saved
-    T, B, N = c.shape
+    T, _B, _N = c.shape
     du = torch.empty_like(act)
     if dstate_B2N is None:
         dh_next, dc = torch.zeros_like(c0), torch.zeros_like(c0)

@@ -8,8 +8,7 @@ import torch
 def project(update_MN: torch.Tensor, basis_NK: torch.Tensor, left_basis_MJ: torch.Tensor | None) -> None:
     """U <- (I - L L^T) U (I - M M^T)."""
     M, N = update_MN.shape
-    like = {"dtype": update_MN.dtype, "device": update_MN.device}
-    result = update_MN @ (torch.eye(N, **like) - basis_NK @ basis_NK.T)
+    result = update_MN @ (torch.eye(N).to(basis_NK) - basis_NK @ basis_NK.T)
     if left_basis_MJ is not None:
-        result = (torch.eye(M, **like) - left_basis_MJ @ left_basis_MJ.T) @ result
+        result = (torch.eye(M).to(left_basis_MJ) - left_basis_MJ @ left_basis_MJ.T) @ result
     update_MN.copy_(result)

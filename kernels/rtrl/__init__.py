@@ -43,8 +43,8 @@ def rtrl_advance(
 
     S_BGND: sensitivities of state n to the weight (g, n, d), in the dtype of the other inputs or in bf16 beside fp32
     (accumulated in fp32, rounded once at the end). a_TBN: state Jacobian; l_TBGN (or l_TB(GN), as `elstm_local` gives
-    it): local derivatives; x_TBD: inputs. boundary_BN: dL/dc_0 of the chunk. out: where the new carry goes, S by default.
-    Returns (out, grad_GND), grad[g,n,d] = sum_b boundary[b,n] S_old[b,g,n,d], or None without a boundary.
+    it): local derivatives; x_TBD: inputs. boundary_BN: dL/dc_0 of the chunk. out: where the new carry goes, S by
+    default. Returns (out, grad_GND), grad[g,n,d] = sum_b boundary[b,n] S_old[b,g,n,d], or None without a boundary.
     """
     op = "rtrl_advance"
     if S_BGND.ndim != 4 or a_TBN.ndim != 3:

@@ -142,6 +142,9 @@ static inline void FN(rtrl_rows)(i64 rows, i64 width, i64 bf16, i64 T, const rea
         for (; r + TILE <= rows; r += TILE) {
             real *g = grad ? grad + r * grad_stride : NULL;
             const real *e = boundary ? boundary + r : NULL;
+            for (i64 k = r + TILE; k < MIN(rows, r + 2 * TILE); k++) /* the next tile: rows lie apart */
+                for (i64 byte = 0; byte < (i64)sizeof(real) * PANEL >> bf16; byte += 64)
+                    __builtin_prefetch((const char *)old + ((offset + k * stride) * (i64)sizeof(real) >> bf16) + byte, 1);
             if (bf16) FN(rtrl_tile)(TILE, 1, T, A + r, w + r, ws, x, e, old, new, offset + r * stride, stride, g, grad_stride);
             else FN(rtrl_tile)(TILE, 0, T, A + r, w + r, ws, x, e, old, new, offset + r * stride, stride, g, grad_stride);
         }

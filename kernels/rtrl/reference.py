@@ -16,7 +16,7 @@ def advance(
     """S_t = a_t S_{t-1} + l_t (outer) x_t, in the precision of `a`; written to `out`."""
     grad = None if boundary_BN is None else boundary(S_BGND, boundary_BN, None)
     S = S_BGND.to(a_TBN.dtype)
-    for a_BN, l_BGN, x_BD in zip(a_TBN, l_TBGN, x_TBD):
+    for a_BN, l_BGN, x_BD in zip(a_TBN, l_TBGN, x_TBD, strict=True):
         S = a_BN[:, None, :, None] * S + l_BGN[..., None] * x_BD[:, None, None, :]
     out_BGND.copy_(S)
     return grad
@@ -32,7 +32,7 @@ def advance_vector(
     """S_t = a_t S_{t-1} + l_t; written to `out`."""
     grad = None if boundary_BN is None else torch.einsum("bn,bkn->kn", boundary_BN, S_BKN)
     S = S_BKN
-    for a_BN, l_BKN in zip(a_TBN, l_TBKN):
+    for a_BN, l_BKN in zip(a_TBN, l_TBKN, strict=True):
         S = a_BN[:, None] * S + l_BKN
     out_BKN.copy_(S)
     return grad

@@ -4,6 +4,8 @@ For each copy it builds the chunk's outer products in registers from the last st
 needs no second pass, then reads S once, takes the boundary gradient and writes S once.
 """
 
+# ruff: noqa: ANN001, ANN202 (Triton functions are typed by their launch)
+
 from __future__ import annotations
 
 import torch

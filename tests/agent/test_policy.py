@@ -137,7 +137,11 @@ def test_deterministic_acting_takes_the_most_likely_action() -> None:
         else:
             others = policy.distribution.sample(chunk.policy.expand(50, *chunk.policy.shape), torch.Generator())
             best = policy.distribution.log_prob(chunk.policy, chunk.action)
-            assert bool((policy.distribution.log_prob(chunk.policy.expand(50, *chunk.policy.shape), others) <= best + 1e-6).all())
+            assert bool(
+                (
+                    policy.distribution.log_prob(chunk.policy.expand(50, *chunk.policy.shape), others) <= best + 1e-6
+                ).all()
+            )
 
 
 def test_actions_of_a_box_are_clipped_for_the_environment_but_not_for_the_density() -> None:

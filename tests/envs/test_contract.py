@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from envs.base import BatchedEnv, Param, select_state
 from envs.errors import EnvError
-from envs.registry import ADAPTERS, ENVIRONMENTS, register_with_gymnasium
+from envs.registry import ADAPTERS, ENVIRONMENTS
 
 NEEDS = {"ImageRows": "mlxtend", "envpool": "envpool"}
 ADAPTER_OPTIONS: dict[str, dict[str, Any]] = {
@@ -356,7 +356,7 @@ def test_a_step_leaves_the_tensors_it_was_given_unchanged(name: str) -> None:
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_gymnasium_makes_it_by_name(name: str) -> None:
-    register_with_gymnasium()
+    import envs.register  # noqa: F401
     env = gymnasium.make_vec(f"lifelong/{name}-v0", num_envs=8, seed=3)
     obs, _ = env.reset()
     assert obs.shape == (8, *(env.single_observation_space.shape or ()))

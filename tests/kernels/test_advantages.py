@@ -98,10 +98,12 @@ def test_vtrace_equals_the_literal_sum(backend: str, rho_bar: float, c_bar: floa
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_fp32_equals_the_reference(backend: str) -> None:
     tensors = chunk(torch.float32)
-    for got, expected in zip(vtrace(*tensors, GAMMA, backend=backend), vtrace(*tensors, GAMMA, backend="reference")):
+    for got, expected in zip(
+        vtrace(*tensors, GAMMA, backend=backend), vtrace(*tensors, GAMMA, backend="reference"), strict=True
+    ):
         assert_close(got, expected, 1e-5)
     for got, expected in zip(
-        gae(*tensors[1:], GAMMA, LAM, backend=backend), gae(*tensors[1:], GAMMA, LAM, backend="reference")
+        gae(*tensors[1:], GAMMA, LAM, backend=backend), gae(*tensors[1:], GAMMA, LAM, backend="reference"), strict=True
     ):
         assert_close(got, expected, 1e-5)
 
@@ -131,7 +133,9 @@ def test_copies_are_independent_and_wide_batches_agree(backend: str) -> None:
     order = torch.randperm(300, generator=generator) % B
     tensors = chunk()
     wide = [tensor[..., order] for tensor in tensors]
-    for got, narrow in zip(vtrace(*wide, GAMMA, backend=backend), vtrace(*tensors, GAMMA, backend=backend)):
+    for got, narrow in zip(
+        vtrace(*wide, GAMMA, backend=backend), vtrace(*tensors, GAMMA, backend=backend), strict=True
+    ):
         assert_close(got, narrow[:, order], 1e-14)
 
 

@@ -44,7 +44,9 @@ def test_equals_the_reference(op: str, backend: str, shape: tuple[int, ...], res
     inputs, is_init = problem(op, *shape, resets, dtype)
     got, expected = (OPS[op](*inputs, is_init, backend=name) for name in (backend, "reference"))
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
-    for a, b in zip((*got, *gradients(got, tuple(inputs))), (*expected, *gradients(expected, tuple(inputs)))):
+    for a, b in zip(
+        (*got, *gradients(got, tuple(inputs))), (*expected, *gradients(expected, tuple(inputs))), strict=True
+    ):
         assert_close(a, b, tolerance)
 
 
@@ -65,7 +67,9 @@ def test_splitting_with_carried_state_is_one_run(op: str, backend: str, split: i
     first, middle = OPS[op](u[:split], *weights, state, is_init[:split], backend=backend)
     second, last = OPS[op](u[split:], *weights, middle, is_init[split:], backend=backend)
     parts = (torch.cat([first, second]), last)
-    for a, b in zip((*parts, *gradients(parts, tuple(inputs))), (*whole, *gradients(whole, tuple(inputs)))):
+    for a, b in zip(
+        (*parts, *gradients(parts, tuple(inputs))), (*whole, *gradients(whole, tuple(inputs))), strict=True
+    ):
         assert_close(a, b, 1e-12)
 
 
@@ -89,7 +93,7 @@ def test_gradient_from_one_output_only(op: str, backend: str, which: int) -> Non
     inputs, is_init = problem(op, 4, 3, 5)
     got = torch.autograd.grad(OPS[op](*inputs, is_init, backend=backend)[which].sum(), inputs)
     expected = torch.autograd.grad(OPS[op](*inputs, is_init, backend="reference")[which].sum(), inputs)
-    for a, b in zip(got, expected):
+    for a, b in zip(got, expected, strict=True):
         assert_close(a, b, 1e-12)
 
 

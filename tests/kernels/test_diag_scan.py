@@ -40,7 +40,7 @@ def test_equals_the_reference(
     inputs = problem(*shape, resets, dtype)
     got, expected = (diag_scan(*inputs, reverse, backend=name) for name in (backend, "reference"))
     tolerance = 1e-5 if dtype in (torch.float32, torch.complex64) else 1e-13
-    for a, b in zip((*got, *gradients(got, inputs[:3])), (*expected, *gradients(expected, inputs[:3]))):
+    for a, b in zip((*got, *gradients(got, inputs[:3])), (*expected, *gradients(expected, inputs[:3])), strict=True):
         assert_close(a, b, tolerance)
 
 
@@ -58,7 +58,7 @@ def test_without_start_state_and_resets(backend: str, reverse: bool) -> None:
     a, b, h0, is_init = problem(5, 3, 4, "none")
     got = diag_scan(a, b, reverse=reverse, backend=backend)
     expected = diag_scan(a, b, torch.zeros_like(h0), is_init, reverse, backend="reference")
-    for x, y in zip((*got, *gradients(got, (a, b))), (*expected, *gradients(expected, (a, b)))):
+    for x, y in zip((*got, *gradients(got, (a, b))), (*expected, *gradients(expected, (a, b))), strict=True):
         assert_close(x, y, 1e-14)
 
 
@@ -70,7 +70,7 @@ def test_splitting_with_carried_state_is_one_run(backend: str, split: int) -> No
     first, middle = diag_scan(a[:split], b[:split], h0, is_init[:split], backend=backend)
     second, last = diag_scan(a[split:], b[split:], middle, is_init[split:], backend=backend)
     parts = (torch.cat([first, second]), last)
-    for x, y in zip((*parts, *gradients(parts, inputs[:3])), (*whole, *gradients(whole, inputs[:3]))):
+    for x, y in zip((*parts, *gradients(parts, inputs[:3])), (*whole, *gradients(whole, inputs[:3])), strict=True):
         assert_close(x, y, 1e-13)
 
 
@@ -101,7 +101,7 @@ def test_gradient_from_one_output_only(backend: str, which: int) -> None:
     inputs = problem(4, 3, 5)
     got = torch.autograd.grad(diag_scan(*inputs, backend=backend)[which].sum(), inputs[:3])
     expected = torch.autograd.grad(diag_scan(*inputs, backend="reference")[which].sum(), inputs[:3])
-    for x, y in zip(got, expected):
+    for x, y in zip(got, expected, strict=True):
         assert_close(x, y, 1e-13)
 
 

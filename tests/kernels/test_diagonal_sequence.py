@@ -35,7 +35,7 @@ def test_equals_the_reference(backend: str, shape: tuple[int, int, int], resets:
     inputs = problem(*shape, resets, dtype)
     got, expected = (diagonal_gru_sequence(*inputs, backend=name) for name in (backend, "reference"))
     tolerance = 1e-5 if dtype == torch.float32 else 1e-13
-    for a, b in zip((*got, *gradients(got, inputs[:3])), (*expected, *gradients(expected, inputs[:3]))):
+    for a, b in zip((*got, *gradients(got, inputs[:3])), (*expected, *gradients(expected, inputs[:3])), strict=True):
         assert_close(a, b, tolerance)
 
 
@@ -53,7 +53,7 @@ def test_splitting_with_carried_state_is_one_run(backend: str, split: int) -> No
     first, middle = diagonal_gru_sequence(u[:split], v, h0, is_init[:split], backend=backend)
     second, last = diagonal_gru_sequence(u[split:], v, middle, is_init[split:], backend=backend)
     parts = (torch.cat([first, second]), last)
-    for a, b in zip((*parts, *gradients(parts, inputs[:3])), (*whole, *gradients(whole, inputs[:3]))):
+    for a, b in zip((*parts, *gradients(parts, inputs[:3])), (*whole, *gradients(whole, inputs[:3])), strict=True):
         assert_close(a, b, 1e-13)
 
 

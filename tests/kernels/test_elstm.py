@@ -35,7 +35,7 @@ def test_equals_the_reference(backend: str, shape: tuple[int, int, int], resets:
     inputs = problem(*shape, resets, dtype)
     got, expected = (elstm_sequence(*inputs, backend=name) for name in (backend, "reference"))
     tolerance = 1e-5 if dtype == torch.float32 else 1e-13
-    for a, b in zip((*got, *gradients(got, inputs[:3])), (*expected, *gradients(expected, inputs[:3]))):
+    for a, b in zip((*got, *gradients(got, inputs[:3])), (*expected, *gradients(expected, inputs[:3])), strict=True):
         assert_close(a, b, tolerance)
 
 
@@ -54,7 +54,7 @@ def test_splitting_with_carried_state_is_one_run(backend: str, split: int) -> No
     first, middle = elstm_sequence(u[:split], v, c0, is_init[:split], backend=backend)
     second, last = elstm_sequence(u[split:], v, middle, is_init[split:], backend=backend)
     parts = (torch.cat([first, second]), last)
-    for a, b in zip((*parts, *gradients(parts, inputs[:3])), (*whole, *gradients(whole, inputs[:3]))):
+    for a, b in zip((*parts, *gradients(parts, inputs[:3])), (*whole, *gradients(whole, inputs[:3])), strict=True):
         assert_close(a, b, 1e-13)
 
 
@@ -112,7 +112,7 @@ def test_gradient_from_one_output_only(backend: str, which: int) -> None:
     inputs = problem(4, 3, 5)
     got = torch.autograd.grad(elstm_sequence(*inputs, backend=backend)[which].sum(), inputs[:3])
     expected = torch.autograd.grad(elstm_sequence(*inputs, backend="reference")[which].sum(), inputs[:3])
-    for a, b in zip(got, expected):
+    for a, b in zip(got, expected, strict=True):
         assert_close(a, b, 1e-13)
 
 
@@ -161,7 +161,7 @@ def test_layer_equals_the_reference(
         result = elstm_layer(*inputs, is_init, backend=name)
         used = gradients(tuple(result[i] for i in outputs), tuple(inputs), allow_unused=True)
         results.append((*result, *(torch.zeros(1) if g is None or not g.any() else g for g in used)))
-    for a, b in zip(*results):
+    for a, b in zip(*results, strict=True):
         assert_close(a, b, 1e-5 if dtype == torch.float32 else 1e-12)
 
 
@@ -187,7 +187,7 @@ def test_advance_equals_the_reference(backend: str, dtype: torch.dtype, with_bou
             carry, small, u, v, c0, c, x, is_init, boundary_BN=boundary if with_boundary else None, backend=name
         )
         results.append((carry, small, *grads))
-    for a, b in zip(*results):
+    for a, b in zip(*results, strict=True):
         if b is None:
             assert a is None
         else:
@@ -199,7 +199,7 @@ def test_non_contiguous_inputs() -> None:
     expected = elstm_sequence(u, v, c0, is_init, backend="reference")
     strided = (u.transpose(0, 1).contiguous().transpose(0, 1), v.repeat_interleave(2)[::2], c0.T.contiguous().T)
     got = elstm_sequence(*strided, is_init.T.contiguous().T, backend="cpu")
-    for a, b in zip((*got, *gradients(got, (u, v, c0))), (*expected, *gradients(expected, (u, v, c0)))):
+    for a, b in zip((*got, *gradients(got, (u, v, c0))), (*expected, *gradients(expected, (u, v, c0))), strict=True):
         assert_close(a, b, 1e-5)
 
 
@@ -214,7 +214,7 @@ def test_compiled_results_do_not_depend_on_the_thread_count() -> None:
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 def test_wrong_inputs_are_one_sentence() -> None:

@@ -136,7 +136,7 @@ def test_compiled_results_do_not_depend_on_the_thread_count() -> None:
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
-        assert all(torch.equal(p, q) for p, q in zip(result, results[0]))
+        assert all(torch.equal(p, q) for p, q in zip(result, results[0], strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

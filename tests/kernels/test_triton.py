@@ -1,4 +1,4 @@
-"""Runs triton_cases.py in Triton's interpreter, in a process of its own: the switch is read when kernels are defined."""
+"""Runs triton_cases.py in Triton's interpreter, in a process of its own, as it must be on at import."""
 
 from __future__ import annotations
 

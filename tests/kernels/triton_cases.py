@@ -10,7 +10,7 @@ import torch
 
 from kernels.advantages import gae, vtrace
 from kernels.diag_scan import diag_scan
-from kernels.elstm import elstm_local, elstm_sequence, elstm_step
+from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
 from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
 from tests.kernels.support import assert_close, gradients
 
@@ -40,21 +40,38 @@ def test_elstm(T: int, B: int, N: int, kind: str) -> None:
     inputs = (normal(T, B, 2 * N, grad=True), normal(2 * N, grad=True), normal(B, N, grad=True))
     is_init = resets(T, B, kind)
     got, expected = (elstm_sequence(*inputs, is_init, backend=name) for name in ("triton", "reference"))
-    for a, b in zip((*got, *gradients(got, inputs)), (*expected, *gradients(expected, inputs))):
+    for a, b in zip((*got, *gradients(got, inputs)), (*expected, *gradients(expected, inputs)), strict=True):
         assert_close(a, b, TOLERANCE)
     for which in (0, 1):
         got, expected = (elstm_sequence(*inputs, is_init, backend=name) for name in ("triton", "reference"))
-        for a, b in zip(gradients((got[which],), inputs), gradients((expected[which],), inputs)):
+        for a, b in zip(gradients((got[which],), inputs), gradients((expected[which],), inputs), strict=True):
             assert_close(a, b, TOLERANCE)
 
 
 @pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
 def test_elstm_local_and_step(T: int, B: int, N: int, kind: str) -> None:
     u, v, c, is_init = normal(T, B, 2 * N), normal(2 * N), normal(T, B, N), resets(T, B, kind)
-    for a, b in zip(*(elstm_local(u, v, c, is_init, backend=name) for name in ("triton", "reference"))):
+    for a, b in zip(*(elstm_local(u, v, c, is_init, backend=name) for name in ("triton", "reference")), strict=True):
         assert_close(a, b, TOLERANCE)
     got, expected = (elstm_step(u[0], v, c[0], is_init[0], backend=name) for name in ("triton", "reference"))
     assert_close(got, expected, TOLERANCE)
+
+
+def test_elstm_layer_and_advance() -> None:
+    T, B, N, D = 3, 2, 5, 4
+    shapes = [(T, B, D), (2 * N, D), (2 * N,), (2 * N,), (N, D), (N, N), (N,), (B, N)]
+    inputs = tuple(normal(*shape, grad=True) for shape in shapes)
+    is_init, boundary, S, s = resets(T, B, "some"), normal(B, N), normal(B, 2, N, D), normal(B, 4, N)
+    results = []
+    for name in ("triton", "reference"):
+        h, last, c, u = elstm_layer(*inputs, is_init, backend=name)
+        carry, small = S.clone(), s.clone()
+        added = elstm_advance(
+            carry, small, u, inputs[3], inputs[7], c, inputs[0], is_init, boundary_BN=boundary, backend=name
+        )
+        results.append((h, last, c, u, carry, small, *added, *gradients((h, last, c), inputs)))
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, TOLERANCE)
 
 
 @pytest.mark.parametrize(("T", "B", "G", "N", "D"), [(1, 2, 1, 5, 3), (3, 3, 2, 17, 70), (4, 1, 2, 40, 9)])
@@ -86,7 +103,7 @@ def test_rtrl_vector(T: int, B: int, K: int, N: int) -> None:
     got, expected = (
         rtrl_advance_vector(S.clone(), a, l, boundary_BN=boundary, backend=name) for name in ("triton", "reference")
     )
-    for p, q in zip(got, expected):
+    for p, q in zip(got, expected, strict=True):
         assert p is not None
         assert q is not None
         assert_close(p, q, TOLERANCE)
@@ -96,12 +113,13 @@ def test_rtrl_vector(T: int, B: int, K: int, N: int) -> None:
 def test_advantages(T: int, B: int) -> None:
     terminated, truncated = resets(T, B, "some"), resets(T, B, "some")
     tensors = (normal(T, B), normal(T, B), normal(B), terminated, truncated, normal(T, B))
-    for a, b in zip(*(gae(*tensors, 0.9, 0.8, backend=name) for name in ("triton", "reference"))):
+    for a, b in zip(*(gae(*tensors, 0.9, 0.8, backend=name) for name in ("triton", "reference")), strict=True):
         assert_close(a, b, TOLERANCE)
     log_ratio = normal(T, B)
     log_ratio[0, 0] = 500.0
     for a, b in zip(
-        *(vtrace(log_ratio, *tensors, 0.9, 0.8, 1.5, 0.9, backend=name) for name in ("triton", "reference"))
+        *(vtrace(log_ratio, *tensors, 0.9, 0.8, 1.5, 0.9, backend=name) for name in ("triton", "reference")),
+        strict=True,
     ):
         assert_close(a, b, TOLERANCE)
 
@@ -112,8 +130,8 @@ def test_diag_scan(T: int, B: int, N: int, kind: str, reverse: bool) -> None:
     inputs = (normal(T, B, N, grad=True), normal(T, B, N, grad=True), normal(B, N, grad=True))
     is_init = resets(T, B, kind)
     got, expected = (diag_scan(*inputs, is_init, reverse, backend=name) for name in ("triton", "reference"))
-    for a, b in zip((*got, *gradients(got, inputs)), (*expected, *gradients(expected, inputs))):
+    for a, b in zip((*got, *gradients(got, inputs)), (*expected, *gradients(expected, inputs)), strict=True):
         assert_close(a, b, TOLERANCE)
     bare, plain = (diag_scan(*inputs[:2], reverse=reverse, backend=name) for name in ("triton", "reference"))
-    for a, b in zip((*bare, *gradients(bare, inputs[:2])), (*plain, *gradients(plain, inputs[:2]))):
+    for a, b in zip((*bare, *gradients(bare, inputs[:2])), (*plain, *gradients(plain, inputs[:2])), strict=True):
         assert_close(a, b, TOLERANCE)

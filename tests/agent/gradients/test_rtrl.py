@@ -73,7 +73,9 @@ def split(policy: Policy, data: Chunk, steps: int) -> list[Experience]:
         stop = start + steps
         bootstrap = torch.full((B,), 0.1 * start, dtype=torch.float64)
         chunk = slice_steps(data, start, stop, whole.state_TBS[start], bootstrap)
-        parts.append(Experience(chunk, whole.x_TBD[start:stop], whole.state_TBS[start:stop], chunk.reward, chunk.is_init))
+        parts.append(
+            Experience(chunk, whole.x_TBD[start:stop], whole.state_TBS[start:stop], chunk.reward, chunk.is_init)
+        )
     return parts
 
 
@@ -162,6 +164,33 @@ def test_minibatches_over_copies_sum_to_the_gradient_of_the_whole_chunk(cell: st
         torch.testing.assert_close(got[name], gradient, rtol=1e-9, atol=1e-12)
 
 
+def test_the_learner_reads_the_carry_of_the_copies_that_a_minibatch_holds() -> None:
+    policy = double_policy("elstm")
+    parts = split(policy, history(policy, 4, 3), 4)
+    engine = RTRL(policy.cell, B)  # type: ignore[arg-type]
+    chunked_gradient(policy, parts[:2], engine)
+    chunk, carry = parts[2].chunk, carry_of(engine)
+    found: list[dict[str, Tensor]] = []
+
+    class Remember:
+        def transform_gradients(self, ctx: Any, gradients: dict[str, Tensor]) -> None:
+            found.append({name: gradient.clone() for name, gradient in gradients.items()})
+
+    objective = PPO(policy.distribution, epochs=1, minibatches=B)
+    optimizer = torch.optim.SGD(policy.parameters(), 0.0)
+    learner = Learner(policy, engine, objective, optimizer, [], 0.0, torch.Generator().manual_seed(1))
+    learner.gradient_hooks = [Remember()]  # type: ignore[list-item]
+    learner.update(make_context(policy, objective, B, 4), parts[2])
+    assert len(found) == B
+    engine.load_state_dict(carry)
+    policy.zero_grad()
+    outputs = policy.sequence(chunk, engine.attach(chunk.state))
+    objective.loss(outputs, chunk, objective.prepare(chunk))[0].backward()
+    for name, gradient in gradients_of(policy).items():
+        mean = torch.stack([each[name] for each in found]).mean(0)
+        torch.testing.assert_close(mean, gradient, rtol=1e-9, atol=1e-12)
+
+
 def test_the_learner_adds_up_replayed_copies_without_giving_them_a_carry() -> None:
     policy = double_policy("elstm")
     parts = split(policy, history(policy, 4, 3), 4)
@@ -242,7 +271,9 @@ def literal_rtrl(policy: Policy, data: Chunk, steps: int, rate: float) -> dict[s
 
                 def step(state: Tensor, *weights: Tensor, x: Tensor = x[b : b + 1]) -> Tensor:
                     values = dict(zip(recurrent, weights, strict=True))
-                    after = torch.func.functional_call(Step(cell), {f"cell.{n}": w for n, w in values.items()}, (x, state))
+                    after = torch.func.functional_call(
+                        Step(cell), {f"cell.{n}": w for n, w in values.items()}, (x, state)
+                    )
                     return after[0]
 
                 inputs = (before[b : b + 1], *(p.detach() for p in recurrent.values()))
@@ -260,7 +291,9 @@ def literal_rtrl(policy: Policy, data: Chunk, steps: int, rate: float) -> dict[s
         found = torch.autograd.grad(loss, [*leaves, *rest.values()])
         with torch.no_grad():
             for n, parameter in recurrent.items():
-                gradient = sum(torch.einsum("bn,bnp->p", e, s[n]) for e, s in zip(found[:steps], history_S, strict=True))
+                gradient = sum(
+                    torch.einsum("bn,bnp->p", e, s[n]) for e, s in zip(found[:steps], history_S, strict=True)
+                )
                 parameter -= rate * gradient.view_as(parameter)  # type: ignore[union-attr]
             for parameter, gradient in zip(rest.values(), found[steps:], strict=True):
                 parameter -= rate * gradient
@@ -301,7 +334,9 @@ def test_the_learner_equals_literal_per_step_rtrl_while_the_parameters_change_fr
 
 def test_real_rollouts_across_chunks_give_the_gradient_of_the_whole_history() -> None:
     """Through Rollout and TMaze: the chunk's start state, its reset flags and the carry fit together."""
-    env = task_env({"kind": "TMaze", "corridor": 5, "distractors": 2}, {"kind": "TMaze", "corridor": 6, "distractors": 2})
+    env = task_env(
+        {"kind": "TMaze", "corridor": 5, "distractors": 2}, {"kind": "TMaze", "corridor": 6, "distractors": 2}
+    )
     policy = policy_for(env)
     rollout = make_rollout(env, policy)
     engine = RTRL(policy.cell, env.num_envs)  # type: ignore[arg-type]

@@ -1,0 +1,147 @@
+"""kill -9 at random moments and resume: bit for bit the run that was never killed (on CPU)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agent.runtime import checkpoint
+
+ROOT = Path(__file__).parents[3]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+STRATEGIES = ["clear", "ewc", "gpm"]
+
+
+def lifelong(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "agent.cli", *map(str, arguments)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    output, _ = process.communicate()
+    assert process.returncode == 0, output.decode()
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    """Bitwise equality of nested states."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num()), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}/{index}")
+    else:
+        assert a == b, where
+
+
+def assert_same_run(killed: Path, whole: Path) -> None:
+    """Parameters, carry and everything else in the last checkpoint; evaluation.npz and metrics.jsonl byte for byte."""
+    (state_killed, _), (state_whole, _) = checkpoint.load(killed / "checkpoints"), checkpoint.load(whole / "checkpoints")
+    assert state_whole["carry"]["weight"].abs().sum() > 0
+    assert_equal(state_killed, state_whole)
+    for name in ("evaluation.npz", "metrics.jsonl"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def kill_and_resume(config: str, folder: Path, moments: list[float], overrides: list[str]) -> int:
+    """Run `config`, kill -9 after each of `moments` seconds, resume each time; how many kills hit a running process."""
+    hits = 0
+    process = lifelong("run", config, "--out", folder, "--quiet", *overrides)
+    for moment in moments:
+        time.sleep(moment)
+        hits += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (folder / "config.yaml").exists():
+            process = lifelong("resume", folder, "--quiet")
+        else:  # killed while it was still importing
+            process = lifelong("run", config, "--out", folder, "--quiet", *overrides)
+    finish(process)
+    return hits
+
+
+SMALL = """
+stream:
+  steps_per_task: 20000
+  spaces: pad
+  tasks:
+    - {name: maze, env: {kind: TMaze, corridor: 3, distractors: 1}}
+    - {name: cartpole, env: {kind: CartPole, max_episode_steps: 50}, reward_scale: 0.1}
+    - {name: repeat, env: {kind: RepeatPrevious, lag: 1, length: 9}}
+policy: {encoder: {kind: mlp, hidden: [16]}, cell: {kind: elstm, size: 16}, previous_action: true, previous_reward: true}
+gradient: rtrl
+strategy_options: {clear: {capacity: 64, start: 16}, ewc: {sequences: 8}, gpm: {chunks: 2}}
+rollout: {copies: 8, steps: 8, random_initial_age: true}
+evaluation: {every: 10000, episodes: 4, max_steps: 60}
+checkpoint: {every: 2000}
+log_every: 1000
+"""
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_killed_run_resumes_bit_for_bit(strategy: str, tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL)
+    begun = time.perf_counter()
+    finish(lifelong("run", config, "--out", tmp_path / "whole", "--quiet", f"strategy={strategy}"))
+    duration = time.perf_counter() - begun
+    draw = random.Random(strategy)
+    moments = [duration * draw.uniform(0.5, 0.9) for _ in range(2)]
+    hits = kill_and_resume(str(config), tmp_path / "killed", moments, [f"strategy={strategy}"])
+    assert hits >= 1
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_quickstart_killed_five_times_resumes_bit_for_bit(tmp_path: Path) -> None:
+    begun = time.perf_counter()
+    finish(lifelong("run", "quickstart", "--out", tmp_path / "whole", "--quiet"))
+    duration = time.perf_counter() - begun
+    draw = random.Random(5)
+    moments = [duration * draw.uniform(0.15, 0.35) for _ in range(5)]
+    hits = kill_and_resume("quickstart", tmp_path / "killed", moments, [])
+    assert hits == 5
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_and_exits_with_3(number: signal.Signals, tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL)
+    finish(lifelong("run", config, "--out", tmp_path / "whole", "--quiet"))
+    process = lifelong("run", config, "--out", tmp_path / "stopped", "--quiet")
+    while not list(tmp_path.glob("stopped/checkpoints/0*")):
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate()
+    assert process.returncode == 3 and b"lifelong resume" in output, output
+    finish(lifelong("resume", tmp_path / "stopped", "--quiet"))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_strategy_can_be_swapped_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(SMALL)
+    process = lifelong("run", config, "--out", tmp_path / "run", "--quiet", "strategy=gpm")
+    while not list(tmp_path.glob("run/checkpoints/0*")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    finish(lifelong("resume", tmp_path / "run", "--quiet", "strategy=[gpm, clear]"))
+    state, _ = checkpoint.load(tmp_path / "run" / "checkpoints")
+    assert list(state["strategies"]) == ["gpm", "clear"]
+    assert state["strategies"]["gpm"]["basis"] and state["strategies"]["clear"]["replay"]["size"] == 64

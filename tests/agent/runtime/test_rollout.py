@@ -1,0 +1,260 @@
+"""Acting: what belongs to which step, when the memory is reset, and that evaluation is a bystander."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agent.objectives.actor_critic import ActorCritic
+from agent.runtime.evaluation import Evaluator
+from agent.runtime.record import Record
+from agent.runtime.rollout import Experience, Rollout
+from tests.agent.support import (
+    COUNT,
+    assert_identical,
+    make_config,
+    make_context,
+    make_rollout,
+    make_trainer,
+    policy_for,
+    run,
+    task_env,
+)
+
+LENGTHS = (5, 4, 7)
+
+
+def count_rollout(copies: int = 6, **options: Any) -> Rollout:
+    """Count environments whose episodes have lengths 5, 4 and 7."""
+    env = task_env({"kind": COUNT}, copies=copies)
+    env.envs[0].set_params(None, length=[LENGTHS[b % 3] for b in range(copies)])
+    return make_rollout(env, policy_for(env), **options)
+
+
+def test_observation_action_and_reward_of_a_row_belong_to_the_same_step() -> None:
+    chunk = count_rollout().collect(20).chunk
+    count, last = chunk.obs[..., 0], chunk.obs[..., 1]
+    assert torch.equal(chunk.reward, 10 * count + chunk.action)
+    follows = ~chunk.is_init[1:]
+    assert torch.equal(last[1:][follows], chunk.action[:-1][follows].float())
+    assert torch.equal(count[1:][follows], count[:-1][follows] + 1)
+
+
+def test_flags_belong_to_the_step_that_ended_and_resets_to_the_step_that_starts() -> None:
+    chunk = count_rollout().collect(20).chunk
+    for b in range(6):
+        length = LENGTHS[b % 3]
+        for t in range(20):
+            assert bool(chunk.terminated[t, b]) == (t % length == length - 1)
+            assert bool(chunk.is_init[t, b]) == (t % length == 0)
+            assert float(chunk.obs[t, b, 0]) == t % length
+    assert not chunk.truncated.any() and bool((chunk.weight == 1).all())
+
+
+def test_chunks_follow_each_other_without_a_gap() -> None:
+    one, three = count_rollout(), count_rollout()
+    whole = one.collect(15)
+    parts = [three.collect(n) for n in (1, 6, 8)]
+    for name in vars(whole.chunk):
+        if name not in ("bootstrap_value", "state"):
+            joined = torch.cat([getattr(part.chunk, name) for part in parts])
+            assert torch.equal(joined, getattr(whole.chunk, name)), name
+    assert torch.equal(torch.cat([part.state_TBS for part in parts]), whole.state_TBS)
+    for before, after in itertools.pairwise(parts):
+        torch.testing.assert_close(before.chunk.bootstrap_value, after.chunk.value[0], rtol=0, atol=0)
+        assert torch.equal(after.chunk.state, after.state_TBS[0])
+
+
+def test_the_memory_before_each_step_is_recorded_unreset() -> None:
+    rollout = count_rollout()
+    experience = rollout.collect(12)
+    chunk, policy = experience.chunk, rollout.policy
+    state = torch.zeros(6, policy.cell.state_size)
+    for t in range(12):
+        assert torch.equal(experience.state_TBS[t], state)
+        with torch.no_grad():
+            _, state = policy.cell.step(experience.x_TBD[t], state * (~chunk.is_init[t]).unsqueeze(-1))
+    assert torch.equal(rollout.state_BS, state)
+
+
+@pytest.mark.parametrize(
+    ("setting", "at_episode", "at_task"), [("episode", True, True), ("task", False, True), ("never", False, False)]
+)
+def test_the_memory_is_reset_when_the_setting_says_so(setting: str, at_episode: bool, at_task: bool) -> None:
+    env = task_env({"kind": COUNT}, {"kind": COUNT, "bonus": 1.0}, copies=4)
+    rollout = make_rollout(env, policy_for(env), reset_memory_on=setting)
+    first = rollout.collect(7).chunk  # episodes of five steps
+    assert bool(first.is_init[0].all())
+    assert bool(first.is_init[5].all()) == at_episode == bool(first.is_init[1:].any())
+    rollout.switch(torch.tensor([0, 1, 0, 1]))
+    second = rollout.collect(2).chunk
+    assert second.is_init[0].tolist() == [False, at_task, False, at_task]
+    assert second.obs[0, :, 0].tolist() == [2, 0, 2, 0]  # the environment starts anew in the copies that changed
+
+
+def test_a_task_switch_touches_the_changed_copies_only() -> None:
+    def make() -> Rollout:
+        env = task_env({"kind": COUNT}, {"kind": COUNT, "bonus": 100.0, "length": 9}, copies=4)
+        return make_rollout(env, policy_for(env, previous_action=True, previous_reward=True))
+
+    switched, left_alone = make(), make()
+    for rollout in (switched, left_alone):
+        rollout.collect(3)
+    switched.switch(torch.tensor([0, 1, 0, 0]))
+    a, b = switched.inputs(), left_alone.inputs()
+    same = torch.tensor([0, 2, 3])
+    for name in vars(a):
+        assert torch.equal(getattr(a, name)[same], getattr(b, name)[same]), name
+    assert not a.previous_action[1].any() and not a.previous_reward[1].any() and bool(b.previous_action[1].any())
+    assert a.obs[1].tolist() == [0.0, 0.0, 1.0] and a.task.tolist() == [0, 1, 0, 0]
+    assert switched.is_init.tolist() == [False, True, False, False]
+    chunk = switched.collect(9).chunk
+    assert torch.equal(chunk.reward[:, 1], 100 + 10 * torch.arange(9.0) + chunk.action[:, 1])
+
+
+def test_under_drift_episodes_and_memory_go_on_across_the_borders(tmp_path: Path) -> None:
+    tasks = [
+        {"name": name, "env": {"kind": COUNT, "length": 1000, "bonus": bonus}}
+        for name, bonus in (("a", 0.0), ("b", 8.0), ("c", -4.0))
+    ]
+    stream = {"tasks": tasks, "steps_per_task": 64, "schedule": {"kind": "drift"}}
+    trainer = make_trainer(tmp_path, stream=stream)
+    collect, bonuses, tasks_seen = trainer.rollout.collect, [], []
+
+    def remember(steps: int) -> Experience:
+        experience = collect(steps)
+        chunk = experience.chunk
+        bonuses.append((chunk.reward - 10 * chunk.obs[..., 0] - chunk.action)[0, 0].item())
+        tasks_seen.append(int(chunk.task[0, 0]))
+        assert bool(chunk.is_init.any()) == (trainer.step == 0)
+        assert float(chunk.obs[0, 0, 0]) == trainer.step / 8  # the count goes on
+        return experience
+
+    trainer.rollout.collect = remember  # type: ignore[method-assign]
+    run(trainer)
+    assert tasks_seen == [0, 0, 1, 1, 2, 2]
+    assert bonuses == pytest.approx([0.0, 4.0, 8.0, 2.0, -4.0, -4.0])
+
+
+def test_a_switch_to_the_same_tasks_is_nothing() -> None:
+    rollout = count_rollout()
+    rollout.collect(3)
+    before = copy.deepcopy(rollout.state_dict())
+    rollout.switch(rollout.env.task_B.clone())
+    assert_identical(before, rollout.state_dict())
+
+
+def test_a_rollout_restored_from_its_state_goes_on_bit_for_bit() -> None:
+    rollout, other = count_rollout(), count_rollout()
+    rollout.collect(7)
+    other.load_state_dict(copy.deepcopy(rollout.state_dict()))
+    other.policy.load_state_dict(rollout.policy.state_dict())
+    assert_identical(vars(rollout.collect(6).chunk), vars(other.collect(6).chunk))
+
+
+# ---- evaluation is a bystander ---------------------------------------------------------------------------------------
+
+
+def everything(trainer: Any) -> dict[str, Any]:
+    """Training's state and all global randomness."""
+    return copy.deepcopy(
+        {
+            "trainer": trainer.state_dict(),
+            "torch": torch.get_rng_state(),
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "training": [p.requires_grad for p in trainer.rollout.policy.parameters()],
+        }
+    )
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_neither_evaluation_nor_fresh_experience_disturbs_training(deterministic: bool, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, evaluation={"deterministic": deterministic})
+    run(trainer, until=224)
+    before = everything(trainer)
+    first = trainer.evaluator.evaluate(trainer.context(), trainer.strategies)
+    assert_identical(before, everything(trainer))
+    fresh = list(trainer.source(3))
+    assert len(fresh) == 3 and fresh[0].chunk.obs.shape[:2] == (4, 8)
+    assert_identical(before, everything(trainer))
+    np.testing.assert_array_equal(first, trainer.evaluator.evaluate(trainer.context(), trainer.strategies))
+
+
+def test_fresh_experience_is_of_the_current_policy_and_tasks_and_new_at_every_step(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    run(trainer, until=224)
+    (one,), (again,) = trainer.source(1), trainer.source(1)
+    assert torch.equal(one.chunk.obs, again.chunk.obs)  # reproducible
+    assert bool((one.chunk.task == 1).all())
+    outputs = trainer.rollout.policy.sequence(one.chunk, one.chunk.state)
+    torch.testing.assert_close(outputs.policy.detach(), one.chunk.policy, rtol=0, atol=1e-6)
+    trainer.step += 32
+    (later,) = trainer.source(1)
+    assert not torch.equal(one.chunk.action, later.chunk.action) or not torch.equal(one.chunk.obs, later.chunk.obs)
+
+
+def evaluator(copies: int, max_steps: int) -> Evaluator:
+    env = task_env({"kind": COUNT, "ten": 0.0, "bonus": 1.0}, copies=copies)
+    policy = policy_for(env)
+    with torch.no_grad():  # always action 0, so that the return is the number of steps
+        policy.actor.linear.weight.zero_()
+        policy.actor.linear.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    return Evaluator(env, policy, seed=0, reset_memory_on="episode", deterministic=True, max_steps=max_steps)
+
+
+def test_evaluation_counts_the_first_episode_of_every_copy_and_nothing_else() -> None:
+    made = evaluator(6, 40)
+    lengths = [3, 11, 1, 30, 5, 11]
+    made.env.envs[0].set_params(None, length=lengths)
+    ctx = make_context(made.policy, ActorCritic(made.policy.distribution), 6, 4)
+    assert made.evaluate(ctx, []).tolist() == [lengths]
+    assert made.evaluate(ctx, []).tolist() == [lengths]  # again, from wherever the last one stopped
+
+
+def test_an_episode_that_is_given_up_counts_with_the_return_it_has() -> None:
+    made = evaluator(3, 10)
+    made.env.envs[0].set_params(None, length=[3, 500, 10])
+    ctx = make_context(made.policy, ActorCritic(made.policy.distribution), 3, 4)
+    assert made.evaluate(ctx, []).tolist() == [[3, 10, 10]]
+
+
+# ---- the online return -----------------------------------------------------------------------------------------------
+
+
+def test_the_online_return_is_the_mean_return_of_the_episodes_that_ended(tmp_path: Path) -> None:
+    env = task_env({"kind": COUNT}, {"kind": COUNT, "bonus": 50.0, "length": 3}, copies=4)
+    rollout = make_rollout(env, policy_for(env))
+    record = Record(make_config(), tmp_path, {}, ["a", "b"], torch.device("cpu"))
+    ended: dict[int, list[float]] = {0: [], 1: []}
+    running = [0.0] * 4
+
+    def oracle(experience: Experience) -> None:
+        chunk = experience.chunk
+        for t in range(chunk.steps):
+            for b in range(4):
+                running[b] += float(chunk.reward[t, b])
+                if chunk.terminated[t, b] or chunk.truncated[t, b]:
+                    ended[int(chunk.task[t, b])].append(running[b])
+                    running[b] = 0.0
+
+    for k in range(5):
+        if k == 2:
+            rollout.switch(torch.tensor([0, 1, 1, 0]))
+            running[1] = running[2] = 0.0
+        experience = rollout.collect(4)
+        oracle(experience)
+        record.add({"loss/total": torch.tensor(float(k))}, experience)
+    scalars = record.flush()
+    assert scalars["return/a"] == pytest.approx(np.mean(ended[0]))
+    assert scalars["return/b"] == pytest.approx(np.mean(ended[1]))
+    assert scalars["continual/online_return"] == pytest.approx(np.mean(ended[0] + ended[1]))
+    assert scalars["loss/total"] == 2.0
+    assert "continual/online_return" not in record.flush()

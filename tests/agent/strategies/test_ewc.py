@@ -1,0 +1,209 @@
+"""EWC: the Fisher against its definition, the penalty against its closed form."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from torch import Tensor
+
+from agent.objectives.actor_critic import ActorCritic
+from agent.policy import Policy
+from agent.runtime.rollout import Experience
+from agent.strategies.ewc import EWC, fisher_diagonal
+from replay.chunk import Chunk
+from tests.agent.support import act_through, make_context, make_policy, make_rollout, policy_for, random_chunk, task_env
+
+ACTIONS, STEPS = 3, 2
+
+
+def one_sequence(policy: Policy) -> Chunk:
+    chunk = random_chunk(policy, STEPS, 1, seed=3, dtype=torch.float64)
+    chunk.is_init[:] = False
+    chunk.state = torch.randn(
+        1, policy.cell.state_size, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
+    return chunk
+
+
+def definition(policy: Policy, chunk: Chunk, names: list[str]) -> dict[str, Tensor]:
+    """F_i = sum_t sum_a p_t(a) (d log p_t(a) / d theta_i)^2: cross terms between steps vanish, for E[score] = 0."""
+    parameters = [dict(policy.named_parameters())[n] for n in names]
+    total = [torch.zeros_like(p) for p in parameters]
+    for t, a in itertools.product(range(STEPS), range(ACTIONS)):
+        log_p = torch.log_softmax(policy.sequence(chunk, chunk.state).policy, -1)[t, 0, a]
+        grads = torch.autograd.grad(log_p, parameters, materialize_grads=True)
+        total = [f + log_p.detach().exp() * g.square() for f, g in zip(total, grads, strict=True)]
+    return dict(zip(names, total, strict=True))
+
+
+def enumerated(policy: Policy, chunk: Chunk, names: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """The mean of our estimator over all action sequences, each with its probability: no sampling error."""
+    p = torch.softmax(policy.sequence(chunk, chunk.state).policy, -1).detach()[:, 0]
+    total: dict[str, Any] = dict.fromkeys(names, 0.0)
+    for actions in itertools.product(range(ACTIONS), repeat=STEPS):
+        drawn = torch.tensor(actions).unsqueeze(1)
+        monkeypatch.setattr(policy.distribution, "sample", lambda params, generator, drawn=drawn: drawn)
+        weight = float(np.prod([p[t, a] for t, a in enumerate(actions)]))
+        for n, f in fisher_diagonal(policy, chunk, torch.Generator(), names).items():
+            total[n] = total[n] + weight * f
+    return total
+
+
+@pytest.mark.parametrize("cell", ["elstm", "gru", "lstm"])
+def test_the_fisher_is_its_definition_for_every_parameter(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy(cell, 5).double()
+    names = [n for n, _ in policy.named_parameters() if not n.startswith("critic.")]
+    chunk = one_sequence(policy)
+    expected = definition(policy, chunk, names)
+    got = enumerated(policy, chunk, names, monkeypatch)
+    for name in names:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-10)
+        assert bool((got[name] > 0).any())
+
+
+def test_the_fisher_of_the_softmax_layer_has_its_textbook_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sum_t p_k (1 - p_k) y_j^2 for the weight, sum_t p_k (1 - p_k) for the bias."""
+    policy = make_policy("elstm", 5).double()
+    chunk = one_sequence(policy)
+    got = enumerated(policy, chunk, ["actor.linear.weight", "actor.linear.bias"], monkeypatch)
+    with torch.no_grad():
+        y = policy.cell.sequence(chunk.obs, chunk.state, chunk.is_init)[0][:, 0]
+        p = torch.softmax(policy.sequence(chunk, chunk.state).policy, -1)[:, 0]
+    variance = p * (1 - p)
+    torch.testing.assert_close(got["actor.linear.bias"], variance.sum(0), rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(got["actor.linear.weight"], variance.T @ y.square(), rtol=1e-5, atol=1e-12)
+
+
+def test_the_sampled_fisher_of_a_linear_gaussian_policy_tends_to_its_closed_form() -> None:
+    """y_j^2 / sigma^2 for the weight, 1 / sigma^2 for the bias, 2 for log sigma, summed over the steps."""
+    policy = make_policy("elstm", 5, action=Box(-9, 9, (2,), np.float32)).double()
+    with torch.no_grad():
+        policy.actor.log_std.copy_(torch.tensor([[0.3, -0.4]]))
+    chunk = random_chunk(make_policy().double(), 3, 1, dtype=torch.float64)
+    chunk.is_init[:] = False
+    chunk.state = torch.zeros(1, 5, dtype=torch.float64)
+    copies = chunk.select(torch.zeros(2500, dtype=torch.int64))
+    names = ["actor.linear.weight", "actor.linear.bias", "actor.log_std"]
+    got = fisher_diagonal(policy, copies, torch.Generator().manual_seed(0), names)
+    with torch.no_grad():
+        y = policy.cell.sequence(chunk.obs, chunk.state, chunk.is_init)[0][:, 0]
+    precision = torch.exp(-2 * policy.actor.log_std.detach()[0])
+    torch.testing.assert_close(got["actor.linear.bias"], 3 * precision, rtol=0.1, atol=0)
+    torch.testing.assert_close(got["actor.linear.weight"], precision[:, None] * y.square().sum(0), rtol=0.12, atol=0)
+    torch.testing.assert_close(got["actor.log_std"], torch.full((1, 2), 6.0, dtype=torch.float64), rtol=0.2, atol=0)
+
+
+def test_steps_that_do_not_count_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy("elstm", 5).double()
+    chunk = one_sequence(policy)
+    names = ["actor.linear.bias"]
+    chunk.weight[1] = 0.0
+    p = torch.softmax(policy.sequence(chunk, chunk.state).policy, -1).detach()[0, 0]
+    got = enumerated(policy, chunk, names, monkeypatch)["actor.linear.bias"]
+    torch.testing.assert_close(got, p * (1 - p), rtol=1e-5, atol=1e-12)
+
+
+# ---- the penalty -----------------------------------------------------------------------------------------------------
+
+
+def consolidated(**options: Any) -> tuple[EWC, Policy, Any, Any]:
+    env = task_env({"kind": "TMaze", "corridor": 3}, copies=8)
+    policy = policy_for(env, size=5)
+    ewc = EWC(sequences=12, **options)
+    ctx = make_context(policy, ActorCritic(policy.distribution), 8, 4)
+    ewc.setup(ctx, 0)
+
+    def source(chunks: int) -> Iterator[Experience]:
+        rollout = make_rollout(task_env({"kind": "TMaze", "corridor": 3}, copies=8), policy)
+        return (rollout.collect(4) for _ in range(chunks))
+
+    ewc.on_task_end(ctx, source)
+    return ewc, policy, ctx, source
+
+
+def penalty_of(ewc: EWC, policy: Policy, ctx: Any) -> Tensor | None:
+    chunk = random_chunk(policy, 2, 2)
+    return ewc.extra_loss(ctx, chunk, policy.sequence(chunk, chunk.state), 2)
+
+
+def test_the_penalty_and_its_gradient_are_the_quadratic_form() -> None:
+    ewc, policy, ctx, _ = consolidated(strength=7.0)
+    at_anchor = penalty_of(ewc, policy, ctx)
+    assert at_anchor is not None and float(at_anchor) == 0.0
+    torch.manual_seed(1)
+    shift = {n: 0.1 * torch.randn_like(p) for n, p in policy.named_parameters()}
+    with torch.no_grad():
+        for n, p in policy.named_parameters():
+            p += shift[n]
+    penalty = penalty_of(ewc, policy, ctx)
+    assert penalty is not None
+    expected = 3.5 * sum(float((f.double() * shift[n].double() ** 2).sum()) for n, f in ewc.fisher.items())
+    assert float(penalty) == pytest.approx(expected, rel=1e-5)
+    assert ewc.report()["penalty"] == float(penalty)
+    penalty.backward()
+    for n, p in policy.named_parameters():
+        if n in ewc.fisher:
+            torch.testing.assert_close(p.grad, 7.0 * ewc.fisher[n] * shift[n], rtol=1e-4, atol=1e-6)
+        else:
+            assert n.startswith("critic.") and p.grad is None
+
+
+def test_there_is_no_penalty_before_the_first_task_has_ended() -> None:
+    policy = make_policy()
+    ewc = EWC()
+    ctx = make_context(policy, ActorCritic(policy.distribution), 2, 2)
+    ewc.setup(ctx, 0)
+    assert penalty_of(ewc, policy, ctx) is None and ewc.report() == {}
+
+
+def test_normalised_importance_has_mean_one_and_the_raw_one_does_not() -> None:
+    means = [
+        float(torch.cat([f.flatten() for f in consolidated(normalize=flag)[0].fisher.values()]).mean())
+        for flag in (True, False)
+    ]
+    assert means[0] == pytest.approx(1.0, rel=1e-4) and abs(means[1] - 1) > 0.1
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_a_second_task_adds_to_the_decayed_importance_and_moves_the_anchor(decay: float) -> None:
+    ewc, policy, ctx, source = consolidated(decay=decay)
+    first = {n: f.clone() for n, f in ewc.fisher.items()}
+    with torch.no_grad():
+        for p in policy.parameters():
+            p += 0.05
+    alone, _, _, _ = consolidated(decay=decay)
+    alone.fisher = {}
+    alone.generator.set_state(ewc.generator.get_state())
+    fresh = make_context(policy, ctx.objective, 8, 4)
+    alone.consolidate(fresh, source)
+    ewc.consolidate(fresh, source)
+    for n, f in ewc.fisher.items():
+        torch.testing.assert_close(f, decay * first[n] + alone.fisher[n])
+        assert torch.equal(ewc.anchor[n], dict(policy.named_parameters())[n])
+
+
+def test_the_critic_counts_only_when_asked_for() -> None:
+    assert not any(n.startswith("critic.") for n in consolidated()[0].fisher)
+    weighted = consolidated(value_weight=1.0)[0].fisher
+    assert bool((weighted["critic.weight"] > 0).any())
+
+
+def test_the_critic_as_a_gaussian_has_the_squared_features_as_importance() -> None:
+    """Precision w around V = w y + b gives F_b = w T and F_j = w sum_t y_j^2, in expectation over the noise."""
+    policy = make_policy("elstm", 5).double()
+    chunk = one_sequence(policy)
+    copies = chunk.select(torch.zeros(2500, dtype=torch.int64))
+    got = fisher_diagonal(policy, copies, torch.Generator().manual_seed(0), ["critic.weight", "critic.bias"], 3.0)
+    y = act_through(policy, chunk)[0]
+    with torch.no_grad():
+        features = policy.cell.sequence(y.x_TBD, chunk.state, chunk.is_init)[0][:, 0]
+    torch.testing.assert_close(
+        got["critic.bias"], torch.full((1,), 3.0 * STEPS, dtype=torch.float64), rtol=0.12, atol=0
+    )
+    torch.testing.assert_close(got["critic.weight"][0], 3.0 * features.square().sum(0), rtol=0.12, atol=0)

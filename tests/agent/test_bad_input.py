@@ -1,0 +1,211 @@
+"""Every mistake a user can make gets one sentence that names the cause, the right exit code, and harms nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent import cli
+
+SMALL = """
+stream:
+  steps_per_task: 512
+  tasks:
+    - {name: left, env: {kind: TMaze, corridor: 3}}
+    - {name: right, env: {kind: TMaze, corridor: 3, reversed: 1}}
+policy: {encoder: identity, cell: {kind: elstm, size: 4}}
+gradient: rtrl
+rollout: {copies: 4, steps: 8}
+evaluation: {every: 512, episodes: 2, max_steps: 16}
+checkpoint: {every: 128}
+log_every: 256
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests that damage it work on a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "small.yaml").write_text(SMALL)
+    assert cli.main(["run", str(folder / "small.yaml"), "--out", str(folder / "run"), "--quiet"]) == 0
+    return folder / "run"
+
+
+# what is typed after `lifelong`, and words that the sentence must contain
+COMMANDS: dict[str, tuple[list[str], list[str]]] = {
+    "unknown config": (["run", "quikstart"], ["quikstart", "quickstart"]),
+    "unknown command": (["rum", "quickstart"], ["rum", "run"]),
+    "missing config file": (["run", "nowhere/none.yaml"], ["nowhere/none.yaml"]),
+    "unknown option": (["run", "quickstart", "--resum"], ["--resum"]),
+    "no config": (["run"], ["CONFIG"]),
+    "override without value": (["run", "quickstart", "seed"], ["seed", "key=value"]),
+    "override with bad YAML": (["run", "quickstart", "seed=[1"], ["seed", "YAML"]),
+    "unknown kind to list": (["list", "strateg"], ["strateg", "strategy"]),
+    "unknown benchmark": (["bench", "kernel"], ["kernel", "kernels"]),
+    "resume of no run": (["resume", "nowhere"], ["nowhere", "config.yaml"]),
+    "eval of no run": (["eval", "nowhere"], ["nowhere", "config.yaml"]),
+    "report of no folder": (["report", "nowhere"], ["nowhere"]),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_a_wrong_command_is_answered_with_one_sentence(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, words = COMMANDS[case]
+    assert cli.main(arguments) == 2
+    assert_one_sentence(capsys, words)
+
+
+# overrides of a config that works, and words that the sentence must contain
+OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
+    "unknown top key": (["polycy.cell=gru"], ["polycy", "policy"]),
+    "unknown nested key": (["rollout.copys=8"], ["rollout", "copys", "copies"]),
+    "wrong type": (["rollout.copies=many"], ["rollout.copies", "many", "integer"]),
+    "not a boolean": (["evaluation.deterministic=3"], ["evaluation.deterministic", "3", "true or false"]),
+    "negative size": (["rollout.steps=-1"], ["rollout.steps", "-1", "at least 1"]),
+    "negative cell size": (["policy.cell.size=-4"], ["elstm", "size", "-4"]),
+    "wrong choice": (["stream.boundaries=gven"], ["stream.boundaries", "gven", "given"]),
+    "unknown env": (["stream.tasks.0.env=TMase"], ["TMase", "TMaze"]),
+    "unknown env parameter": (["stream.tasks.0.env.coridor=3"], ["coridor", "corridor"]),
+    "env parameter out of range": (["stream.tasks.1.env.corridor=-2"], ["corridor", "-2", "right"]),
+    "task name twice": (["stream.tasks.1.name=left"], ["left", "twice"]),
+    "no tasks": (["stream.tasks=[]"], ["stream.tasks", "empty"]),
+    "index beyond the list": (["stream.tasks.7.steps=3"], ["stream.tasks.7.steps", "7"]),
+    "unknown strategy": (["strategy=gmp"], ["gmp", "gpm"]),
+    "unknown strategy option": (["strategy=ewc", "strategy.0.strenght=3"], ["ewc", "strenght", "strength"]),
+    "strategy option of wrong type": (["strategy={kind: ewc, strength: big}"], ["ewc", "strength", "big"]),
+    "rtrl with lstm": (["policy.cell=lstm"], ["rtrl", "lstm", "bptt", "elstm"]),
+    "strategy without boundaries": (["strategy=gpm", "stream.boundaries=hidden"], ["gpm", "boundaries", "hidden"]),
+    "replay without correction": (["strategy=clear", "objective=ppo"], ["clear", "ppo", "actor_critic"]),
+    "supervised without targets": (["objective=supervised"], ["supervised", "target"]),
+    "heads without task id": (["policy.heads=per_task"], ["per_task", "task_id", "observed"]),
+    "different spaces": (["stream.tasks.1.env={kind: CartPole}"], ["left", "right", "pad"]),
+    "too many minibatches": (["objective={kind: ppo, minibatches: 9}"], ["minibatches", "9", "4"]),
+    "own part that is not there": (["policy.cell=no_such_module:Cell"], ["no_such_module"]),
+    "drift over two environments": (
+        ["stream.schedule=drift", "stream.spaces=pad", "stream.tasks.1.env={kind: CartPole}"],
+        ["drift"],
+    ),
+    "cuda without a GPU": (["runtime.device=cuda"], ["runtime.device", "cuda"]),
+    "burn-in beyond the chunk": (["strategy={kind: clear, burn_in: 8}"], ["clear", "burn_in", "8"]),
+    "cnn on a vector": (["policy.encoder=cnn"], ["cnn", "mlp"]),
+    "unknown optimizer option": (["optimizer.learning_rate=1"], ["learning_rate", "adam"]),
+}
+
+
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_a_wrong_config_is_refused_before_anything_is_written(
+    case: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides, words = OVERRIDES[case]
+    if case == "cuda without a GPU":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+    assert cli.main(["run", str(small), "--out", str(tmp_path / "run"), *overrides]) == 2
+    assert_one_sentence(capsys, words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_that_is_no_mapping_or_no_yaml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, word in (("- a\n- b\n", "mapping"), ("stream: [1\n", "YAML"), ("include: [loop.yaml]\n", "circle")):
+        (tmp_path / "loop.yaml").write_text(text)
+        assert cli.main(["run", str(tmp_path / "loop.yaml")]) == 2
+        assert_one_sentence(capsys, ["loop.yaml", word])
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(finished)
+    assert cli.main(["run", str(finished.parent / "small.yaml"), "--out", str(finished)]) == 2
+    assert_one_sentence(capsys, ["already holds a run", "resume"])
+    assert contents(finished) == before
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    newest = sorted((run / "checkpoints").iterdir())[-1] / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    (run / "summary.json").unlink()
+    assert cli.main(["resume", str(run), "--quiet"]) == 0
+    assert "damaged" in capsys.readouterr().out
+    assert json.loads((run / "summary.json").read_text())["tasks"] == json.loads(
+        (finished / "summary.json").read_text()
+    )["tasks"]
+
+
+def test_only_damaged_checkpoints_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    for state in run.glob("checkpoints/*/state.pt"):
+        state.write_bytes(state.read_bytes()[:1000])
+    before = contents(run)
+    assert cli.main(["resume", str(run)]) == 2
+    assert_one_sentence(capsys, ["no usable checkpoint", "bytes"])
+    assert contents(run) == before
+
+
+def test_a_checkpoint_that_does_not_fit_the_overrides_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = contents(run)
+    assert cli.main(["resume", str(run), "policy.cell.size=5"]) == 2
+    assert_one_sentence(capsys, ["does not fit"])
+    assert contents(run) == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("/proc/lifelong", "/dev/null/run"):  # refused to root, too
+        assert cli.main(["run", str(small), "--out", folder]) == 1
+        assert_one_sentence(capsys, [folder])
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_the_last_checkpoint(small: Path, tmp_path: Path) -> None:
+    """Files may not grow beyond 30 kB: the log fits, a checkpoint does not."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    run = tmp_path / "run"
+    arguments = [sys.executable, "-m", "agent.cli", "run", str(small), "--out", str(run), "--quiet"]
+    big = [*arguments, "policy.cell.size=64"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(big, preexec_fn=limit, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1, done.stderr
+    sentences = [line for line in done.stderr.splitlines() if line.startswith("lifelong: ")]
+    assert len(sentences) == 1 and str(run) in sentences[0] and "Traceback" not in done.stderr
+    assert not list(run.glob("checkpoints/.partial*"))
+    # with room again, the same command goes on
+    assert subprocess.run([*big, "--resume"], capture_output=True, env=environment, check=False).returncode == 0
+
+
+def assert_one_sentence(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    error = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(error) == 1, error
+    assert error[0].startswith("lifelong: ")
+    assert "Traceback" not in error[0]
+    for word in words:
+        assert word in error[0], f"{word!r} is not in {error[0]!r}"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
