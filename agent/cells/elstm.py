@@ -18,14 +18,17 @@ class ELSTM(DiagonalCell):
         input_size: D.
         size: N, the number of units; also the output size.
         forget_bias: b_f is drawn uniformly from [low, high]: a spread of time constants from the first step on.
+        weight_std: standard deviation of the initial F, Z, v; the paper's code has 0.1.
     """
 
     GATES: ClassVar[tuple[str, ...]] = ("forget", "candidate")
     VECTORS: ClassVar[tuple[str, ...]] = ("forget", "candidate")
 
-    def __init__(self, input_size: int, *, size: int = 128, forget_bias: Any = (0.0, 4.0)) -> None:
+    def __init__(self, input_size: int, *, size: int = 128, forget_bias: Any = (0.0, 4.0), weight_std: float = 0.1) -> None:
         super().__init__(input_size, size=size)
         low, high = (float(b) for b in forget_bias)
+        nn.init.normal_(self.weight_input, std=weight_std)
+        nn.init.normal_(self.weight_recurrent, std=weight_std)
         with torch.no_grad():
             self.bias[:size].uniform_(low, high)
         self.output_gate = nn.Linear(input_size + size, size)  # W_o and U_o side by side

@@ -87,7 +87,8 @@ def test_the_cloning_loss_is_the_formula_of_the_paper_on_replayed_steps_only() -
     clear, policy, ctx = filled(policy_cloning=0.3, value_cloning=0.2, burn_in=1)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter += 0.5 * torch.randn_like(parameter)
+            parameter += 0.1
+        policy.actor.linear.bias += torch.tensor([3.0, 0.0, -1.0])
     batch = clear.transform_batch(ctx, random_chunk(policy, T, B))
     outputs = policy.sequence(batch, batch.state)
     got = clear.extra_loss(ctx, batch, outputs, B)
@@ -97,7 +98,7 @@ def test_the_cloning_loss_is_the_formula_of_the_paper_on_replayed_steps_only() -
     value = (outputs.value[1:, B:] - batch.value[1:, B:]).square().mean()
     torch.testing.assert_close(got, 0.3 * kl + 0.2 * value)
     other_way = torch.distributions.kl_divergence(pi, mu).mean()
-    assert abs(float(kl - other_way)) > 1e-3  # so that the direction is seen
+    assert abs(float((kl - other_way).detach())) > 1e-2  # so that the direction is seen
 
 
 def test_burn_in_steps_of_replayed_sequences_have_no_weight_and_the_buffer_keeps_its_own() -> None:
