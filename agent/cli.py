@@ -86,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         takes_overrides = hasattr(options, "overrides")
         unknown = [word for word in rest if word.startswith("-") or not takes_overrides]
         if unknown:
-            raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}; see lifelong {options.command or ''} --help")
+            raise ConfigError(
+                f"unrecognized arguments: {' '.join(unknown)}; see lifelong {options.command or ''} --help"
+            )
         if rest:  # overrides that stand behind an option
             options.overrides += rest
         if options.command is None:
@@ -135,7 +137,9 @@ def _finish(trainer: object, finished: bool) -> int:
     assert isinstance(trainer, Trainer)
     folder = trainer.record.folder
     if not finished:
-        print(f"stopped at step {trainer.step:,}; checkpoint saved; go on with: lifelong resume {folder}", file=sys.stderr)
+        print(
+            f"stopped at step {trainer.step:,}; checkpoint saved; go on with: lifelong resume {folder}", file=sys.stderr
+        )
         return STOPPED
     print(run.gradient_report(trainer))
     Console().print(report.table(run.load_summary(folder)))
@@ -179,7 +183,9 @@ def _bench(options: argparse.Namespace) -> int:
     folder = Path(__file__).parent.parent / "benchmarks"
     known = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     if not known:
-        raise ConfigError("benchmarks come with the source tree, and this is an installed package; clone the repository")
+        raise ConfigError(
+            "benchmarks come with the source tree, and this is an installed package; clone the repository"
+        )
     if options.name not in known:
         raise ConfigError(unknown_name("benchmark", options.name, known))
     script = str(folder / f"{options.name}.py")

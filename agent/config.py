@@ -1,7 +1,7 @@
 """Configs: dataclasses are the schema, YAML is the surface. No torch is imported here, so mistakes answer at once.
 
-A config file is a YAML mapping of the fields below. `include: [other, ...]` merges other files first (a bundled name or a
-path relative to the file); `a.b=value` overrides from the command line come last. Unknown keys are errors.
+A config file is a YAML mapping of the fields below. `include: [other, ...]` merges other files first (a bundled name
+or a path relative to the file); `a.b=value` overrides from the command line come last. Unknown keys are errors.
 
 A *part* is anything registered in `agent.registry`: either its name (`cell: elstm`) or a mapping with its options
 (`cell: {kind: elstm, size: 64}`). `kind` may also be `module:Attr`, for a part of your own.
@@ -166,7 +166,7 @@ def parse_yaml(text: str, where: str) -> Any:
         ConfigError: the text is not valid YAML.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a subclass of SafeLoader)
+        return yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
@@ -202,11 +202,11 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        same_kind = isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind", old.get("kind")) == old.get("kind")
-        if same_kind:
-            merged[key] = merge(dict(old), value)
-        else:
-            merged[key] = value
+        merged[key] = value
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            kind = old.get("kind")
+            if value.get("kind", kind) == kind:
+                merged[key] = merge(dict(old), value)
     return merged
 
 
@@ -255,12 +255,12 @@ def _assign(raw: Any, nested: Any, key: str) -> Any:
     if not isinstance(nested, dict):
         return nested
     if isinstance(raw, list):
-        result = list(raw)
+        items = list(raw)
         for step, value in nested.items():
-            if not step.isdigit() or int(step) >= len(result):
-                raise ConfigError(f"override {key}: {step!r} is no index of a list of {len(result)}")
-            result[int(step)] = _assign(result[int(step)], value, key)
-        return result
+            if not step.isdigit() or int(step) >= len(items):
+                raise ConfigError(f"override {key}: {step!r} is no index of a list of {len(items)}")
+            items[int(step)] = _assign(items[int(step)], value, key)
+        return items
     if isinstance(raw, str):
         raw = {"kind": raw}  # `cell: elstm` and the override cell.size=64
     if isinstance(raw, dict) and "kind" in raw and all(step.isdigit() for step in nested):
@@ -374,7 +374,9 @@ def check(raw: Mapping[str, Any]) -> Config:
             raise ConfigError(f"stream.tasks.{index}.name {task.name!r} is used twice; give every task its own name")
         names.add(task.name)
         if task.score and (len(task.score) != 2 or task.score[0] == task.score[1]):
-            raise ConfigError(f"stream.tasks.{index}.score is {task.score}; it must be two different returns, [low, high]")
+            raise ConfigError(
+                f"stream.tasks.{index}.score is {task.score}; it must be two different returns, [low, high]"
+            )
     for name, options in config.strategy_options.items():
         check_name("strategy", name)
         if not isinstance(options, Mapping):

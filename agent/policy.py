@@ -95,7 +95,7 @@ class Policy(nn.Module):
     def step(self, inputs: Inputs, state_BS: Tensor, is_init_B: Tensor) -> tuple[Outputs, Tensor, Tensor]:
         """One step of every copy: `(outputs, next state, cell input x_BD)`; the state is reset where `is_init_B`."""
         x_BD = self.encode(inputs)
-        y_BH, state_BS = self.cell.step(x_BD, state_BS * (~is_init_B).unsqueeze(-1))
+        y_BH, state_BS = self.cell.masked_step(x_BD, state_BS, is_init_B)
         return self.heads(y_BH, inputs), state_BS, x_BD
 
     def sequence(self, chunk: Chunk, state_BS: Tensor) -> Outputs:

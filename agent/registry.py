@@ -86,9 +86,8 @@ def options_of(part: Any) -> dict[str, inspect.Parameter]:
     for cls in reversed(inspect.getmro(part)):
         init = cls.__dict__.get("__init__")
         if init is not None and cls is not object:
-            for name, parameter in inspect.signature(init).parameters.items():
-                if parameter.default is not inspect.Parameter.empty:
-                    parameters[name] = parameter
+            signature = inspect.signature(init).parameters
+            parameters |= {name: p for name, p in signature.items() if p.default is not inspect.Parameter.empty}
     return parameters
 
 

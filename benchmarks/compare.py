@@ -4,8 +4,8 @@
     python benchmarks/compare.py permuted_mnist strategy=gpm strategy=ewc strategy=clear strategy=finetune
     python benchmarks/compare.py tmaze gradient=rtrl gradient=bptt "gradient=bptt rollout.steps=40" --seeds 5
 
-Every variant is a string of overrides. Runs that are finished already are not run again, so the command can be stopped and
-repeated. Each run is a process with one thread; `--jobs` of them run side by side. The raw runs stay in
+Every variant is a string of overrides. Runs that are finished already are not run again, so the command can be stopped
+and repeated. Each run is a process with one thread; `--jobs` of them run side by side. The raw runs stay in
 runs/compare/<config>/, and `--json` writes performance of every task and seed.
 """
 

@@ -54,15 +54,15 @@ def paired_medians(candidates: dict[str, Callable[[], Any]], seconds: float) -> 
 class Problem:
     """One chunk of input, resets and a loss gradient, and the cells to run on it."""
 
-    def __init__(self, B: int, T: int, N: int, D: int) -> None:
+    def __init__(self, B: int, T: int, N: int, D: int, device: torch.device | str = "cpu") -> None:
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
-            return torch.randn(*shape, generator=generator) * scale
+            return (torch.randn(*shape, generator=generator) * scale).to(device)
 
         self.x_TBD = normal(T, B, D)
         self.e_TBN = normal(T, B, N, scale=1 / (T * B * N))
-        self.is_init_TB = torch.rand(T, B, generator=generator) < 0.02
+        self.is_init_TB = (torch.rand(T, B, generator=generator) < 0.02).to(device)
         self.W_MD, self.b_M = normal(2 * N, D, scale=0.1), normal(2 * N, scale=0.1)
         self.v_M = normal(2 * N, scale=0.1)
         self.W_out_ND, self.U_out_NN, self.b_out_N = normal(N, D, scale=0.1), normal(N, N, scale=0.1), normal(N)
@@ -70,8 +70,8 @@ class Problem:
         for parameter in self.parameters:
             parameter.requires_grad_()
         self.c_BN = normal(B, N)
-        self.S_BGND, self.s_BKN = torch.zeros(B, 2, N, D), torch.zeros(B, 4, N)
-        self.lstm, self.lstm_cell = torch.nn.LSTM(D, N), torch.nn.LSTMCell(D, N)
+        self.S_BGND, self.s_BKN = torch.zeros(B, 2, N, D, device=device), torch.zeros(B, 4, N, device=device)
+        self.lstm, self.lstm_cell = torch.nn.LSTM(D, N).to(device), torch.nn.LSTMCell(D, N).to(device)
 
     def output(self, c_TBN: torch.Tensor) -> torch.Tensor:
         """The output gate in plain torch, for the literature's learner."""
@@ -102,7 +102,6 @@ class Problem:
         gate and loss first, then a loop that resets, advances (broadcast multiply, outer product) and reads six
         sensitivities.
         """
-        N = self.c_BN.shape[1]
         F_ND, Z_ND = self.W_MD.chunk(2)
         (b_f, b_z), (v_f, v_z) = self.b_M.chunk(2), self.v_M.chunk(2)
         keep_TB1 = (~self.is_init_TB)[..., None].float()
@@ -120,7 +119,7 @@ class Problem:
         with torch.no_grad():
             S_F, S_Z = self.S_BGND[:, 0], self.S_BGND[:, 1]
             s_bf, s_bz, s_vf, s_vz = self.s_BKN.unbind(1)
-            grads = [torch.zeros_like(part) for part in (S_F[0], S_Z[0], *[torch.empty(N)] * 4)]
+            grads = [torch.zeros_like(part) for part in (S_F[0], S_Z[0], *[b_f] * 4)]
             for (f, z, c_BN), x_BD, keep_B1, e_BN in zip(gates, self.x_TBD, keep_TB1, e_TBN, strict=True):
                 f_hat, z_hat = (c_BN - z) * f * (1 - f), (1 - f) * (1 - z * z)
                 a_BN = f + v_f * f_hat + v_z * z_hat

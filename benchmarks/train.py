@@ -2,8 +2,8 @@
 
     lifelong bench train [--json FILE]
 
-Both train in this process, in turn (A B A B ...), with the same number of torch threads, the same number of copies, steps
-per chunk, epochs and minibatches; the median of the pairwise ratios is reported. sb3-contrib is needed only here:
+Both train in this process, in turn (A B A B ...), with the same number of torch threads, the same number of copies,
+steps per chunk, epochs and minibatches; the median of the pairwise ratios is reported. sb3-contrib is needed only here:
 `pip install sb3-contrib`. Without it only the ratios of our own engines are measured.
 """
 
@@ -32,6 +32,7 @@ from agent.runtime.machine import machine, versions
 COPIES, STEPS, STATE = 64, 32, 128
 THREADS = 2
 ROUNDS = 5
+SHARED = {"shared_lstm": True, "enable_critic_lstm": False}
 CHUNKS = 12  # chunks a round, after as many of warm-up in the first round
 
 
@@ -41,7 +42,7 @@ def lifelong(gradient: str, env: str, copies: int, cell: str = "elstm") -> Calla
     config = configs.check(
         {
             "stream": {"tasks": [{"env": task}]},
-            "policy": {"encoder": {"kind": "mlp", "hidden": [64]}, "cell": {"kind": cell, "size": STATE}},
+            "policy": {"encoder": "identity", "cell": {"kind": cell, "size": STATE}},
             "gradient": gradient,
             "objective": {"kind": "ppo", "epochs": 1, "minibatches": 1},
             "rollout": {"copies": copies, "steps": STEPS},
@@ -61,8 +62,12 @@ def lifelong(gradient: str, env: str, copies: int, cell: str = "elstm") -> Calla
     return train
 
 
-def stable_baselines() -> Callable[[int], None]:
-    """The same with sb3-contrib's RecurrentPPO: 64 environments in one process, one epoch, one minibatch."""
+def stable_baselines(shared: bool) -> Callable[[int], None]:
+    """The same with sb3-contrib's RecurrentPPO: 64 environments in one process, one epoch, one minibatch.
+
+    Its defaults are an LSTM for the actor, another for the critic, and two layers of 64 behind each. With `shared` it has
+    what our policy has: one recurrent layer that reads the observation, and linear heads.
+    """
     import gymnasium
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.vec_env import DummyVecEnv
@@ -74,7 +79,7 @@ def stable_baselines() -> Callable[[int], None]:
         n_steps=STEPS,
         batch_size=COPIES * STEPS,
         n_epochs=1,
-        policy_kwargs={"lstm_hidden_size": STATE, "net_arch": [64]},
+        policy_kwargs={"lstm_hidden_size": STATE, **({"net_arch": [], **SHARED} if shared else {})},
         device="cpu",
         seed=0,
     )
@@ -123,11 +128,15 @@ def main(json_file: Path | None) -> dict[str, Any]:
             print(f"{name:<42} {pair['ratio']:6.2f}   rtrl {pair['a']:>9,.0f}/s   bptt {pair['b']:>9,.0f}/s")
     ratios["rtrl_share_of_bptt_speed"] = min(d["ratio"] for d in detail.values())
     if importlib.util.find_spec("sb3_contrib"):
-        for gradient in ("bptt", "rtrl"):
-            pair = paired(lifelong(gradient, "CartPole", COPIES), stable_baselines(), (COPIES, COPIES), (CHUNKS, 1))
-            name = "ppo_over_sb3" if gradient == "bptt" else "ppo_rtrl_over_sb3"
+        for gradient, shared, name in (
+            ("bptt", False, "ppo_over_sb3"),
+            ("rtrl", False, "ppo_rtrl_over_sb3"),
+            ("bptt", True, "ppo_over_sb3_shared_lstm"),
+        ):
+            ours, theirs = lifelong(gradient, "CartPole", COPIES), stable_baselines(shared)
+            pair = paired(ours, theirs, (COPIES, COPIES), (CHUNKS, 2))
             ratios[name] = pair["ratio"]
-            detail[name] = {**pair, **size, "copies": COPIES, "env": "CartPole"}
+            detail[name] = {**pair, **size, "copies": COPIES, "env": "CartPole", "sb3_shared_lstm": shared}
             print(f"{name:<42} {pair['ratio']:6.2f}   ours {pair['a']:>9,.0f}/s   sb3 {pair['b']:>10,.0f}/s")
     else:
         print("sb3-contrib is not installed; `pip install sb3-contrib` to measure ppo_over_sb3")

@@ -263,7 +263,7 @@ class BatchedEnv(VectorEnv):
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """Uniform float32 numbers in [low, high) of `shape`, from the environment's generator."""
-        return torch.rand(shape, generator=self.generator, device=self.device) * (high - low) + low
+        return torch.empty(shape, device=self.device).uniform_(low, high, generator=self.generator)
 
     def randint(self, high: int, *shape: int) -> Tensor:
         """Uniform integers in [0, high) of `shape`, from the environment's generator."""

@@ -144,6 +144,9 @@ class TaskEnv(VectorEnv):
         self.exact_state = all(env.exact_state for env in self.envs)
         self._unify_spaces(spaces)
         self.task_B = torch.zeros(num_envs, dtype=torch.int64)  # on the host: which groups to step is known without a sync
+        self._none_B = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._all_B = ~self._none_B
+        self._no_target = torch.zeros(num_envs, 0, device=self.device)
         self._mask_of_group: dict[int, Tensor] = {}
         self._select_groups()
         self._started = [False] * len(self.envs)
@@ -205,6 +208,7 @@ class TaskEnv(VectorEnv):
         active = sorted(set(group_B.tolist()))
         self._mask_of_group = {g: (group_B == g).to(self.device) for g in active}
         self.task_device_B = self.task_B.to(self.device)
+        self.scaled = any(task.reward_scale != 1.0 for task in self.tasks)
         scales = torch.tensor([task.reward_scale for task in self.tasks])
         self.reward_scale_B = scales[self.task_B].to(self.device)
         if self.padded:
@@ -224,6 +228,8 @@ class TaskEnv(VectorEnv):
 
     def _merge(self, parts: dict[int, Tensor]) -> Tensor:
         """One tensor from those of the active groups, each copy taking its own group's row."""
+        if len(parts) == 1:
+            return next(iter(parts.values()))
         groups = iter(parts.items())
         _, merged = next(groups)
         for g, tensor in groups:
@@ -252,24 +258,34 @@ class TaskEnv(VectorEnv):
         for g in self._mask_of_group:
             action = actions.clamp(max=self.action_count[g] - 1) if self.padded else actions
             results[g] = self.envs[g].step(action)
+        if len(results) == 1:
+            return self._complete(*results.popitem()[1])
+        none_B, all_B = self._none_B, self._all_B
         info: dict[str, Any] = {}
         for key in ("_final_obs", "episode_return", "episode_length"):
             info[key] = self._merge({g: r[4][key] for g, r in results.items()})
-        done_B = info["_final_obs"]
         info["final_obs"] = self._merge({g: self._pad(r[4]["final_obs"]) for g, r in results.items()})
         info["is_init"] = self._merge({g: r[4].get("is_init", r[4]["_final_obs"]) for g, r in results.items()})
-        none_B = torch.zeros_like(done_B)
-        info["valid"] = self._merge({g: r[4].get("valid", ~none_B) for g, r in results.items()})
+        info["valid"] = self._merge({g: r[4].get("valid", all_B) for g, r in results.items()})
         targets = [r[4]["target"] for r in results.values() if "target" in r[4]]
-        if targets:
-            empty = torch.zeros_like(targets[0])
-            info["target"] = self._merge({g: r[4].get("target", empty) for g, r in results.items()})
-            info["target_mask"] = self._merge({g: r[4].get("target_mask", none_B) for g, r in results.items()})
-        else:
-            info["target"] = torch.zeros(self.num_envs, 0, device=self.device)
-            info["target_mask"] = none_B
+        empty = torch.zeros_like(targets[0]) if targets else self._no_target
+        info["target"] = self._merge({g: r[4].get("target", empty) for g, r in results.items()})
+        info["target_mask"] = self._merge({g: r[4].get("target_mask", none_B) for g, r in results.items()})
         obs = self._merge({g: self._pad(r[0]) for g, r in results.items()})
         reward, terminated, truncated = (self._merge({g: r[i] for g, r in results.items()}) for i in (1, 2, 3))
+        return obs, reward, terminated, truncated, info
+
+    def _complete(
+        self, obs: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, info: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """The step of one environment that all copies are on, with every key of info that is promised."""
+        info.setdefault("is_init", info["_final_obs"])
+        info.setdefault("valid", self._all_B)
+        info.setdefault("target", self._no_target)
+        info.setdefault("target_mask", self._none_B)
+        if self.padded:
+            info["final_obs"] = self._pad(info["final_obs"])
+            obs = self._pad(obs)
         return obs, reward, terminated, truncated, info
 
     def performance(self, returns: Tensor, task: int) -> Tensor:

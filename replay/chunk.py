@@ -13,9 +13,9 @@ from torch import Tensor
 class Chunk:
     """Everything that was seen, done and predicted during T steps of B copies, time-major [T, B, ...].
 
-    `is_init[t]` means that the memory was reset before step t consumed `obs[t]`. `final_value[t]` is the value of the true
-    last observation where an episode was truncated at step t (zero elsewhere); `bootstrap_value` is the value of the
-    observation after the last step. `weight` is 0 for steps that must not be learned from (burn-in, dead steps).
+    `is_init[t]` means that the memory was reset before step t consumed `obs[t]`. `final_value[t]` is the value of the
+    true last observation where an episode was truncated at step t (zero elsewhere); `bootstrap_value` is the value of
+    the observation after the last step. `weight` is 0 for steps that must not be learned from (burn-in, dead steps).
     """
 
     obs: Tensor  # [T, B, ...]

@@ -38,6 +38,10 @@ class Cell(nn.Module):
         """One step without any reset: `(y_BH, state_BS)`."""
         raise NotImplementedError
 
+    def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
+        """One step after resetting the state where `is_init_B`: `(y_BH, state_BS)`."""
+        return self.step(x_BD, state_BS * (~is_init_B).unsqueeze(-1))
+
     def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
         """T steps; the state is multiplied by zero where `is_init` before the step: `(y_TBH, final state_BS)`."""
         keep_TB1 = (~is_init_TB).to(x_TBD.dtype).unsqueeze(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.cells.base import DiagonalCell
-from kernels.elstm import elstm_local, elstm_sequence, elstm_step
+from kernels.elstm import ElstmAct, elstm_layer, elstm_local, elstm_sequence
 
 
 class ELSTM(DiagonalCell):
@@ -31,7 +31,13 @@ class ELSTM(DiagonalCell):
         nn.init.normal_(self.weight_recurrent, std=weight_std)
         with torch.no_grad():
             self.bias[:size].uniform_(low, high)
-        self.output_gate = nn.Linear(input_size + size, size)  # W_o and U_o side by side
+        self._act = ElstmAct()
+        self.output_input = nn.Parameter(torch.empty(size, input_size))  # W_o
+        self.output_state = nn.Parameter(torch.empty(size, size))  # U_o
+        self.output_bias = nn.Parameter(torch.zeros(size))  # b_o
+        for weight in (self.output_input, self.output_state):
+            bound = (input_size + size) ** -0.5
+            nn.init.uniform_(weight, -bound, bound)
 
     def recurrence(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], c: Tensor) -> Tensor:
         f = torch.sigmoid(drives[0] + vectors[0] * c)
@@ -43,8 +49,24 @@ class ELSTM(DiagonalCell):
 
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         no_reset = torch.zeros(state_BS.shape[0], dtype=torch.bool, device=state_BS.device)
-        c_BN = elstm_step(self.drive(x_BD), self.weight_recurrent.flatten(), state_BS, no_reset)
-        return self.output(x_BD, c_BN), c_BN
+        return self.masked_step(x_BD, state_BS, no_reset)
+
+    def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            keep_B1 = (~is_init_B).to(state_BS.dtype).unsqueeze(-1)
+            c_BN = self.recurrence(self.drive(x_BD).split(self.size, -1), self.weight_recurrent.unbind(0), state_BS * keep_B1)
+            return self.output(x_BD, c_BN), c_BN
+        return self._act(
+            x_BD,
+            self.weight_input,
+            self.bias,
+            self.weight_recurrent,
+            self.output_input,
+            self.output_state,
+            self.output_bias,
+            state_BS,
+            is_init_B,
+        )
 
     def local_derivatives(
         self, u_TBGN: Tensor, state_TBN: Tensor, is_init_TB: Tensor
@@ -54,13 +76,26 @@ class ELSTM(DiagonalCell):
         keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
         return a_TBN, local_TBGN, local_TBGN * (state_TBN * keep_TB1).unsqueeze(2)
 
+    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
+        h_TBN, c_BN, _, _ = elstm_layer(
+            x_TBD,
+            self.weight_input,
+            self.bias,
+            self.weight_recurrent.flatten(),
+            self.output_input,
+            self.output_state,
+            self.output_bias,
+            state_BS,
+            is_init_TB,
+        )
+        return h_TBN, c_BN
+
     def output(self, x: Tensor, c: Tensor) -> Tensor:
-        weight_x, weight_c = self.output_gate.weight.split([self.input_size, self.size], dim=1)
-        gate = nn.functional.linear(x, weight_x, self.output_gate.bias) + nn.functional.linear(c, weight_c)
-        return torch.sigmoid(gate) * c
+        from_input = nn.functional.linear(x, self.output_input, self.output_bias)
+        return torch.sigmoid(from_input + nn.functional.linear(c, self.output_state)) * c
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
-        return {"input": (["weight_input"], "bias"), "output": (["output_gate.weight"], "output_gate.bias")}
+        return {"input": (["weight_input"], "bias"), "output": (["output_input", "output_state"], "output_bias")}
 
     def presynaptic(self, x_MD: Tensor, state_MS: Tensor) -> dict[str, Tensor]:
         c_MN = self.recurrence(self.drive(x_MD).split(self.size, -1), self.weight_recurrent.unbind(0), state_MS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import gymnasium
@@ -45,7 +46,7 @@ class Encoder(nn.Module):
 
 
 class Identity(Encoder):
-    """Passes the flattened observation on: the cell reads it directly, so with rtrl its gradient is exact throughout."""
+    """Passes the flattened observation on; the cell reads it directly, so with rtrl no gradient is truncated."""
 
     def __init__(self, space: gymnasium.spaces.Box) -> None:
         super().__init__(space)
@@ -68,7 +69,7 @@ class MLP(Encoder):
         super().__init__(space)
         widths = [math.prod(space.shape), *(int(width) for width in hidden)]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        for width_in, width_out in pairwise(widths):
             linear = nn.Linear(width_in, width_out)
             nn.init.orthogonal_(linear.weight, 2**0.5)
             nn.init.zeros_(linear.bias)
@@ -82,7 +83,7 @@ class MLP(Encoder):
 
 
 class CNN(Encoder):
-    """A small convolutional net for images [C, H, W] or [H, W, C] (the last axis is taken as channels if it is at most 4).
+    """A small convolutional net for images [C, H, W] or [H, W, C] (the last axis is the channels if it is at most 4).
 
     Args:
         space: observation space of one copy.

@@ -1,8 +1,8 @@
 """Policy distributions as plain functions of one parameter tensor, and the heads that produce it.
 
-The parameters of a distribution are one tensor [..., P] (logits, or mean and log standard deviation), so that they can be
-stored in replay, cloned, and sliced like everything else. Sampling takes an explicit generator: evaluation never touches
-the randomness of training.
+The parameters of a distribution are one tensor [..., P] (logits, or mean and log standard deviation), so that they can
+be stored in replay, cloned, and sliced like everything else. Sampling takes an explicit generator: evaluation never
+touches the randomness of training.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import gymnasium
 import torch
 from torch import Tensor, nn
+
+from kernels.categorical import categorical_sample
 
 NEGATIVE = -1e9  # logit of a masked action: zero probability, finite gradients
 
@@ -75,10 +77,11 @@ class Categorical(Distribution):
         self.size = n
 
     def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
-        # inverse CDF of the softmax: one uniform number a row
-        cdf = torch.softmax(params, -1).cumsum(-1)
-        uniform = torch.rand(params.shape[:-1], generator=generator, device=params.device, dtype=params.dtype)
-        return (cdf[..., :-1] <= (uniform * cdf[..., -1]).unsqueeze(-1)).sum(-1)
+        lead = params.shape[:-1]
+        uniform = torch.rand(lead, generator=generator, device=params.device, dtype=params.dtype)
+        if len(lead) == 1:
+            return categorical_sample(params, uniform)
+        return categorical_sample(params.reshape(-1, self.size), uniform.flatten()).view(lead)
 
     def mode(self, params: Tensor) -> Tensor:
         return params.argmax(-1)
@@ -145,7 +148,7 @@ class MultiCategorical(Distribution):
 
 
 class Gaussian(Distribution):
-    """Box [A]: parameters are mean and log standard deviation, [..., 2A]; actions are unbounded, clipped when they act."""
+    """Box [A]: parameters are mean and log standard deviation, [..., 2A]; actions are unbounded, clipped to act."""
 
     action_dtype = torch.float32
 

@@ -68,7 +68,7 @@ def load(folder: Path) -> tuple[dict[str, Any], list[str]]:
         if problem is None:
             try:
                 return torch.load(path / "state.pt", map_location="cpu", weights_only=True), damaged
-            except Exception as error:  # noqa: BLE001 (whatever the unpickler raises means the same)
+            except Exception as error:  # whatever the unpickler raises means the same
                 problem = f"it does not load ({type(error).__name__})"
         damaged.append(f"checkpoint {path.name} is damaged: {problem}")
     if damaged:

@@ -28,7 +28,11 @@ def examine() -> int:
     name = torch.cuda.get_device_name() if gpu else "GPU"
     line(gpu, name, "runs use the CPU; for a GPU install a CUDA build of torch and the driver")
     compiler = next((c for c in (os.environ.get("CC", ""), "cc", "gcc", "clang") if c and shutil.which(c)), None)
-    line(compiler is not None, f"C compiler {compiler or ''}", "CPU kernels fall back to torch; install gcc for full speed")
+    line(
+        compiler is not None,
+        f"C compiler {compiler or ''}",
+        "CPU kernels fall back to torch; install gcc for full speed",
+    )
     for package, use, fix in (
         ("tensorboard", "TensorBoard", "pip install tensorboard"),
         ("triton", "Triton kernels on a GPU", "comes with CUDA builds of torch"),

@@ -37,9 +37,7 @@ class Evaluator:
         self.env, self.policy, self.seed = env, policy, seed
         self.max_steps = max_steps
         generator = torch.Generator(device=env.device)
-        self.rollout = Rollout(
-            env, policy, generator, reset_memory_on=reset_memory_on, deterministic=deterministic
-        )
+        self.rollout = Rollout(env, policy, generator, reset_memory_on=reset_memory_on, deterministic=deterministic)
 
     @torch.no_grad()
     def evaluate(self, ctx: Context, strategies: list[Strategy]) -> np.ndarray:

@@ -66,6 +66,8 @@ class Learner:
                     units = strategy.after_update(ctx)
                     if units is not None:
                         reset_units.append(units)
+                # fused optimisers do not count their writes, and whoever caches weights goes by that count
+                torch.autograd.graph.increment_version(list(self.named.values()))
         self.engine.advance(trace)
         for units in reset_units:
             self.engine.reset_units(units)

@@ -17,8 +17,8 @@ ROWS = 1024
 def plasticity(policy: Policy, chunk: Chunk) -> dict[str, float]:
     """Scalars under `plasticity/`:
 
-    - `dormant_units`: share of units k with mean|y_k| / mean_j mean|y_j| <= 0.025, means over the T x B steps of the chunk
-      (Sokar et al. 2023, ICML, definition 1);
+    - `dormant_units`: share of units k with mean|y_k| / mean_j mean|y_j| <= 0.025, means over the T x B steps of the
+      chunk (Sokar et al. 2023, ICML, definition 1);
     - `effective_rank`: exp of the entropy of the normalised singular values of the outputs (Roy & Vetterli 2007);
     - `weight_norm`: root mean square of all parameters.
     """

@@ -296,19 +296,18 @@ def _run_cells(summary: Mapping[str, Any]) -> Cells:
 
 def _comparison_cells(runs: Sequence[RunData]) -> Cells:
     tasks = _task_names(runs)
-    rows = []
-    for group in group_runs(runs):
-        rows.append(
-            [
-                group.config,
-                group.label,
-                str(group.seeds),
-                _text_range(group.values("average_performance")),
-                _text(_median(group.values("forgetting"))),
-                *(_text(_median(group.task_values(task, "final"))) for task in tasks),
-                f"{_median(group.values('steps_per_second')):,.0f}",
-            ]
-        )
+    rows = [
+        [
+            group.config,
+            group.label,
+            str(group.seeds),
+            _text_range(group.values("average_performance")),
+            _text(_median(group.values("forgetting"))),
+            *(_text(_median(group.task_values(task, "final"))) for task in tasks),
+            f"{_median(group.values('steps_per_second')):,.0f}",
+        ]
+        for group in group_runs(runs)
+    ]
     columns = ["config", "strategy", "seeds", "average performance", "forgetting", *tasks, "steps/s"]
     return Cells(columns, rows, [], left=2)
 

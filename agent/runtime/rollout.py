@@ -56,9 +56,11 @@ class Rollout:
         B, device = self.env.num_envs, self.env.device
         self.obs, _ = self.env.reset(seed=seed)
         self.state_BS = self.policy.cell.initial_state(B, device)
-        self.previous_action = torch.zeros(B, self.policy.distribution.feature_size, device=device)
+        features = self.policy.distribution.feature_size if self.policy.with_action else 0
+        self.previous_action = torch.zeros(B, features, device=device)
         self.previous_reward = torch.zeros(B, device=device)
         self.is_init = torch.ones(B, dtype=torch.bool, device=device)
+        self.nowhere = torch.zeros(B, dtype=torch.bool, device=device)
 
     def switch(self, task_B: Tensor, *, fresh: bool = True) -> None:
         """Put the copies on `task_B` (int64 on the host). Copies that change start a fresh episode if `fresh`."""
@@ -74,17 +76,18 @@ class Rollout:
     def _forget(self, mask_B: Tensor) -> None:
         """The memory of the copies in `mask_B` is reset before their next step."""
         self.is_init = self.is_init | mask_B
-        self.previous_action = self.previous_action.masked_fill(mask_B.unsqueeze(-1), 0.0)
-        self.previous_reward = self.previous_reward.masked_fill(mask_B, 0.0)
+        if self.policy.with_action:
+            self.previous_action = self.previous_action.masked_fill(mask_B.unsqueeze(-1), 0.0)
+        if self.policy.with_reward:
+            self.previous_reward = self.previous_reward.masked_fill(mask_B, 0.0)
 
     def inputs(self) -> Inputs:
         """What the policy reads now."""
         env = self.env
         return Inputs(self.obs, self.previous_action, self.previous_reward, env.task_device_B, env.action_mask_BA)
 
-    @torch.no_grad()
     def act(self) -> dict[str, Any]:
-        """One step of every copy. Returns what was seen and done, one tensor [B, ...] each."""
+        """One step of every copy, under `no_grad`. Returns what was seen and done, one tensor [B, ...] each."""
         inputs, is_init, state = self.inputs(), self.is_init, self.state_BS
         distribution = self.policy.distribution
         outputs, self.state_BS, x = self.policy.step(inputs, state, is_init)
@@ -93,15 +96,16 @@ class Rollout:
         else:
             action = distribution.sample(outputs.policy, self.generator)
         self.obs, reward, terminated, truncated, info = self.env.step(distribution.clip(action))
-        reward = reward * self.env.reward_scale_B
-        self.previous_action = distribution.features(action)
-        self.previous_reward = reward
+        if self.env.scaled:
+            reward = reward * self.env.reward_scale_B
+        if self.policy.with_action:
+            self.previous_action = distribution.features(action)
+        if self.policy.with_reward:
+            self.previous_reward = reward
         seen = {
             "obs": inputs.obs,
             "previous_action": inputs.previous_action,
             "previous_reward": inputs.previous_reward,
-            "task": inputs.task,
-            "action_mask": inputs.action_mask,
             "is_init": is_init,
             "action": action,
             "reward": reward,
@@ -120,7 +124,7 @@ class Rollout:
             "episode_return": info["episode_return"],
             "done": info["_final_obs"],
         }
-        self.is_init = torch.zeros_like(is_init)
+        self.is_init = self.nowhere
         if self.reset_memory_on == "episode":
             self._forget(info["is_init"])
         return seen
@@ -129,7 +133,11 @@ class Rollout:
     def collect(self, steps: int) -> Experience:
         """Act for T steps."""
         records = [self.act() for _ in range(steps)]
-        seen = {key: torch.stack([record[key] for record in records]) for key in records[0]}
+        ends = ("final_obs", "final_action")  # needed only where an episode was truncated
+        seen = {key: torch.stack([record[key] for record in records]) for key in records[0] if key not in ends}
+        env = self.env
+        seen["task"] = env.task_device_B.expand(steps, -1)
+        seen["action_mask"] = env.action_mask_BA.expand(steps, -1, -1)
         outputs, _, _ = self.policy.step(self.inputs(), self.state_BS, self.is_init)
         state_TBS = seen["state"]
         chunk = Chunk(
@@ -146,7 +154,7 @@ class Rollout:
             log_prob=self.policy.distribution.log_prob(seen["policy"], seen["action"]),
             policy=seen["policy"],
             value=seen["value"],
-            final_value=self._final_value(seen),
+            final_value=self._final_value(seen, records),
             target=seen["target"],
             target_mask=seen["target_mask"],
             weight=seen["valid"].to(seen["reward"].dtype),
@@ -155,29 +163,29 @@ class Rollout:
         )
         return Experience(chunk, seen["x"], state_TBS, seen["episode_return"], seen["done"])
 
-    def _final_value(self, seen: dict[str, Tensor]) -> Tensor:
+    def _final_value(self, seen: dict[str, Tensor], records: list[dict[str, Tensor]]) -> Tensor:
         """Value of the true last observation of truncated episodes, read with the memory of that episode, [T, B]."""
-        after = torch.cat([seen["state"][1:], self.state_BS.unsqueeze(0)])
         truncated = seen["truncated"] & ~seen["terminated"]
+        value = torch.zeros_like(seen["reward"])
+        # on CUDA one dense pass: the number of truncations must not reach the host
+        if not truncated.is_cuda and not truncated.any():
+            return value
         fields = {
-            "obs": seen["final_obs"],
-            "previous_action": seen["final_action"],
+            "obs": torch.stack([record["final_obs"] for record in records]),
+            "previous_action": torch.stack([record["final_action"] for record in records]),
             "previous_reward": seen["reward"],
             "task": seen["task"],
             "action_mask": seen["action_mask"],
         }
-        value = torch.zeros_like(seen["reward"])
-        if truncated.is_cuda:  # one dense pass: the number of truncations must not reach the host
-            rows = {key: tensor.flatten(0, 1) for key, tensor in fields.items()}
-            state = after.flatten(0, 1)
-            outputs, _, _ = self.policy.step(Inputs(**rows), state, torch.zeros_like(truncated).flatten())
+        after = torch.cat([seen["state"][1:], self.state_BS.unsqueeze(0)])
+        dense = truncated.is_cuda
+        rows = {key: tensor.flatten(0, 1) if dense else tensor[truncated] for key, tensor in fields.items()}
+        state = after.flatten(0, 1) if dense else after[truncated]
+        no_reset = torch.zeros(state.shape[0], dtype=torch.bool, device=state.device)
+        outputs, _, _ = self.policy.step(Inputs(**rows), state, no_reset)
+        if dense:
             return torch.where(truncated, outputs.value.view_as(value), value)
-        if truncated.any():
-            rows = {key: tensor[truncated] for key, tensor in fields.items()}
-            state = after[truncated]
-            no_reset = torch.zeros(state.shape[0], dtype=torch.bool, device=state.device)
-            outputs, _, _ = self.policy.step(Inputs(**rows), state, no_reset)
-            value[truncated] = outputs.value
+        value[truncated] = outputs.value
         return value
 
     def state_dict(self) -> dict[str, Any]:

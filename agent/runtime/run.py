@@ -118,7 +118,9 @@ def _train(trainer: Trainer, offset: int = 0, *, quiet: bool) -> bool:
         if finished:
             write_json(record.folder / "summary.json", summary(trainer, progress.rate(trainer.step)))
     except OSError as error:
-        raise DiskError(f"cannot write to {record.folder}: {error.strerror or error}; what was saved is kept") from error
+        raise DiskError(
+            f"cannot write to {record.folder}: {error.strerror or error}; what was saved is kept"
+        ) from error
     finally:
         progress.close()
     return finished
@@ -147,7 +149,7 @@ def gradient_report(trainer: Trainer) -> str:
     engine, T = trainer.learner.engine, trainer.steps
     exact = {f"cell.{name}" for name in engine.exact_parameters()}
     names = [name for name, _ in trainer.rollout.policy.named_parameters()]
-    outside = [n for n in names if n not in exact and n.startswith(("actor.", "critic.", "cell.output_gate"))]
+    outside = [n for n in names if n not in exact and n.startswith(("actor.", "critic.", "cell.output_"))]
     truncated = [n for n in names if n not in exact and n not in outside]
     lines = []
     if exact:

@@ -2,8 +2,9 @@
 
 Order of the hooks in one chunk, for a list of strategies in the order of the config:
 
-    transform_batch -> (loss) extra_loss -> (backward) transform_gradients -> (optimiser) transform_update -> after_update
-    ... once a minibatch; then after_chunk once a chunk. on_task_start / on_task_end fire at boundaries that are given.
+    transform_batch -> (loss) extra_loss -> (backward) transform_gradients -> (optimiser) transform_update
+    -> after_update ... once a minibatch; then after_chunk and on_clock once a chunk. on_task_start and on_task_end fire
+    at boundaries that are given.
 """
 
 from __future__ import annotations

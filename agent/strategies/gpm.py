@@ -7,6 +7,7 @@ matrix W only moves in the complement: dW <- dW - dW M M^T, so what W says to an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from agent.policy import Policy, inputs_of
 from agent.runtime.rollout import Experience
 from agent.strategies.base import Context, Source, Strategy
-from collections.abc import Mapping
 
 
 def append_basis(basis_nk: Tensor, covariance_nn: Tensor, threshold: float) -> Tensor:

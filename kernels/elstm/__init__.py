@@ -243,3 +243,43 @@ def elstm_layer(
     if hasattr(impl, "layer"):
         return impl.layer(x_TBD, weight, bias, v_2N, weight_out, recurrent_out, bias_out, c0_BN, is_init_TB)
     return _Layer.apply(impl, x_TBD, weight, bias, v_2N, weight_out, recurrent_out, bias_out, c0_BN, is_init_TB)
+
+
+class ElstmAct:
+    """One step of the whole layer (`elstm_layer` with T = 1) for acting: no gradient, one compiled call on a CPU.
+
+    The weights are transposed once and packed again only when one of them has changed. Called with the arguments of
+    `elstm_layer` for one step: x_BD and is_init_B instead of x_TBD and is_init_TB. Returns (h_BN, c_BN).
+    """
+
+    def __init__(self) -> None:
+        self._versions: tuple[Any, ...] = ()
+        self._packed: tuple[torch.Tensor, ...] = ()
+
+    def __call__(
+        self,
+        x_BD: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        v_2N: torch.Tensor,
+        weight_out: torch.Tensor,
+        recurrent_out: torch.Tensor,
+        bias_out: torch.Tensor,
+        c_BN: torch.Tensor,
+        is_init_B: torch.Tensor,
+        *,
+        backend: str = "auto",
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        impl = _STEP.module(backend, x_BD)
+        weights = (weight, bias, v_2N, weight_out, recurrent_out, bias_out)
+        if not hasattr(impl, "act"):
+            arguments = (weight, bias, v_2N.flatten(), weight_out, recurrent_out, bias_out, c_BN, is_init_B[None])
+            h_TBN, c_BN, _, _ = elstm_layer(x_BD[None], *arguments, backend=backend)
+            return h_TBN[0], c_BN
+        versions = tuple((w.data_ptr(), w._version) for w in weights)
+        if versions != self._versions:
+            plain = [w.detach() for w in weights]
+            self._packed = tuple(w.flatten() if i == 2 else w.t().contiguous() if w.ndim == 2 else w for i, w in enumerate(plain))
+            self._versions = versions
+        result: tuple[torch.Tensor, torch.Tensor] = impl.act(x_BD, self._packed, c_BN, is_init_B)
+        return result

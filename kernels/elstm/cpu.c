@@ -143,3 +143,59 @@ void FN(elstm_gate_backward)(i64 count, i64 threads, const real *restrict c, con
         dc[i] = dh[i] * o[i] + (extra ? extra[i] : 0);
     }
 }
+
+/* y[r, 0:M] += x[r, 0:K] w[0:K, 0:M] for up to ROWS rows; w is input-major, so that a tile of outputs stays in registers. */
+#define LANES (64 / sizeof(real))
+typedef real FN(vec) __attribute__((vector_size(64), aligned(sizeof(real)), may_alias));
+
+static inline void FN(matvec_rows)(i64 rows, i64 K, i64 M, const real *restrict x, i64 x_stride,
+                                   const real *restrict w, real *restrict y) {
+    i64 m = 0;
+    if (rows == ROWS)
+        for (; m + 2 * (i64)LANES <= M; m += 2 * LANES) {
+            FN(vec) sum[ROWS][2];
+            for (int r = 0; r < ROWS; r++)
+                for (int j = 0; j < 2; j++) sum[r][j] = *(const FN(vec) *)(y + r * M + m + j * LANES);
+            for (i64 k = 0; k < K; k++) {
+                const FN(vec) a = *(const FN(vec) *)(w + k * M + m), b = *(const FN(vec) *)(w + k * M + m + LANES);
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; r++) {
+                    sum[r][0] += x[r * x_stride + k] * a;
+                    sum[r][1] += x[r * x_stride + k] * b;
+                }
+            }
+            for (int r = 0; r < ROWS; r++)
+                for (int j = 0; j < 2; j++) *(FN(vec) *)(y + r * M + m + j * LANES) = sum[r][j];
+        }
+    for (i64 r = 0; r < rows; r++)
+        for (i64 k = 0; k < K; k++)
+            for (i64 i = m; i < M; i++) y[r * M + i] += x[r * x_stride + k] * w[k * M + i];
+}
+
+/* A whole step of the layer: drive, recurrence, output gate. Weights are input-major: [D, 2N], [D, N], [N, N].
+   scratch is [blocks, ROWS, 3N]. */
+void FN(elstm_act)(i64 B, i64 D, i64 N, i64 threads, const real *x, const real *weight, const real *bias, const real *v,
+                   const real *weight_out, const real *recurrent_out, const real *bias_out, const real *c,
+                   const uint8_t *init, const real *zeros, real *scratch, real *h, real *next) {
+    i64 blocks = (B + ROWS - 1) / ROWS, work = B * N * (16 + 3 * D + N) / 16;
+#pragma omp parallel for schedule(static) num_threads(team(work, threads)) if (team(work, threads) > 1)
+    for (i64 block = 0; block < blocks; block++) {
+        i64 first = block * ROWS, rows = MIN(ROWS, B - first);
+        real *u = scratch + block * ROWS * 3 * N, *o = u + ROWS * 2 * N;
+        for (i64 r = 0; r < rows; r++) {
+            memcpy(u + r * 2 * N, bias, sizeof(real) * 2 * N);
+            memcpy(o + r * N, bias_out, sizeof(real) * N);
+        }
+        FN(matvec_rows)(rows, D, 2 * N, x + first * D, D, weight, u);
+        FN(matvec_rows)(rows, D, N, x + first * D, D, weight_out, o);
+        for (i64 r = 0; r < rows; r++)
+            FN(elstm_forward_row)(N, u + r * 2 * N, v, init[first + r] ? zeros : c + (first + r) * N,
+                                  next + (first + r) * N);
+        FN(matvec_rows)(rows, N, N, next + first * N, N, recurrent_out, o);
+        for (i64 r = 0; r < rows; r++)
+#pragma omp simd
+            for (i64 n = 0; n < N; n++)
+                h[(first + r) * N + n] = SIGMOID(o[r * N + n]) * next[(first + r) * N + n];
+    }
+}
+#undef LANES

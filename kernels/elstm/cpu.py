@@ -12,6 +12,7 @@ _LOCAL = build.function("kernels.elstm", "elstm_local", "iiii" + "p" * 6)
 _TRACE = build.function("kernels.elstm", "elstm_trace", "iiii" + "p" * 9)
 _GATE = build.function("kernels.elstm", "elstm_gate", "ii" + "p" * 3)
 _GATE_BACKWARD = build.function("kernels.elstm", "elstm_gate_backward", "ii" + "p" * 6)
+_ACT = build.function("kernels.elstm", "elstm_act", "iiii" + "p" * 13)
 _ROWS = 4  # batch rows per block of the weight gradient, as in cpu.c
 _zeros: dict[tuple[torch.dtype, int], torch.Tensor] = {}
 
@@ -126,3 +127,21 @@ def gate_backward(
         None if extra is None else extra.data_ptr(), dgate.data_ptr(), total.data_ptr(),
     )  # fmt: skip
     return dgate, total
+
+
+def act(
+    x_BD: torch.Tensor, packed: tuple[torch.Tensor, ...], c_BN: torch.Tensor, is_init_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(h_BN, c_BN) after one step of the whole layer; no gradient. See `kernels.elstm.ElstmAct`."""
+    x, c, init = x_BD.contiguous(), c_BN.contiguous(), is_init_B.contiguous()
+    (B, D), N = x.shape, c.shape[1]
+    dtype = x.dtype
+    out = torch.empty((2, B, N), dtype=dtype)
+    scratch = torch.empty((-(-B // _ROWS) * _ROWS, 3 * N), dtype=dtype)
+    h_BN, next_BN = out.unbind(0)
+    _ACT[dtype](
+        B, D, N, torch.get_num_threads(), x.data_ptr(), *[w.data_ptr() for w in packed],
+        c.data_ptr(), init.data_ptr(), _zero_row(N, dtype).data_ptr(), scratch.data_ptr(),
+        h_BN.data_ptr(), next_BN.data_ptr(),
+    )  # fmt: skip
+    return h_BN, next_BN

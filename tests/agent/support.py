@@ -204,7 +204,7 @@ def random_chunk(policy: Policy, steps: int, copies: int, seed: int = 0, dtype: 
     action = torch.randint(size, shape, generator=g)
     return Chunk(
         obs=normal(*shape, *policy.encoder.space.shape),
-        previous_action=torch.zeros(*shape, size, dtype=dtype),
+        previous_action=torch.zeros(*shape, size if policy.with_action else 0, dtype=dtype),
         previous_reward=torch.zeros(shape, dtype=dtype),
         task=torch.zeros(shape, dtype=torch.int64),
         action_mask=torch.ones(*shape, 0, dtype=torch.bool),

@@ -145,9 +145,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     (run / "summary.json").unlink()
     assert cli.main(["resume", str(run), "--quiet"]) == 0
     assert "damaged" in capsys.readouterr().out
-    assert json.loads((run / "summary.json").read_text())["tasks"] == json.loads(
-        (finished / "summary.json").read_text()
-    )["tasks"]
+    assert (
+        json.loads((run / "summary.json").read_text())["tasks"]
+        == json.loads((finished / "summary.json").read_text())["tasks"]
+    )
 
 
 def test_only_damaged_checkpoints_are_refused(

@@ -159,7 +159,7 @@ def test_initial_states_and_time_limits_are_gymnasiums(name: str) -> None:
     expected = np.stack(states)
     np.testing.assert_allclose(env.state.physics.amin(0), expected.min(0), atol=0.05 * np.ptp(expected, 0).max() + 1e-6)
     np.testing.assert_allclose(env.state.physics.amax(0), expected.max(0), atol=0.05 * np.ptp(expected, 0).max() + 1e-6)
-    assert reference.spec is not None and kind.MAX_EPISODE_STEPS == reference.spec.max_episode_steps
+    assert reference.spec is not None and reference.spec.max_episode_steps == kind.MAX_EPISODE_STEPS
 
 
 def test_copies_with_different_physics_do_not_disturb_each_other() -> None:

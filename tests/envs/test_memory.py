@@ -84,7 +84,7 @@ def test_walking_costs_the_penalty_for_actions_that_do_not_move() -> None:
     right = UP if cue > 0 else DOWN
     seen = []
     for action in (UP, FORWARD, DOWN, FORWARD, FORWARD, right):
-        obs, reward, terminated, _, info = env.step(torch.tensor([action]))
+        _, reward, terminated, _, info = env.step(torch.tensor([action]))
         seen.append((reward.item(), bool(terminated), info["final_obs"][0].tolist()))
     corridor, junction = [0.0, 0.0], [0.0, 1.0]
     assert seen == [
@@ -152,7 +152,7 @@ def test_guessing_returns_the_lower_score(symbols: int) -> None:
     env = RepeatPrevious(400, symbols=symbols)
     guess = mean_return(env, lambda obs, first: torch.full((400,), symbols - 1), 51)
     assert guess == pytest.approx(env.SCORE[0], abs=0.03)
-    assert env.SCORE == (-1 + 2 / symbols, 1.0)
+    assert (-1 + 2 / symbols, 1.0) == env.SCORE
 
 
 def test_a_wrong_symbol_costs_as_much_as_a_right_one_gives() -> None:
@@ -162,7 +162,7 @@ def test_a_wrong_symbol_costs_as_much_as_a_right_one_gives() -> None:
     rewards = []
     for t in range(3):
         answer = answers[t] if t == 0 else (shown[t - 1] + (t == 2)) % 4
-        obs, reward, _, _, info = env.step(torch.tensor([answer]))
+        _, reward, _, _, info = env.step(torch.tensor([answer]))
         shown.append(int(info["final_obs"].argmax()))
         rewards.append(reward.item())
     assert rewards == [0.0, 0.5, -0.5]

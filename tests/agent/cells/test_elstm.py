@@ -35,7 +35,10 @@ def test_it_computes_equations_5_to_7_of_the_paper_with_resets() -> None:
         f = sigmoid(x[t] @ F.T + p["weight_recurrent"][0] * c + p["bias"][:N])
         z = np.tanh(x[t] @ Z.T + p["weight_recurrent"][1] * c + p["bias"][N:])
         c = f * c + (1 - f) * z
-        o = sigmoid(np.concatenate([x[t], c], 1) @ p["output_gate.weight"].T + p["output_gate.bias"])
+        o = sigmoid(
+            np.concatenate([x[t], c], 1) @ np.concatenate([p["output_input"], p["output_state"]], 1).T
+            + p["output_bias"]
+        )
         np.testing.assert_allclose(y[t].detach().numpy(), o * c, atol=1e-12)
     np.testing.assert_allclose(final.detach().numpy(), c, atol=1e-12)
 

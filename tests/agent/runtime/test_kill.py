@@ -50,7 +50,10 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
 
 def assert_same_run(killed: Path, whole: Path) -> None:
     """Parameters, carry and everything else in the last checkpoint; evaluation.npz and metrics.jsonl byte for byte."""
-    (state_killed, _), (state_whole, _) = checkpoint.load(killed / "checkpoints"), checkpoint.load(whole / "checkpoints")
+    (state_killed, _), (state_whole, _) = (
+        checkpoint.load(killed / "checkpoints"),
+        checkpoint.load(whole / "checkpoints"),
+    )
     assert state_whole["carry"]["weight"].abs().sum() > 0
     assert_equal(state_killed, state_whole)
     for name in ("evaluation.npz", "metrics.jsonl"):
@@ -82,7 +85,11 @@ stream:
     - {name: maze, env: {kind: TMaze, corridor: 3, distractors: 1}}
     - {name: cartpole, env: {kind: CartPole, max_episode_steps: 50}, reward_scale: 0.1}
     - {name: repeat, env: {kind: RepeatPrevious, lag: 1, length: 9}}
-policy: {encoder: {kind: mlp, hidden: [16]}, cell: {kind: elstm, size: 16}, previous_action: true, previous_reward: true}
+policy:
+  encoder: {kind: mlp, hidden: [16]}
+  cell: {kind: elstm, size: 16}
+  previous_action: true
+  previous_reward: true
 gradient: rtrl
 strategy_options: {clear: {capacity: 64, start: 16}, ewc: {sequences: 8}, gpm: {chunks: 2}}
 rollout: {copies: 8, steps: 8, random_initial_age: true}

