@@ -81,6 +81,8 @@ def parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that `kind: my_module:MyClass` finds a module beside the config
     try:
         options, rest = parser().parse_known_args(arguments)
         takes_overrides = hasattr(options, "overrides")

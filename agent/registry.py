@@ -75,9 +75,12 @@ def load(kind: str, name: str) -> Any:
     check_name(kind, name)
     module_name, _, attribute = REGISTRY[kind].get(name, name).partition(":")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        part = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"cannot load {kind} {name!r}: {error}") from error
+    if not isinstance(part, type):
+        raise ConfigError(f"{kind} {name!r} is no class but a {type(part).__name__}")
+    return part
 
 
 def options_of(part: Any) -> dict[str, inspect.Parameter]:

@@ -65,8 +65,8 @@ def lifelong(gradient: str, env: str, copies: int, cell: str = "elstm") -> Calla
 def stable_baselines(shared: bool) -> Callable[[int], None]:
     """The same with sb3-contrib's RecurrentPPO: 64 environments in one process, one epoch, one minibatch.
 
-    Its defaults are an LSTM for the actor, another for the critic, and two layers of 64 behind each. With `shared` it has
-    what our policy has: one recurrent layer that reads the observation, and linear heads.
+    Its defaults are an LSTM for the actor, another for the critic, and two layers of 64 behind each. With `shared` it
+    has what our policy has: one recurrent layer that reads the observation, and linear heads.
     """
     import gymnasium
     from sb3_contrib import RecurrentPPO

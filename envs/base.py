@@ -9,8 +9,8 @@ Rules that every environment keeps (tests/envs/test_contract.py runs on all of t
 - SAME_STEP autoreset: when an episode ends at step t, the returned observation already belongs to the next episode and
   the true last one is in the *dense* tensor `info["final_obs"]` (equal to the next observation of every copy before any
   reset), with the mask `info["_final_obs"]`.
-- `terminated` (the episode's own end: its value is zero) and `truncated` (a time limit: its value is not zero) are never
-  merged. Both may be true on one step; termination wins.
+- `terminated` (the episode's own end: its value is zero) and `truncated` (a time limit: its value is not zero) are
+  never merged. Both may be true on one step; termination wins.
 - Every reset draws fresh randomness from the environment's own `torch.Generator`.
 - Task parameters are tensors with leading dimension B: each copy can be on its own task and a task switch is a tensor
   write (`set_params`), never a rebuild.
@@ -70,8 +70,8 @@ class BatchedEnv(VectorEnv):
     - `SCORE`: (return of a useless policy, return of a solved task), which maps returns to the performance in [0, 1];
     - `spaces()`: the observation and action space of one copy;
     - `draw_state()`: a fresh initial state for all B copies (a flat dataclass of tensors with leading dimension B);
-    - `advance(state, action)`: `(next state, reward_B, terminated_B, info)`, where `info` holds extra dense tensors (prediction
-      tasks put `target` and `target_mask` there: the truth for the action just taken);
+    - `advance(state, action)`: `(next state, reward_B, terminated_B, info)`, where `info` holds extra dense tensors
+      (prediction tasks put `target` and `target_mask` there: the truth for the action just taken);
     - `observe(state)`: the observation, [B, ...].
 
     Options that change spaces are keyword arguments of the subclass's own `__init__`, set before `super().__init__`.
@@ -189,8 +189,8 @@ class BatchedEnv(VectorEnv):
 
         Returns:
             `(obs [B, ...], reward [B] float32, terminated [B] bool, truncated [B] bool, info)`, where info has
-            `final_obs` [B, ...] and its mask `_final_obs` [B], and the return and length of every copy's episode so far,
-            `episode_return` [B] and `episode_length` [B], this step included.
+            `final_obs` [B, ...] and its mask `_final_obs` [B], and the return and length of every copy's episode so
+            far, `episode_return` [B] and `episode_length` [B], this step included.
         """
         if self.state is None:
             raise EnvError("step() before the first reset()")

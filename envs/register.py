@@ -3,7 +3,8 @@
     import envs.register
     env = gymnasium.make_vec("lifelong/TMaze-v0", num_envs=4096, device="cuda")
 
-Gymnasium 1.x loads no plugins by itself; without the import, name the module in the id: "envs.register:lifelong/TMaze-v0".
+Gymnasium 1.x loads no plugins by itself; without the import, name the module in the id:
+"envs.register:lifelong/TMaze-v0".
 """
 
 from __future__ import annotations

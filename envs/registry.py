@@ -19,4 +19,3 @@ ENVIRONMENTS: dict[str, str] = {
 }
 
 ADAPTERS = ("gymnasium", "envpool")
-

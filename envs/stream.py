@@ -161,7 +161,9 @@ class TaskStream:
         self.tasks = list(tasks)
         self.schedule = schedule
         if isinstance(schedule, Drift) and len({task.group() for task in self.tasks}) > 1:
-            raise EnvError("schedule drift moves the parameters of one environment; its tasks use several (or other options)")
+            raise EnvError(
+                "schedule drift moves the parameters of one environment; its tasks use several (or other options)"
+            )
 
     @property
     def total_steps(self) -> int:

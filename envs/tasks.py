@@ -32,6 +32,8 @@ def environment_class(kind: str) -> type[BatchedEnv]:
         cls: type[BatchedEnv] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise EnvError(f"cannot load env {kind!r}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, BatchedEnv)):
+        raise EnvError(f"env {kind!r} is no subclass of BatchedEnv")
     return cls
 
 
@@ -76,7 +78,8 @@ class Task:
         """
         cls = environment_class(self.kind)
         try:
-            return cls(num_envs, **self.options, **self.params, **context)
+            arguments: dict[str, Any] = {**self.options, **self.params, **context}
+            return cls(num_envs, **arguments)
         except TypeError as error:
             raise EnvError(f"task {self.name!r} (env {self.kind}): {error}") from error
         except EnvError as error:
@@ -143,7 +146,8 @@ class TaskEnv(VectorEnv):
         self.scores = [task.score or self.envs[g].SCORE for task, g in zip(self.tasks, self.group_of, strict=True)]
         self.exact_state = all(env.exact_state for env in self.envs)
         self._unify_spaces(spaces)
-        self.task_B = torch.zeros(num_envs, dtype=torch.int64)  # on the host: which groups to step is known without a sync
+        # on the host: which groups to step is known without a sync
+        self.task_B = torch.zeros(num_envs, dtype=torch.int64)
         self._none_B = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._all_B = ~self._none_B
         self._no_target = torch.zeros(num_envs, 0, device=self.device)
@@ -161,7 +165,8 @@ class TaskEnv(VectorEnv):
         if self.padded:
             names = [next(t.name for t, g in zip(self.tasks, self.group_of, strict=True) if g == i) for i in (0, 1)]
             if spaces != "pad":
-                other = next(i for i in range(len(self.envs)) if (observation[i], action[i]) != (observation[0], action[0]))
+                pairs = list(zip(observation, action, strict=True))
+                other = next(i for i, pair in enumerate(pairs) if pair != pairs[0])
                 name = next(t.name for t, g in zip(self.tasks, self.group_of, strict=True) if g == other)
                 raise EnvError(
                     f"tasks {names[0]!r} and {name!r} have different spaces ({observation[0]}, {action[0]} against "
@@ -272,7 +277,9 @@ class TaskEnv(VectorEnv):
         info["target"] = self._merge({g: r[4].get("target", empty) for g, r in results.items()})
         info["target_mask"] = self._merge({g: r[4].get("target_mask", none_B) for g, r in results.items()})
         obs = self._merge({g: self._pad(r[0]) for g, r in results.items()})
-        reward, terminated, truncated = (self._merge({g: r[i] for g, r in results.items()}) for i in (1, 2, 3))
+        reward = self._merge({g: r[1] for g, r in results.items()})
+        terminated = self._merge({g: r[2] for g, r in results.items()})
+        truncated = self._merge({g: r[3] for g, r in results.items()})
         return obs, reward, terminated, truncated, info
 
     def _complete(

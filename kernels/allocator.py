@@ -1,5 +1,5 @@
-"""Keeps freed memory in the process. glibc returns every block over 128 KiB to the system when it is freed, and the next
-tensor of that size costs a page fault per 4 KiB: a third of the time of an update with a small recurrent network."""
+"""Keeps freed memory in the process. glibc returns every block over 128 KiB to the system when it is freed, and the
+next tensor of that size costs a page fault per 4 KiB: a third of the time of an update with a small network."""
 
 from __future__ import annotations
 

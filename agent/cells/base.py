@@ -67,7 +67,6 @@ class Cell(nn.Module):
         return []
 
 
-
 class DiagonalCell(Cell):
     """A cell whose state is updated element by element: c'_n = r(u^1_n .. u^G_n, v^1_n .. v^K_n, c_n).
 
@@ -93,7 +92,7 @@ class DiagonalCell(Cell):
         nn.init.normal_(self.weight_recurrent, std=0.1)
 
     def recurrence(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], c: Tensor) -> Tensor:
-        """c' from the drives [..., N] (one a gate), the weight vectors [N] and the state c [..., N], element by element."""
+        """c' from the drives [..., N] (one a gate), weight vectors [N] and the state c [..., N], element by element."""
         raise NotImplementedError
 
     def output(self, x: Tensor, c: Tensor) -> Tensor:
@@ -128,9 +127,7 @@ class DiagonalCell(Cell):
         return ["weight_input", "bias", "weight_recurrent"]
 
     @torch.no_grad()
-    def local_derivatives(
-        self, u_TBGN: Tensor, state_TBN: Tensor, is_init_TB: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def local_derivatives(self, u_TBGN: Tensor, state_TBN: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Derivatives of every c_t at fixed c_{t-1}, all T steps at once.
 
         Args:

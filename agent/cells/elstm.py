@@ -12,7 +12,8 @@ from kernels.elstm import ElstmAct, elstm_layer, elstm_local, elstm_sequence
 
 
 class ELSTM(DiagonalCell):
-    """f = sigmoid(F x + v_f c + b_f), z = tanh(Z x + v_z c + b_z), c' = f c + (1-f) z, y = sigmoid(W_o x + U_o c' + b_o) c'.
+    """f = sigmoid(F x + v_f c + b_f), z = tanh(Z x + v_z c + b_z), c' = f c + (1-f) z,
+    y = sigmoid(W_o x + U_o c' + b_o) c'.
 
     Args:
         input_size: D.
@@ -24,7 +25,9 @@ class ELSTM(DiagonalCell):
     GATES: ClassVar[tuple[str, ...]] = ("forget", "candidate")
     VECTORS: ClassVar[tuple[str, ...]] = ("forget", "candidate")
 
-    def __init__(self, input_size: int, *, size: int = 128, forget_bias: Any = (0.0, 4.0), weight_std: float = 0.1) -> None:
+    def __init__(
+        self, input_size: int, *, size: int = 128, forget_bias: Any = (0.0, 4.0), weight_std: float = 0.1
+    ) -> None:
         super().__init__(input_size, size=size)
         low, high = (float(b) for b in forget_bias)
         nn.init.normal_(self.weight_input, std=weight_std)
@@ -54,7 +57,8 @@ class ELSTM(DiagonalCell):
     def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
             keep_B1 = (~is_init_B).to(state_BS.dtype).unsqueeze(-1)
-            c_BN = self.recurrence(self.drive(x_BD).split(self.size, -1), self.weight_recurrent.unbind(0), state_BS * keep_B1)
+            drives, vectors = self.drive(x_BD).split(self.size, -1), self.weight_recurrent.unbind(0)
+            c_BN = self.recurrence(drives, vectors, state_BS * keep_B1)
             return self.output(x_BD, c_BN), c_BN
         return self._act(
             x_BD,
@@ -68,9 +72,7 @@ class ELSTM(DiagonalCell):
             is_init_B,
         )
 
-    def local_derivatives(
-        self, u_TBGN: Tensor, state_TBN: Tensor, is_init_TB: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def local_derivatives(self, u_TBGN: Tensor, state_TBN: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a_TBN, local = elstm_local(u_TBGN, self.weight_recurrent.flatten(), state_TBN, is_init_TB)
         local_TBGN = local.unflatten(-1, (2, self.size))
         keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)

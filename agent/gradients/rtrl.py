@@ -49,7 +49,7 @@ class _Boundary(torch.autograd.Function):
 
 
 class RTRL(GradientEngine):
-    """Exact RTRL. The carry has the shape of the recurrent parameters, once per copy: [B, G, N, D], [B, G, N], [B, K, N]."""
+    """Exact RTRL. The carry has the recurrent parameters' shape, once a copy: [B, G, N, D], [B, G, N], [B, K, N]."""
 
     jacobians: ClassVar[tuple[str, ...]] = ("diagonal",)
     cell: DiagonalCell

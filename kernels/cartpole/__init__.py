@@ -48,9 +48,9 @@ def cartpole_step(
 ) -> Stepped:
     """Step every copy; those whose episode ends continue from `fresh_B4`.
 
-    physics_B4: cart position, velocity, pole angle, angular velocity (Barto, Sutton & Anderson 1983; explicit Euler as in
-    Gymnasium). action_B: int64, 1 pushes right. age_B, limit_B: int64 steps. constants_6B: push acceleration, pole share,
-    inertia, mass share, tau and gravity of every copy, float32 contiguous.
+    physics_B4: cart position, velocity, pole angle, angular velocity (Barto, Sutton & Anderson 1983; explicit Euler as
+    in Gymnasium). action_B: int64, 1 pushes right. age_B, limit_B: int64 steps. constants_6B: push acceleration, pole
+    share, inertia, mass share, tau and gravity of every copy, float32 contiguous.
     """
     stepped: Stepped = _STEP.module("cpu", physics_B4).step(
         physics_B4, action_B, fresh_B4, age_B, return_B, limit_B, constants_6B

@@ -279,7 +279,8 @@ class ElstmAct:
         versions = tuple((w.data_ptr(), w._version) for w in weights)
         if versions != self._versions:
             plain = [w.detach() for w in weights]
-            self._packed = tuple(w.flatten() if i == 2 else w.t().contiguous() if w.ndim == 2 else w for i, w in enumerate(plain))
+            plain[2] = plain[2].flatten()
+            self._packed = tuple(w.t().contiguous() if w.ndim == 2 else w for w in plain)
             self._versions = versions
         result: tuple[torch.Tensor, torch.Tensor] = impl.act(x_BD, self._packed, c_BN, is_init_B)
         return result

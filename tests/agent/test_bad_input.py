@@ -96,6 +96,8 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
     "different spaces": (["stream.tasks.1.env={kind: CartPole}"], ["left", "right", "pad"]),
     "too many minibatches": (["objective={kind: ppo, minibatches: 9}"], ["minibatches", "9", "4"]),
     "own part that is not there": (["policy.cell=no_such_module:Cell"], ["no_such_module"]),
+    "own part that is no class": (["policy.cell=json:dumps"], ["json:dumps", "function"]),
+    "own env that is none": (["stream.tasks.0.env=json:JSONDecoder"], ["json:JSONDecoder", "BatchedEnv"]),
     "drift over two environments": (
         ["stream.schedule=drift", "stream.spaces=pad", "stream.tasks.1.env={kind: CartPole}"],
         ["drift"],
