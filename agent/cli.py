@@ -131,8 +131,6 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _finish(trainer: object, finished: bool) -> int:
-    from rich.console import Console
-
     from agent.runtime import report, run
     from agent.runtime.trainer import Trainer
 
@@ -144,7 +142,7 @@ def _finish(trainer: object, finished: bool) -> int:
         )
         return STOPPED
     print(run.gradient_report(trainer))
-    Console().print(report.table(run.load_summary(folder)))
+    report.console().print(report.table(run.load_summary(folder)))
     print(f"watch:  tensorboard --logdir {folder}")
     print(f"report: lifelong report {folder}")
     return 0
@@ -152,12 +150,10 @@ def _finish(trainer: object, finished: bool) -> int:
 
 def _eval(options: argparse.Namespace) -> int:
     _check_run(options.folder)
-    from rich.console import Console
-
     from agent.runtime import report, run
 
     trainer = run.evaluate(options.folder, options.overrides)
-    Console().print(report.table(run.summary(trainer, 0.0)))
+    report.console().print(report.table(run.summary(trainer, 0.0)))
     return 0
 
 
@@ -165,11 +161,9 @@ def _report(options: argparse.Namespace) -> int:
     for folder in options.folders:
         if not folder.is_dir():
             raise ConfigError(f"no folder {str(folder)!r}")
-    from rich.console import Console
-
     from agent.runtime import report
 
-    page = report.write_report(options.folders, options.out or options.folders[0], Console())
+    page = report.write_report(options.folders, options.out or options.folders[0], report.console())
     print(f"page: {page}")
     return 0
 

@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py quickstart strategy=clear strategy=finetune --seeds 5
     python benchmarks/compare.py permuted_mnist strategy=gpm strategy=ewc strategy=clear strategy=finetune
-    python benchmarks/compare.py tmaze gradient=rtrl gradient=bptt "gradient=bptt rollout.steps=40" --seeds 5
+    python benchmarks/compare.py tmaze gradient=rtrl gradient=bptt "gradient=bptt rollout.steps=56 optimizer.lr=5e-3" --seeds 5
 
 Every variant is a string of overrides. Runs that are finished already are not run again, so the command can be stopped
 and repeated. Each run is a process with one thread; `--jobs` of them run side by side. The raw runs stay in
@@ -25,10 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from rich.console import Console
-
 from agent.runtime.machine import machine, versions
-from agent.runtime.report import comparison, load_runs
+from agent.runtime.report import comparison, console, load_runs
 
 
 def folder_of(out: Path, variant: str, seed: int) -> Path:
@@ -67,7 +65,7 @@ def main() -> None:
         futures = [pool.submit(train, options.config, v, s, folder_of(out, v, s).absolute()) for v, s in work]
         for future in futures:
             future.result()
-    Console().print(comparison(load_runs([folder_of(out, v, s) for v, s in work])))
+    console().print(comparison(load_runs([folder_of(out, v, s) for v, s in work])))
     arms = [arm(out, variant, options.seeds) for variant in options.variants]
     for entry in arms:
         for task in entry["tasks"]:

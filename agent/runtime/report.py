@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import sys
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -266,6 +267,11 @@ class Cells:
         for row in self.totals:
             table.add_row(*map(Text, row))
         return table
+
+
+def console() -> Console:
+    """The console that tables are printed on: the terminal, or 120 columns where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def table(summary: Mapping[str, Any]) -> Table:
@@ -607,7 +613,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text)[:60]
 
 
-def write_report(paths: Sequence[Path], out_dir: Path, console: Console) -> Path:
+def write_report(paths: Sequence[Path], out_dir: Path, out: Console) -> Path:
     """Print the tables of the runs at `paths`, and write the page and the plots (see `html`).
 
     Returns:
@@ -620,9 +626,9 @@ def write_report(paths: Sequence[Path], out_dir: Path, console: Console) -> Path
     for members in by_config(runs).values():
         for group in group_runs(members):
             for run in group.runs:
-                console.print(Text(f"\n{run.config_name} · {group.label} · seed {run.summary['seed']}", style="bold"))
-                console.print(table(run.summary))
+                out.print(Text(f"\n{run.config_name} · {group.label} · seed {run.summary['seed']}", style="bold"))
+                out.print(table(run.summary))
         if len(members) > 1:
-            console.print(Text(f"\n{members[0].config_name}: median (min..max) over seeds", style="bold"))
-            console.print(_comparison_cells(members).without_first().rich())
+            out.print(Text(f"\n{members[0].config_name}: median (min..max) over seeds", style="bold"))
+            out.print(_comparison_cells(members).without_first().rich())
     return html(runs, out_dir)

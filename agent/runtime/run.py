@@ -115,7 +115,7 @@ def _train(trainer: Trainer, offset: int = 0, *, quiet: bool) -> bool:
         with stop_signals() as stop:
             finished = trainer.train(log, progress, stop)
         log.close()
-        if finished:
+        if finished and (progress.start < trainer.step or not (record.folder / "summary.json").exists()):
             write_json(record.folder / "summary.json", summary(trainer, progress.rate(trainer.step)))
     except OSError as error:
         raise DiskError(
