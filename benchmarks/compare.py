@@ -1,8 +1,9 @@
-"""Train a config in several variants and over several seeds, and print one comparison table.
+r"""Train a config in several variants and over several seeds, and print one comparison table.
 
     python benchmarks/compare.py quickstart strategy=clear strategy=finetune --seeds 5
     python benchmarks/compare.py permuted_mnist strategy=gpm strategy=ewc strategy=clear strategy=finetune
-    python benchmarks/compare.py tmaze gradient=rtrl gradient=bptt "gradient=bptt rollout.steps=56 optimizer.lr=5e-3" --seeds 5
+    python benchmarks/compare.py tmaze gradient=rtrl gradient=bptt \
+        "gradient=bptt rollout.steps=56 optimizer.lr=5e-3" --seeds 5
 
 Every variant is a string of overrides. Runs that are finished already are not run again, so the command can be stopped
 and repeated. Each run is a process with one thread; `--jobs` of them run side by side. The raw runs stay in

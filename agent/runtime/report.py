@@ -8,8 +8,8 @@ from __future__ import annotations
 import base64
 import json
 import math
-import sys
 import re
+import sys
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -60,26 +60,26 @@ def assert_same_run(killed: Path, whole: Path) -> None:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def kill_and_resume(config: str, folder: Path, moments: list[float], overrides: list[str]) -> int:
-    """Run `config`, kill -9 after each of `moments` seconds, resume each time; how many kills hit a running process."""
-    hits = 0
+def kill_and_resume(config: str, folder: Path, whole: Path, shares: list[float], overrides: list[str]) -> None:
+    """Run `config`, kill -9 once the log has each of `shares` of its final length and a random moment more; resume."""
+    length = (whole / "metrics.jsonl").stat().st_size
+    log = folder / "metrics.jsonl"
+    draw = random.Random(config + repr(shares))
     process = lifelong("run", config, "--out", folder, "--quiet", *overrides)
-    for moment in moments:
-        time.sleep(moment)
-        hits += process.poll() is None
+    for share in sorted(shares):
+        while process.poll() is None and not (log.exists() and log.stat().st_size >= share * length):
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 0.4))
+        assert process.poll() is None, "the run ended before it was killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if (folder / "config.yaml").exists():
-            process = lifelong("resume", folder, "--quiet")
-        else:  # killed while it was still importing
-            process = lifelong("run", config, "--out", folder, "--quiet", *overrides)
+        process = lifelong("resume", folder, "--quiet")
     finish(process)
-    return hits
 
 
 SMALL = """
 stream:
-  steps_per_task: 20000
+  steps_per_task: 10000
   spaces: pad
   tasks:
     - {name: maze, env: {kind: TMaze, corridor: 3, distractors: 1}}
@@ -93,7 +93,7 @@ policy:
 gradient: rtrl
 strategy_options: {clear: {capacity: 64, start: 16}, ewc: {sequences: 8}, gpm: {chunks: 2}}
 rollout: {copies: 8, steps: 8, random_initial_age: true}
-evaluation: {every: 10000, episodes: 4, max_steps: 60}
+evaluation: {every: 5000, episodes: 4, max_steps: 60}
 checkpoint: {every: 2000}
 log_every: 1000
 """
@@ -103,25 +103,19 @@ log_every: 1000
 def test_a_killed_run_resumes_bit_for_bit(strategy: str, tmp_path: Path) -> None:
     config = tmp_path / "small.yaml"
     config.write_text(SMALL)
-    begun = time.perf_counter()
     finish(lifelong("run", config, "--out", tmp_path / "whole", "--quiet", f"strategy={strategy}"))
-    duration = time.perf_counter() - begun
     draw = random.Random(strategy)
-    moments = [duration * draw.uniform(0.5, 0.9) for _ in range(2)]
-    hits = kill_and_resume(str(config), tmp_path / "killed", moments, [f"strategy={strategy}"])
-    assert hits >= 1
+    shares = [0.0, draw.uniform(0.2, 0.8)]  # before the first checkpoint, and anywhere
+    kill_and_resume(str(config), tmp_path / "killed", tmp_path / "whole", shares, [f"strategy={strategy}"])
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_quickstart_killed_five_times_resumes_bit_for_bit(tmp_path: Path) -> None:
-    begun = time.perf_counter()
     finish(lifelong("run", "quickstart", "--out", tmp_path / "whole", "--quiet"))
-    duration = time.perf_counter() - begun
     draw = random.Random(5)
-    moments = [duration * draw.uniform(0.15, 0.35) for _ in range(5)]
-    hits = kill_and_resume("quickstart", tmp_path / "killed", moments, [])
-    assert hits == 5
+    shares = [draw.uniform(0.0, 0.9) for _ in range(5)]
+    kill_and_resume("quickstart", tmp_path / "killed", tmp_path / "whole", shares, [])
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
