@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from kernels.elstm import elstm_advance, elstm_layer
 
 SIZES = ((64, 32, 128, 128), (64, 32, 256, 256))
 SCAN_SIZE = (16, 128, 256)
+GROWTH_FROM = dict(zip("BTND", SIZES[0], strict=True))
 SECONDS_PER_COMPARISON = 4.0
 
 
@@ -151,6 +153,30 @@ def scan_shares(B: int, T: int, N: int) -> dict[str, float]:
     }
 
 
+def growth() -> dict[str, dict[str, float]]:
+    """How many times longer `bptt` and `rtrl` take when B, T, N or D is doubled, and `rtrl` with its carry in bf16."""
+    runs: dict[str, Callable[[], None]] = {}
+    for name, size in {"": GROWTH_FROM, **{k: {**GROWTH_FROM, k: 2 * GROWTH_FROM[k]} for k in GROWTH_FROM}}.items():
+        problem = Problem(**size)
+        runs |= {f"bptt {name}": problem.bptt, f"rtrl {name}": problem.rtrl}
+    half = Problem(**GROWTH_FROM)
+    half.S_BGND = half.S_BGND.bfloat16()
+    runs["rtrl bf16"] = half.rtrl
+    times = medians(take_turns(runs, seconds=2 * SECONDS_PER_COMPARISON))
+    found = {
+        f"{name}_when_doubled": {k: times[f"{name} {k}"] / times[f"{name} "] for k in GROWTH_FROM}
+        for name in ("bptt", "rtrl")
+    }
+    size = " ".join(f"{k}={v}" for k, v in GROWTH_FROM.items())
+    return {**found, "rtrl_bf16_carry_over_rtrl": {size: times["rtrl bf16"] / times["rtrl "]}}
+
+
+def matmul_gigaflops(n: int = 1024) -> float:
+    """What a matrix product reaches here, as the ceiling of the dense ops."""
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    return 2 * n**3 / medians(take_turns({"": lambda: a @ b}, seconds=SECONDS_PER_COMPARISON / 4))[""] / 1e9
+
+
 def main(json_path: str | Path | None = None) -> dict[str, Any]:
     """Runs everything (under a minute), prints the ratios, writes the JSON; returns what it wrote."""
     ratios: dict[str, dict[str, float]] = {}
@@ -183,13 +209,17 @@ def main(json_path: str | Path | None = None) -> dict[str, Any]:
     shares = scan_shares(B, T, N)
     bandwidth = shares.pop("copy_gigabytes_per_second")
     ratios["scan_share_of_copy_bandwidth"] = {f"B={B} T={T} N={N} {name}": share for name, share in shares.items()}
+    ratios |= growth()
+    gigaflops = matmul_gigaflops()
     for name, values in ratios.items():
         for size, value in values.items():
             print(f"{name:32} {size:36} {value:8.2f}")
+    print(f"copy {bandwidth:.0f} GB/s, matrix product {gigaflops:.0f} Gflop/s, {torch.get_num_threads()} threads")
     found = {
         "ratios": ratios,
         "milliseconds": milliseconds,
         "copy_gigabytes_per_second": bandwidth,
+        "matmul_gigaflops": gigaflops,
         "backends": dispatch.chosen(),
     }
     return finish("kernels", found, json_path)
