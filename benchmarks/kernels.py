@@ -10,16 +10,9 @@ All timings are forward + backward to every parameter, the input being data; `rt
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -28,27 +21,15 @@ import torch.nn.functional as F
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # or `import kernels` would find this file
 
+from benchmarks.measure import finish, medians, take_turns
 from kernels import dispatch
 from kernels.diag_scan import diag_scan
 from kernels.elstm import elstm_advance, elstm_layer
 
 SIZES = ((64, 32, 128, 128), (64, 32, 256, 256))
 SCAN_SIZE = (16, 128, 256)
+GROWTH_FROM = dict(zip("BTND", SIZES[0], strict=True))
 SECONDS_PER_COMPARISON = 4.0
-
-
-def paired_medians(candidates: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Median seconds of each candidate; they take turns for about `seconds`, at least 3 turns after one to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for run in candidates.values():
-        run()
-    stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(times[next(iter(times))]) < 3:
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: median(values) for name, values in times.items()}
 
 
 class Problem:
@@ -155,13 +136,15 @@ def scan_shares(B: int, T: int, N: int) -> dict[str, float]:
     a, b, e = torch.rand(T, B, N), torch.randn(T, B, N), torch.randn(T, B, N)
     target, h0, is_init = torch.empty_like(a), torch.randn(B, N), torch.rand(T, B) < 0.02
     leaves = (a.clone().requires_grad_(), b.clone().requires_grad_(), h0.clone().requires_grad_())
-    times = paired_medians(
-        {
-            "copy": lambda: target.copy_(a),
-            "forward": lambda: diag_scan(a, b, h0, is_init),
-            "both": lambda: torch.autograd.grad(diag_scan(*leaves, is_init)[0], leaves, e),
-        },
-        SECONDS_PER_COMPARISON / 2,
+    times = medians(
+        take_turns(
+            {
+                "copy": lambda: target.copy_(a),
+                "forward": lambda: diag_scan(a, b, h0, is_init),
+                "both": lambda: torch.autograd.grad(diag_scan(*leaves, is_init)[0], leaves, e),
+            },
+            seconds=SECONDS_PER_COMPARISON / 2,
+        )
     )
     return {
         "forward": 3 / times["forward"] / (2 / times["copy"]),
@@ -170,20 +153,28 @@ def scan_shares(B: int, T: int, N: int) -> dict[str, float]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "machine": {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform()},
-        "commit": commit.stdout.strip(),
-        "date": date.today().isoformat(),
+def growth() -> dict[str, dict[str, float]]:
+    """How many times longer `bptt` and `rtrl` take when B, T, N or D is doubled, and `rtrl` with its carry in bf16."""
+    runs: dict[str, Callable[[], None]] = {}
+    for name, size in {"": GROWTH_FROM, **{k: {**GROWTH_FROM, k: 2 * GROWTH_FROM[k]} for k in GROWTH_FROM}}.items():
+        problem = Problem(**size)
+        runs |= {f"bptt {name}": problem.bptt, f"rtrl {name}": problem.rtrl}
+    half = Problem(**GROWTH_FROM)
+    half.S_BGND = half.S_BGND.bfloat16()
+    runs["rtrl bf16"] = half.rtrl
+    times = medians(take_turns(runs, seconds=2 * SECONDS_PER_COMPARISON))
+    found = {
+        f"{name}_when_doubled": {k: times[f"{name} {k}"] / times[f"{name} "] for k in GROWTH_FROM}
+        for name in ("bptt", "rtrl")
     }
+    size = " ".join(f"{k}={v}" for k, v in GROWTH_FROM.items())
+    return {**found, "rtrl_bf16_carry_over_rtrl": {size: times["rtrl bf16"] / times["rtrl "]}}
+
+
+def matmul_gigaflops(n: int = 1024) -> float:
+    """What a matrix product reaches here, as the ceiling of the dense ops."""
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    return 2 * n**3 / medians(take_turns({"": lambda: a @ b}, seconds=SECONDS_PER_COMPARISON / 4))[""] / 1e9
 
 
 def main(json_path: str | Path | None = None) -> dict[str, Any]:
@@ -192,16 +183,20 @@ def main(json_path: str | Path | None = None) -> dict[str, Any]:
     milliseconds: dict[str, dict[str, float]] = {}
     for B, T, N, D in SIZES:
         problem, size = Problem(B, T, N, D), f"B={B} T={T} N={N} D={D}"
-        fast = paired_medians(
-            {
-                "bptt": problem.bptt,
-                "rtrl": problem.rtrl,
-                "torch_lstm": problem.torch_lstm,
-                "cell_loop": problem.cell_loop,
-            },
-            SECONDS_PER_COMPARISON,
+        fast = medians(
+            take_turns(
+                {
+                    "bptt": problem.bptt,
+                    "rtrl": problem.rtrl,
+                    "torch_lstm": problem.torch_lstm,
+                    "cell_loop": problem.cell_loop,
+                },
+                seconds=SECONDS_PER_COMPARISON,
+            )
         )
-        slow = paired_medians({"rtrl": problem.rtrl, "per_step": problem.per_step_rtrl}, SECONDS_PER_COMPARISON)
+        slow = medians(
+            take_turns({"rtrl": problem.rtrl, "per_step": problem.per_step_rtrl}, seconds=SECONDS_PER_COMPARISON)
+        )
         milliseconds[size] = {name: 1e3 * value for name, value in {**slow, **fast}.items()}
         for name, value in {
             "rtrl_over_bptt": fast["rtrl"] / fast["bptt"],
@@ -214,19 +209,20 @@ def main(json_path: str | Path | None = None) -> dict[str, Any]:
     shares = scan_shares(B, T, N)
     bandwidth = shares.pop("copy_gigabytes_per_second")
     ratios["scan_share_of_copy_bandwidth"] = {f"B={B} T={T} N={N} {name}": share for name, share in shares.items()}
-    result = {
-        **machine(),
-        "backends": dispatch.chosen(),
-        "ratios": ratios,
-        "milliseconds": milliseconds,
-        "copy_gigabytes_per_second": bandwidth,
-    }
+    ratios |= growth()
+    gigaflops = matmul_gigaflops()
     for name, values in ratios.items():
         for size, value in values.items():
             print(f"{name:32} {size:36} {value:8.2f}")
-    if json_path is not None:
-        Path(json_path).write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    print(f"copy {bandwidth:.0f} GB/s, matrix product {gigaflops:.0f} Gflop/s, {torch.get_num_threads()} threads")
+    found = {
+        "ratios": ratios,
+        "milliseconds": milliseconds,
+        "copy_gigabytes_per_second": bandwidth,
+        "matmul_gigaflops": gigaflops,
+        "backends": dispatch.chosen(),
+    }
+    return finish("kernels", found, json_path)
 
 
 if __name__ == "__main__":

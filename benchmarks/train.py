@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +24,13 @@ import torch
 
 from agent import config as configs
 from agent.runtime.build import build
-from agent.runtime.machine import machine, versions
+from benchmarks.measure import finish, medians, ratios, take_turns
 
 COPIES, STEPS, STATE = 64, 32, 128
 THREADS = 2
 ROUNDS = 5
 SHARED = {"shared_lstm": True, "enable_critic_lstm": False}
-CHUNKS = 12  # chunks a round, after as many of warm-up in the first round
+CHUNKS = 12  # chunks a round, after as many of warm-up
 
 
 def lifelong(gradient: str, env: str, copies: int, cell: str = "elstm") -> Callable[[int], None]:
@@ -91,42 +88,29 @@ def stable_baselines(shared: bool) -> Callable[[int], None]:
     return train
 
 
-def rate(train: Callable[[int], None], chunks: int, copies: int) -> float:
-    """Environment steps per second over `chunks` chunks."""
-    begun = time.perf_counter()
-    train(chunks)
-    return chunks * copies * STEPS / (time.perf_counter() - begun)
-
-
-def paired(a: Callable[[int], None], b: Callable[[int], None], copies: tuple[int, int], chunks: tuple[int, int]) -> Any:
-    """Median rates of both and the median of the ratios a/b, measured in turn."""
-    a(2)
-    b(1)
-    rates = [(rate(a, chunks[0], copies[0]), rate(b, chunks[1], copies[1])) for _ in range(ROUNDS)]
-    return {
-        "a": statistics.median(x for x, _ in rates),
-        "b": statistics.median(y for _, y in rates),
-        "ratio": statistics.median(x / y for x, y in rates),
-        "ratios": sorted(x / y for x, y in rates),
-    }
+def paired(a: Callable[[int], None], b: Callable[[int], None], copies: int, chunks: tuple[int, int]) -> Any:
+    """Median rates of both, in environment steps per second, and the median of the ratios a/b, measured in turn."""
+    times = take_turns({"a": lambda: a(chunks[0]), "b": lambda: b(chunks[1])}, seconds=0, turns=ROUNDS)
+    a_chunk = {name: [t / n for t in times[name]] for name, n in zip("ab", chunks, strict=True)}
+    found = ratios(a_chunk["b"], a_chunk["a"])
+    rates = {name: copies * STEPS / seconds for name, seconds in medians(a_chunk).items()}
+    return {**rates, "ratio": statistics.median(found), "ratios": found}
 
 
 def main(json_file: Path | None) -> dict[str, Any]:
     """Measure, print the table, and write the JSON."""
     torch.set_num_threads(THREADS)
-    ratios: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     detail: dict[str, Any] = {}
     size = {"steps": STEPS, "state": STATE, "epochs": 1, "minibatches": 1, "threads": THREADS}
     for env in ("CartPole", "TMaze"):
         for copies in (64, 1024):
             chunks = CHUNKS if copies == 64 else 3
-            pair = paired(
-                lifelong("rtrl", env, copies), lifelong("bptt", env, copies), (copies, copies), (chunks, chunks)
-            )
+            pair = paired(lifelong("rtrl", env, copies), lifelong("bptt", env, copies), copies, (chunks, chunks))
             name = f"rtrl_share_of_bptt_speed/{env}/{copies}"
             detail[name] = {**pair, **size, "copies": copies, "env": env}
             print(f"{name:<42} {pair['ratio']:6.2f}   rtrl {pair['a']:>9,.0f}/s   bptt {pair['b']:>9,.0f}/s")
-    ratios["rtrl_share_of_bptt_speed"] = min(d["ratio"] for d in detail.values())
+    found["rtrl_share_of_bptt_speed"] = min(d["ratio"] for d in detail.values())
     if importlib.util.find_spec("sb3_contrib"):
         for gradient, shared, name in (
             ("bptt", False, "ppo_over_sb3"),
@@ -134,23 +118,13 @@ def main(json_file: Path | None) -> dict[str, Any]:
             ("bptt", True, "ppo_over_sb3_shared_lstm"),
         ):
             ours, theirs = lifelong(gradient, "CartPole", COPIES), stable_baselines(shared)
-            pair = paired(ours, theirs, (COPIES, COPIES), (CHUNKS, 2))
-            ratios[name] = pair["ratio"]
+            pair = paired(ours, theirs, COPIES, (CHUNKS, 2))
+            found[name] = pair["ratio"]
             detail[name] = {**pair, **size, "copies": COPIES, "env": "CartPole", "sb3_shared_lstm": shared}
             print(f"{name:<42} {pair['ratio']:6.2f}   ours {pair['a']:>9,.0f}/s   sb3 {pair['b']:>10,.0f}/s")
     else:
         print("sb3-contrib is not installed; `pip install sb3-contrib` to measure ppo_over_sb3")
-    result = {
-        "benchmark": "train",
-        "date": date.today().isoformat(),
-        "ratios": ratios,
-        "detail": detail,
-        "machine": machine("cpu"),
-        "versions": versions(),
-    }
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
-    return result
+    return finish("train", {"ratios": found, "detail": detail}, json_file)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.cells.base import Cell
+from kernels.gru_sequence import gru_sequence
 
 
 class GRU(Cell):
@@ -24,24 +25,20 @@ class GRU(Cell):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(size**-0.5), size**-0.5)
 
-    def _update(self, u_BGN: Tensor, h_BN: Tensor) -> Tensor:
-        ur, uz, un = u_BGN.chunk(3, -1)
-        vr, vz, vn = self.hidden(h_BN).chunk(3, -1)
+    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        ur, uz, un = self.input(x_BD).chunk(3, -1)
+        vr, vz, vn = self.hidden(state_BS).chunk(3, -1)
         z = torch.sigmoid(uz + vz)
         n = torch.tanh(un + torch.sigmoid(ur + vr) * vn)
-        return n + z * (h_BN - n)
-
-    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        h_BN = self._update(self.input(x_BD), state_BS)
+        h_BN = n + z * (state_BS - n)
         return h_BN, h_BN
 
     def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
-        keep_TB1 = (~is_init_TB).to(x_TBD.dtype).unsqueeze(-1)
-        outputs = []
-        for u_BGN, keep_B1 in zip(self.input(x_TBD), keep_TB1, strict=True):
-            state_BS = self._update(u_BGN, state_BS * keep_B1)
-            outputs.append(state_BS)
-        return torch.stack(outputs), state_BS
+        # Only n's recurrent bias is multiplied by a gate; those of r and z are part of the input's drive.
+        outside, inside = self.hidden.bias.split((2 * self.size, self.size))
+        bias = self.input.bias + nn.functional.pad(outside, (0, self.size))
+        u_TBGN = nn.functional.linear(x_TBD, self.input.weight, bias)
+        return gru_sequence(u_TBGN, self.hidden.weight, inside, state_BS, is_init_TB)
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         return {"input": (["input.weight"], "input.bias"), "recurrent": (["hidden.weight"], "hidden.bias")}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.cells.base import Cell
+from kernels.lstm_sequence import lstm_sequence
 
 
 class LSTM(Cell):
@@ -27,23 +28,15 @@ class LSTM(Cell):
         with torch.no_grad():
             self.input.bias[size : 2 * size] = forget_bias
 
-    def _update(self, u_BGN: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         h_BN, c_BN = state_BS.chunk(2, -1)
-        i, f, g, o = (u_BGN + self.hidden(h_BN)).chunk(4, -1)
+        i, f, g, o = (self.input(x_BD) + self.hidden(h_BN)).chunk(4, -1)
         c_BN = torch.sigmoid(f) * c_BN + torch.sigmoid(i) * torch.tanh(g)
         h_BN = torch.sigmoid(o) * torch.tanh(c_BN)
         return h_BN, torch.cat([h_BN, c_BN], -1)
 
-    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        return self._update(self.input(x_BD), state_BS)
-
     def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
-        keep_TB1 = (~is_init_TB).to(x_TBD.dtype).unsqueeze(-1)
-        outputs = []
-        for u_BGN, keep_B1 in zip(self.input(x_TBD), keep_TB1, strict=True):
-            h_BN, state_BS = self._update(u_BGN, state_BS * keep_B1)
-            outputs.append(h_BN)
-        return torch.stack(outputs), state_BS
+        return lstm_sequence(self.input(x_TBD), self.hidden.weight, state_BS, is_init_TB)
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         return {"joint": (["input.weight", "hidden.weight"], "input.bias")}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from agent.cells.base import DiagonalCell
+from agent.errors import choice
 from agent.gradients.base import GradientEngine
 from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
 
@@ -49,16 +50,28 @@ class _Boundary(torch.autograd.Function):
 
 
 class RTRL(GradientEngine):
-    """Exact RTRL. The carry has the recurrent parameters' shape, once a copy: [B, G, N, D], [B, G, N], [B, K, N]."""
+    """Exact RTRL. The carry has the recurrent parameters' shape, once a copy: [B, G, N, D], [B, G, N], [B, K, N].
+
+    Args:
+        cell: the recurrent cell.
+        copies: B.
+        carry_dtype: how the carry of the input weights, which is nearly all of it, is stored. `float32`: in the type of
+            the parameters. `bfloat16`: in half the memory, rounded once a chunk after sums in float32.
+
+    Raises:
+        ConfigError: unknown `carry_dtype`.
+    """
 
     jacobians: ClassVar[tuple[str, ...]] = ("diagonal",)
     cell: DiagonalCell
 
-    def __init__(self, cell: DiagonalCell, copies: int) -> None:
+    def __init__(self, cell: DiagonalCell, copies: int, *, carry_dtype: str = "float32") -> None:
         super().__init__(cell, copies)
+        choice("carry_dtype of gradient rtrl", carry_dtype, ("float32", "bfloat16"))
         gates, vectors, N, D = len(cell.GATES), len(cell.VECTORS), cell.size, cell.input_size
         like = cell.weight_input
-        self.weight_BGND = torch.zeros(copies, gates, N, D, device=like.device, dtype=like.dtype)
+        stored = torch.bfloat16 if carry_dtype == "bfloat16" else like.dtype
+        self.weight_BGND = torch.zeros(copies, gates, N, D, device=like.device, dtype=stored)
         self.bias_BGN = torch.zeros(copies, gates, N, device=like.device, dtype=like.dtype)
         self.vector_BKN = torch.zeros(copies, vectors, N, device=like.device, dtype=like.dtype)
         self.max_jacobian = torch.zeros((), device=like.device)

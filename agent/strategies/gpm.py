@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from agent.policy import Policy, inputs_of
 from agent.runtime.rollout import Experience
 from agent.strategies.base import Context, Source, Strategy
+from kernels.project import project
 
 
 def append_basis(basis_nk: Tensor, covariance_nn: Tensor, threshold: float) -> Tensor:
@@ -163,8 +164,7 @@ class GPM(Strategy):
             weights, bias = self.taps.weights[tap]
             parts = [deltas[name].flatten(1) for name in weights]
             parts += [deltas[bias].unsqueeze(1)] if bias else []
-            joint_mn = torch.cat(parts, 1)
-            joint_mn -= (joint_mn @ basis_nk) @ basis_nk.T
+            joint_mn = project(torch.cat(parts, 1), basis_nk)
             split = joint_mn.split([part.shape[1] for part in parts], 1)
             for name, part in zip(weights, split, strict=False):
                 deltas[name].copy_(part.reshape(deltas[name].shape))

@@ -118,6 +118,26 @@ def test_gradients_of_the_sequence_are_those_of_the_steps(name: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("loss_of", ["outputs", "final", "both"])
+def test_a_compiled_sequence_equals_the_generic_loop_in_values_and_all_gradients(name: str, loss_of: str) -> None:
+    cell = make(name)
+    x, state, is_init = data(cell)
+    is_init[0, 0] = is_init[T - 1, 1] = True
+    is_init[:, 2] = True
+    is_init[:, 3] = False
+    x.requires_grad_()
+    state.requires_grad_()
+    inputs = [x, state, *cell.parameters()]
+    weight = torch.randn(T, B, cell.output_size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = []
+    for sequence in (type(cell).sequence, Cell.sequence):
+        y, final = sequence(cell, x, state, is_init)
+        loss = (y * weight).sum() * (loss_of != "final") + final.square().sum() * (loss_of != "outputs")
+        found.append([y, final, *torch.autograd.grad(loss, inputs, materialize_grads=True)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 def presynaptic_of(cell: Cell, x: Tensor, state: Tensor, is_init: Tensor) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {}
     with torch.no_grad():

@@ -6,7 +6,9 @@ central differences; none of them uses `local_derivatives`, the kernels or the c
 
 from __future__ import annotations
 
+import gc
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +23,8 @@ from agent.gradients.rtrl import RTRL
 from agent.objectives.actor_critic import ActorCritic
 from agent.objectives.ppo import PPO
 from agent.policy import Outputs, Policy, inputs_of
-from agent.runtime.build import check_gradient
+from agent.runtime import checkpoint
+from agent.runtime.build import build, check_gradient
 from agent.runtime.learner import Learner
 from agent.runtime.rollout import Experience
 from replay.chunk import Chunk, concatenate
@@ -71,7 +74,7 @@ def split(policy: Policy, data: Chunk, steps: int) -> list[Experience]:
     parts = []
     for start in range(0, data.steps, steps):
         stop = start + steps
-        bootstrap = torch.full((B,), 0.1 * start, dtype=torch.float64)
+        bootstrap = torch.full((B,), 0.1 * start, dtype=data.reward.dtype)
         chunk = slice_steps(data, start, stop, whole.state_TBS[start], bootstrap)
         parts.append(
             Experience(chunk, whole.x_TBD[start:stop], whole.state_TBS[start:stop], chunk.reward, chunk.is_init)
@@ -261,7 +264,7 @@ def literal_rtrl(policy: Policy, data: Chunk, steps: int, rate: float) -> dict[s
     S = {n: torch.zeros(B, N, p.numel(), dtype=torch.float64) for n, p in recurrent.items()}
     c = data.state
     for start in range(0, data.steps, steps):
-        chunk = slice_steps(data, start, start + steps, c, torch.full((B,), 0.1 * start, dtype=torch.float64))
+        chunk = slice_steps(data, start, start + steps, c, torch.full((B,), 0.1 * start, dtype=data.reward.dtype))
         leaves, history_S = [], []
         for t in range(steps):
             keep = (~chunk.is_init[t]).double().unsqueeze(-1)
@@ -323,7 +326,7 @@ def test_the_learner_equals_literal_per_step_rtrl_while_the_parameters_change_fr
     learner = Learner(policy, engine, objective, torch.optim.SGD(policy.parameters(), rate), [], 0.0, torch.Generator())
     state = data.state
     for start in range(0, data.steps, steps):
-        bootstrap = torch.full((B,), 0.1 * start, dtype=torch.float64)
+        bootstrap = torch.full((B,), 0.1 * start, dtype=data.reward.dtype)
         experience, state = act_through(policy, slice_steps(data, start, start + steps, state, bootstrap))
         learner.update(make_context(policy, objective, B, steps), experience)
     before = dict(double_policy(cell, size=3).named_parameters())
@@ -421,6 +424,102 @@ def test_the_carry_neither_grows_nor_moves_nor_remembers_a_graph() -> None:
         assert (carry.data_ptr(), carry.shape) == where[name] and not carry.requires_grad
     G, K, N, D = 2, 2, 7, 4
     assert sum(carry.numel() for carry in engine.state_dict().values()) == B * (G * N * D + G * N + K * N)
+
+
+def living_tensor_bytes() -> int:
+    gc.collect()
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in gc.get_objects() if is_tensor(x)}
+    return sum(storages.values())
+
+
+def is_tensor(x: object) -> bool:
+    return issubclass(type(x), Tensor)  # isinstance would ask lazy proxies for their class
+
+
+@pytest.mark.parametrize("carry_dtype", ["float32", "bfloat16"])
+def test_memory_is_the_same_after_100_000_steps(carry_dtype: str) -> None:
+    steps, chunks = 50, 2000
+    cell = registry.build("cell", {"kind": "elstm", "size": 8}, 4)
+    engine = RTRL(cell, 2, carry_dtype=carry_dtype)
+    g = torch.Generator().manual_seed(1)
+    x, state = torch.randn(steps, 2, 4, generator=g), torch.randn(steps, 2, 8, generator=g)
+    is_init = torch.zeros(steps, 2, dtype=torch.bool)
+
+    def advance(times: int) -> int:
+        for _ in range(times):
+            engine.advance(engine.trace(x, state, is_init))
+            engine.boundary(state[0], None)
+        return living_tensor_bytes()
+
+    assert advance(chunks) == advance(1)
+    assert bool(torch.isfinite(engine.weight_BGND).all()) and bool(engine.weight_BGND.any())
+
+
+# ---- the carry in bfloat16 -------------------------------------------------------------------------------------------
+
+
+def single_policy(cell: str) -> Policy:
+    policy = make_policy(cell, 32, observation=16)
+    with torch.no_grad():
+        policy.cell.weight_recurrent.normal_(std=0.5)  # type: ignore[operator, union-attr]
+    return policy
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+@pytest.mark.parametrize("cell", DIAGONAL)
+def test_a_bf16_carry_changes_the_gradient_by_less_than_a_percent(cell: str, steps: int, record_property: Any) -> None:
+    policy = single_policy(cell)
+    data = random_chunk(policy, 96, B, seed=4)
+    data.is_init[:] = torch.rand(96, B, generator=torch.Generator().manual_seed(5)) < 0.03
+    data.is_init[:, 4] = False
+    parts = split(policy, data, steps)
+    engine, stored = (RTRL(policy.cell, B, carry_dtype=kind) for kind in ("float32", "bfloat16"))  # type: ignore[arg-type]
+    exact, rounded = chunked_gradient(policy, parts, engine), chunked_gradient(policy, parts, stored)
+    name = "cell.weight_input"
+    error = float((rounded[name] - exact[name]).norm() / exact[name].norm())
+    record_property("error", error)
+    print(f"\nrelative RMS error of a bf16 carry, {cell} T={steps}: {error:.1e}")
+    assert 0 < error <= 0.01
+    for other in exact.keys() - {name}:  # the small parts of the carry are stored in float32
+        assert torch.equal(exact[other], rounded[other])
+
+
+def test_a_bf16_carry_takes_half_the_memory() -> None:
+    cell = registry.build("cell", {"kind": "elstm", "size": 32}, 16)
+    full, half = (RTRL(cell, B, carry_dtype=kind).state_dict()["weight"] for kind in ("float32", "bfloat16"))
+    assert full.dtype == torch.float32 and half.dtype == torch.bfloat16 and full.shape == half.shape
+    assert half.untyped_storage().nbytes() * 2 == full.untyped_storage().nbytes()
+
+
+def test_float32_is_the_default_and_an_unknown_type_names_the_nearest() -> None:
+    cell = registry.build("cell", {"kind": "elstm", "size": 4}, 3)
+    assert registry.build("gradient", {"kind": "rtrl"}, cell, B).weight_BGND.dtype == torch.float32
+    with pytest.raises(ConfigError, match=r"carry_dtype.*'bf16' \(did you mean 'bfloat16'\?\).*float32") as refusal:
+        registry.build("gradient", {"kind": "rtrl", "carry_dtype": "bf16"}, cell, B)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("carry_dtype", ["float32", "bfloat16"])
+def test_a_trained_carry_of_either_type_goes_through_a_checkpoint_bit_for_bit(carry_dtype: str, tmp_path: Path) -> None:
+    config = make_config(gradient={"kind": "rtrl", "carry_dtype": carry_dtype})
+    trainer, other = build(config, tmp_path / "a"), build(config, tmp_path / "b")
+
+    def train(trainer: Any) -> dict[str, Tensor]:
+        trainer.follow_stream()
+        trainer.learner.update(trainer.context(), trainer.rollout.collect(trainer.steps))
+        state: dict[str, Tensor] = trainer.learner.engine.state_dict()
+        return {name: carry.clone() for name, carry in state.items()}
+
+    for _ in range(3):
+        carry = train(trainer)
+    assert carry["weight"].any() and carry["weight"].dtype == getattr(torch, carry_dtype)
+    checkpoint.save(tmp_path / "checkpoints", 1, trainer.state_dict(), {}, 1)
+    other.load_state_dict(checkpoint.load(tmp_path / "checkpoints")[0])
+    for name, tensor in other.learner.engine.state_dict().items():
+        assert tensor.dtype == carry[name].dtype and torch.equal(tensor, carry[name])
+    expected, got = train(trainer), train(other)
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, got[name])
 
 
 def test_the_state_keeps_its_values_when_the_carry_is_attached() -> None:

@@ -1,0 +1,66 @@
+"""What the benchmark scripts share: candidates that take turns, and the JSON that a benchmark writes.
+
+The speed of a shared machine drifts by more than the effects that are measured. Turns in one process see the same
+drift, so a ratio of neighbouring turns is worth more than one of two runs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from agent.runtime.machine import machine, versions
+
+
+def take_turns(
+    candidates: Mapping[str, Callable[[], Any]], *, seconds: float, turns: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of every turn of each candidate, for about `seconds` in all and at least `turns` turns after one to warm
+    up.
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for run in candidates.values():
+        run()
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(times[next(iter(times))]) < turns:
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """Median seconds of each candidate."""
+    return {name: median(values) for name, values in times.items()}
+
+
+def ratios(a: list[float], b: list[float]) -> list[float]:
+    """a / b of every turn, sorted."""
+    return sorted(x / y for x, y in zip(a, b, strict=True))
+
+
+def finish(benchmark: str, found: Mapping[str, Any], json_file: str | Path | None) -> dict[str, Any]:
+    """What was found, with date, commit, machine, threads and versions; also written to `json_file` if there is one."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    result = {
+        "benchmark": benchmark,
+        "date": date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        **found,
+        "machine": {**machine("cpu"), "threads": torch.get_num_threads()},
+        "versions": versions(),
+    }
+    if json_file is not None:
+        Path(json_file).write_text(json.dumps(result, indent=2) + "\n")
+    return result
