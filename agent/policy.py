@@ -86,11 +86,15 @@ class Policy(nn.Module):
         return torch.cat(parts, -1) if len(parts) > 1 else features
 
     def heads(self, y: Tensor, inputs: Inputs) -> Outputs:
-        """Actor and critic on the cell's output y [..., H]."""
-        policy = self.actor(y, inputs.task)
+        """Actor and critic on the cell's output y [..., H], in one product."""
+        actor, critic = self.actor.linear, self.critic
+        weight, bias = torch.cat([actor.weight, critic.weight]), torch.cat([actor.bias, critic.bias])
+        both = nn.functional.linear(y, weight, bias)
+        policy, value = both[..., :-1], both[..., -1]
+        policy = self.actor.parameters_of(policy, inputs.task)
         if inputs.action_mask.shape[-1]:
             policy = self.distribution.mask(policy, inputs.action_mask)
-        return Outputs(policy, self.critic(y).squeeze(-1))
+        return Outputs(policy, value)
 
     def step(self, inputs: Inputs, state_BS: Tensor, is_init_B: Tensor) -> tuple[Outputs, Tensor, Tensor]:
         """One step of every copy: `(outputs, next state, cell input x_BD)`; the state is reset where `is_init_B`."""

@@ -2,7 +2,7 @@
 
     lifelong bench train [--json FILE]
 
-Both train in this process, in turn (A B A B ...), with the same number of torch threads, the same number of copies,
+They train in turn (A B A B ...), each in one process, with the same number of torch threads, the same number of copies,
 steps per chunk, epochs and minibatches; the median of the pairwise ratios is reported. sb3-contrib is needed only here:
 `pip install sb3-contrib`. Without it only the ratios of our own engines are measured.
 """
@@ -10,11 +10,14 @@ steps per chunk, epochs and minibatches; the median of the pairwise ratios is re
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import multiprocessing
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +29,25 @@ from agent import config as configs
 from agent.runtime.build import build
 from benchmarks.measure import finish, medians, ratios, take_turns
 
-COPIES, STEPS, STATE = 64, 32, 128
+COPIES, STATE = 64, 128
+STEPS = 32  # of a chunk, in the comparison of our own engines
+SB3_STEPS = 128  # of a chunk beside sb3-contrib: the default of its n_steps
 THREADS = 2
 ROUNDS = 5
 SHARED = {"shared_lstm": True, "enable_critic_lstm": False}
 CHUNKS = 12  # chunks a round, after as many of warm-up
 
 
-def lifelong(gradient: str, env: str, copies: int, cell: str = "elstm") -> Callable[[int], None]:
+def lifelong(gradient: str, env: str, copies: int, steps: int) -> Callable[[int], None]:
     """A function that trains for a number of chunks with our trainer's own parts."""
     task = {"kind": env} if env == "CartPole" else {"kind": env, "corridor": 16}
     config = configs.check(
         {
             "stream": {"tasks": [{"env": task}]},
-            "policy": {"encoder": "identity", "cell": {"kind": cell, "size": STATE}},
+            "policy": {"encoder": "identity", "cell": {"kind": "elstm", "size": STATE}},
             "gradient": gradient,
             "objective": {"kind": "ppo", "epochs": 1, "minibatches": 1},
-            "rollout": {"copies": copies, "steps": STEPS},
+            "rollout": {"copies": copies, "steps": steps},
             "runtime": {"device": "cpu", "threads": THREADS},
         }
     )
@@ -51,49 +56,67 @@ def lifelong(gradient: str, env: str, copies: int, cell: str = "elstm") -> Calla
     def train(chunks: int) -> None:
         for _ in range(chunks):
             trainer.follow_stream()
-            experience = trainer.rollout.collect(STEPS)
+            experience = trainer.rollout.collect(steps)
             metrics, _ = trainer.learner.update(trainer.context(), experience)
-            trainer.step += copies * STEPS
+            trainer.step += copies * steps
             trainer.record.add(metrics, experience)
 
     return train
 
 
-def stable_baselines(shared: bool) -> Callable[[int], None]:
+def stable_baselines(shared: bool, steps: int) -> Callable[[int], None]:
     """The same with sb3-contrib's RecurrentPPO: 64 environments in one process, one epoch, one minibatch.
 
     Its defaults are an LSTM for the actor, another for the critic, and two layers of 64 behind each. With `shared` it
-    has what our policy has: one recurrent layer that reads the observation, and linear heads.
+    has what our policy has: one recurrent layer that reads the observation, and linear heads. It trains in a process of
+    its own, as it would for its users: our allocator settings hold for a whole process.
     """
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, shared, steps), daemon=True)
+    process.start()
+
+    def train(chunks: int) -> None:
+        here.send(chunks)
+        here.recv()
+
+    return train
+
+
+def _serve(connection: Connection, shared: bool, steps: int) -> None:
+    """Train for as many chunks as are asked for, again and again."""
     import gymnasium
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     env = DummyVecEnv([lambda: gymnasium.make("CartPole-v1") for _ in range(COPIES)])
+    torch.set_num_threads(THREADS)
     model = RecurrentPPO(
         "MlpLstmPolicy",
         env,
-        n_steps=STEPS,
-        batch_size=COPIES * STEPS,
+        n_steps=steps,
+        batch_size=COPIES * steps,
         n_epochs=1,
         policy_kwargs={"lstm_hidden_size": STATE, **({"net_arch": [], **SHARED} if shared else {})},
         device="cpu",
         seed=0,
     )
     torch.set_num_threads(THREADS)
+    with contextlib.suppress(EOFError):  # the other end is gone: the benchmark is over
+        while True:
+            chunks = connection.recv()
+            model.learn(chunks * COPIES * steps, reset_num_timesteps=False)
+            connection.send(chunks)
 
-    def train(chunks: int) -> None:
-        model.learn(chunks * COPIES * STEPS, reset_num_timesteps=False)
 
-    return train
+def paired(a: Callable[[int], None], b: Callable[[int], None], batch: int, chunks: tuple[int, int]) -> Any:
+    """Median rates of both, in environment steps per second, and the median of the ratios a/b, measured in turn.
 
-
-def paired(a: Callable[[int], None], b: Callable[[int], None], copies: int, chunks: tuple[int, int]) -> Any:
-    """Median rates of both, in environment steps per second, and the median of the ratios a/b, measured in turn."""
+    `batch` is the number of environment steps of a chunk, `chunks` how many each trains in a turn.
+    """
     times = take_turns({"a": lambda: a(chunks[0]), "b": lambda: b(chunks[1])}, seconds=0, turns=ROUNDS)
     a_chunk = {name: [t / n for t in times[name]] for name, n in zip("ab", chunks, strict=True)}
     found = ratios(a_chunk["b"], a_chunk["a"])
-    rates = {name: copies * STEPS / seconds for name, seconds in medians(a_chunk).items()}
+    rates = {name: batch / seconds for name, seconds in medians(a_chunk).items()}
     return {**rates, "ratio": statistics.median(found), "ratios": found}
 
 
@@ -102,25 +125,28 @@ def main(json_file: Path | None) -> dict[str, Any]:
     torch.set_num_threads(THREADS)
     found: dict[str, Any] = {}
     detail: dict[str, Any] = {}
-    size = {"steps": STEPS, "state": STATE, "epochs": 1, "minibatches": 1, "threads": THREADS}
+    size = {"state": STATE, "epochs": 1, "minibatches": 1, "threads": THREADS}
     for env in ("CartPole", "TMaze"):
         for copies in (64, 1024):
             chunks = CHUNKS if copies == 64 else 3
-            pair = paired(lifelong("rtrl", env, copies), lifelong("bptt", env, copies), copies, (chunks, chunks))
+            ours, other = lifelong("rtrl", env, copies, STEPS), lifelong("bptt", env, copies, STEPS)
+            pair = paired(ours, other, copies * STEPS, (chunks, chunks))
             name = f"rtrl_share_of_bptt_speed/{env}/{copies}"
-            detail[name] = {**pair, **size, "copies": copies, "env": env}
+            detail[name] = {**pair, **size, "copies": copies, "steps": STEPS, "env": env}
             print(f"{name:<42} {pair['ratio']:6.2f}   rtrl {pair['a']:>9,.0f}/s   bptt {pair['b']:>9,.0f}/s")
     found["rtrl_share_of_bptt_speed"] = min(d["ratio"] for d in detail.values())
     if importlib.util.find_spec("sb3_contrib"):
-        for gradient, shared, name in (
-            ("bptt", False, "ppo_over_sb3"),
-            ("rtrl", False, "ppo_rtrl_over_sb3"),
-            ("bptt", True, "ppo_over_sb3_shared_lstm"),
+        for name, gradient, shared, steps in (
+            ("ppo_over_sb3", "bptt", False, SB3_STEPS),
+            ("ppo_rtrl_over_sb3", "rtrl", False, SB3_STEPS),
+            ("ppo_over_sb3_shared_lstm", "bptt", True, SB3_STEPS),
+            (f"ppo_over_sb3_{STEPS}_steps", "bptt", False, STEPS),
         ):
-            ours, theirs = lifelong(gradient, "CartPole", COPIES), stable_baselines(shared)
-            pair = paired(ours, theirs, COPIES, (CHUNKS, 2))
+            ours, theirs = lifelong(gradient, "CartPole", COPIES, steps), stable_baselines(shared, steps)
+            pair = paired(ours, theirs, COPIES * steps, (CHUNKS * STEPS // steps, 1))
             found[name] = pair["ratio"]
-            detail[name] = {**pair, **size, "copies": COPIES, "env": "CartPole", "sb3_shared_lstm": shared}
+            sb3 = {"sb3_shared_lstm": shared}
+            detail[name] = {**pair, **size, **sb3, "copies": COPIES, "steps": steps, "env": "CartPole"}
             print(f"{name:<42} {pair['ratio']:6.2f}   ours {pair['a']:>9,.0f}/s   sb3 {pair['b']:>10,.0f}/s")
     else:
         print("sb3-contrib is not installed; `pip install sb3-contrib` to measure ppo_over_sb3")

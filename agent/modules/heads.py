@@ -45,6 +45,10 @@ class Distribution:
         """Entropy in nats, [...]."""
         raise NotImplementedError
 
+    def log_prob_and_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Both at once, for families that share work between them."""
+        return self.log_prob(params, action), self.entropy(params)
+
     def kl(self, params: Tensor, other: Tensor) -> Tensor:
         """KL(p(params) || p(other)) in nats, [...]."""
         raise NotImplementedError
@@ -92,6 +96,10 @@ class Categorical(Distribution):
     def entropy(self, params: Tensor) -> Tensor:
         log_p = torch.log_softmax(params, -1)
         return -(log_p.exp() * log_p).sum(-1)
+
+    def log_prob_and_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = torch.log_softmax(params, -1)
+        return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
 
     def kl(self, params: Tensor, other: Tensor) -> Tensor:
         log_p, log_q = torch.log_softmax(params, -1), torch.log_softmax(other, -1)
@@ -224,8 +232,14 @@ class ActorHead(nn.Module):
             self.log_std = nn.Parameter(torch.zeros(tasks, self.outputs))
 
     def forward(self, y: Tensor, task: Tensor) -> Tensor:
-        """`task` [...] int64 chooses the head; it is not read when there is one head."""
-        params: Tensor = self.linear(y)
+        """Distribution parameters [..., P] of features y [..., H]."""
+        return self.parameters_of(self.linear(y), task)
+
+    def parameters_of(self, params: Tensor, task: Tensor) -> Tensor:
+        """Distribution parameters [..., P] of the linear layer's outputs.
+
+        `task` [...] int64 chooses the head; it is not read when there is one head.
+        """
         if self.tasks > 1:
             params = params.unflatten(-1, (self.tasks, self.outputs))
             index = task[..., None, None].expand(*task.shape, 1, self.outputs)

@@ -45,7 +45,7 @@ class ActorCritic(Objective):
         self.rho_bar, self.c_bar = rho_bar, c_bar
 
     def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
-        log_prob = self.distribution.log_prob(outputs.policy, chunk.action)
+        log_prob, step_entropy = self.distribution.log_prob_and_entropy(outputs.policy, chunk.action)
         value = outputs.value
         target, advantage = vtrace(
             log_prob.detach() - chunk.log_prob,
@@ -62,7 +62,7 @@ class ActorCritic(Objective):
         )
         policy_loss = -mean(log_prob * advantage, chunk.weight)
         value_loss = 0.5 * mean((value - target).square(), chunk.weight)
-        entropy = mean(self.distribution.entropy(outputs.policy), chunk.weight)
+        entropy = mean(step_entropy, chunk.weight)
         loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
         metrics = {
             "policy": policy_loss,

@@ -70,12 +70,13 @@ class PPO(Objective):
 
     def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
         advantage, target = prepared["advantage"], prepared["target"]
-        log_ratio = self.distribution.log_prob(outputs.policy, chunk.action) - chunk.log_prob
+        log_prob, step_entropy = self.distribution.log_prob_and_entropy(outputs.policy, chunk.action)
+        log_ratio = log_prob - chunk.log_prob
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         policy_loss = -mean(torch.minimum(ratio * advantage, clipped * advantage), chunk.weight)
         value_loss = 0.5 * mean((outputs.value - target).square(), chunk.weight)
-        entropy = mean(self.distribution.entropy(outputs.policy), chunk.weight)
+        entropy = mean(step_entropy, chunk.weight)
         loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
         with torch.no_grad():
             metrics = {

@@ -106,12 +106,16 @@ def test_the_presynaptic_vectors_are_what_the_layers_read_while_learning(monkeyp
     experience = act_through(policy, chunk)[0]
     read: dict[str, list[Tensor]] = {}
     cell: Any = policy.cell
-    layers = {"cell.recurrent": cell.hidden, "cell.input": cell.input, "actor": policy.actor.linear}
+    layers = {"cell.recurrent": cell.hidden, "cell.input": cell.input}
     layers["encoder.layers.0"] = policy.encoder.layers[0]  # type: ignore[index]
     handles = [
         layer.register_forward_hook(lambda _, args, __, tap=tap: read.setdefault(tap, []).append(args[0].detach()))
         for tap, layer in layers.items()
     ]
+    heads = policy.heads  # actor and critic are one product, which is no layer either
+    monkeypatch.setattr(
+        policy, "heads", lambda y, inputs: (read.setdefault("actor", []).append(y.detach()), heads(y, inputs))[1]
+    )
     policy.sequence(chunk, chunk.state)
     for handle in handles:
         handle.remove()
