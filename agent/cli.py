@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,14 +139,23 @@ def _finish(trainer: object, finished: bool) -> int:
     folder = trainer.record.folder
     if not finished:
         print(
-            f"stopped at step {trainer.step:,}; checkpoint saved; go on with: lifelong resume {folder}", file=sys.stderr
+            f"stopped at step {trainer.step:,}; checkpoint saved; go on with: {_command('lifelong')} resume {folder}",
+            file=sys.stderr,
         )
         return STOPPED
     print(run.gradient_report(trainer))
     report.console().print(report.table(run.load_summary(folder)))
-    print(f"watch:  tensorboard --logdir {folder}")
-    print(f"report: lifelong report {folder}")
+    print(f"watch:  {_command('tensorboard')} --logdir {folder}")
+    print(f"report: {_command('lifelong')} report {folder}")
     return 0
+
+
+def _command(name: str) -> str:
+    """How the user can start `name` from here: by its name, or by the path beside this Python."""
+    beside = Path(sys.executable).parent / name
+    if shutil.which(name) or not beside.exists():
+        return name
+    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def _eval(options: argparse.Namespace) -> int:
