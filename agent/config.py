@@ -381,6 +381,10 @@ def check(raw: Mapping[str, Any]) -> Config:
         check_name("strategy", name)
         if not isinstance(options, Mapping):
             raise ConfigError(f"strategy_options.{name} is {options!r}; it must be a mapping of options")
+    kinds = [strategy["kind"] for strategy in config.strategy]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise ConfigError(f"strategy {kind} is listed twice; give each strategy once")
     config.strategy = [{**config.strategy_options.get(s["kind"], {}), **s} for s in config.strategy]
     return config
 

@@ -51,6 +51,10 @@ class Cell(nn.Module):
             outputs.append(y_BH)
         return torch.stack(outputs), state_BS
 
+    def reset_units(self, state_BS: Tensor, units: Tensor) -> None:
+        """Zero everything that the state [B, S] holds of the `units` (int64), in place: h and c of an LSTM."""
+        state_BS.unflatten(-1, (-1, self.output_size))[..., units] = 0.0
+
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         """Which parameters read which presynaptic vector: tap -> (weight names, concatenated in order; bias name).
 

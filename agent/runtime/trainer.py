@@ -59,7 +59,7 @@ class Trainer:
             experience = self.rollout.collect(self.steps)
             metrics, reset_units = self.learner.update(self.context(), experience)
             for units in reset_units:
-                self.rollout.state_BS[:, units] = 0.0
+                self.rollout.policy.cell.reset_units(self.rollout.state_BS, units)
             for strategy in self.strategies:
                 strategy.after_chunk(self.context(), experience)
             self.step += self.copies * self.steps

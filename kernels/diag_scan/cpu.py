@@ -5,27 +5,16 @@ from __future__ import annotations
 import torch
 
 from kernels import build
+from kernels.arguments import pointer, zero_row
 
 _FORWARD = build.function("kernels.diag_scan", "diag_scan_forward", "iiiiii" + "p" * 6)
 _BACKWARD = build.function("kernels.diag_scan", "diag_scan_backward", "iiiiii" + "p" * 10)
 for _table in (_FORWARD, _BACKWARD):
     _table[torch.complex64], _table[torch.complex128] = _table[torch.float32], _table[torch.float64]
-_zeros: dict[tuple[torch.dtype, int], torch.Tensor] = {}
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.resolve_conj().resolve_neg().contiguous()
-
-
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _zero_row(n: int, dtype: torch.dtype) -> torch.Tensor:
-    row = _zeros.get((dtype, n))
-    if row is None:
-        row = _zeros[dtype, n] = torch.zeros(n, dtype=dtype)
-    return row
 
 
 def forward(
@@ -43,7 +32,7 @@ def forward(
     is_complex = a.dtype.is_complex
     _FORWARD[a.dtype](
         T, B, N << is_complex, torch.get_num_threads(), reverse, is_complex,
-        a.data_ptr(), b.data_ptr(), _pointer(h0), _pointer(init), _zero_row(N, a.dtype).data_ptr(), h.data_ptr(),
+        a.data_ptr(), b.data_ptr(), pointer(h0), pointer(init), zero_row(N, a.dtype), h.data_ptr(),
     )  # fmt: skip
     return h
 
@@ -66,7 +55,7 @@ def backward(
     is_complex = a.dtype.is_complex
     _BACKWARD[a.dtype](
         T, B, N << is_complex, torch.get_num_threads(), reverse, is_complex,
-        a.data_ptr(), _pointer(h0), _pointer(init), _zero_row(N, a.dtype).data_ptr(), h_TBN.data_ptr(), _pointer(dh),
-        _pointer(dfinal), da.data_ptr(), db.data_ptr(), dh0.data_ptr(),
+        a.data_ptr(), pointer(h0), pointer(init), zero_row(N, a.dtype), h_TBN.data_ptr(), pointer(dh),
+        pointer(dfinal), da.data_ptr(), db.data_ptr(), dh0.data_ptr(),
     )  # fmt: skip
     return da, db, dh0

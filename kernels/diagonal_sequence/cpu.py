@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels import build
+from kernels.arguments import pointer
 
 _FORWARD = build.function("kernels.diagonal_sequence", "diagonal_gru_forward", "iiii" + "p" * 6)
 _BACKWARD = build.function("kernels.diagonal_sequence", "diagonal_gru_backward", "iiii" + "p" * 12)
@@ -43,7 +44,7 @@ def backward(
     _BACKWARD[u.dtype](
         T, B, N, torch.get_num_threads(),
         u.data_ptr(), v.data_ptr(), h0.data_ptr(), init.data_ptr(), zeros.data_ptr(), h_TBN.data_ptr(),
-        None if dh is None else dh.data_ptr(), None if dfinal is None else dfinal.data_ptr(),
+        pointer(dh), pointer(dfinal),
         du.data_ptr(), partial.data_ptr(), dv.data_ptr(), dh0.data_ptr(),
     )  # fmt: skip
     return du, dv, dh0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels import build
+from kernels.arguments import pointer, zero_row
 
 _FORWARD = build.function("kernels.elstm", "elstm_forward", "iiii" + "p" * 6)
 _BACKWARD = build.function("kernels.elstm", "elstm_backward", "iiii" + "p" * 12)
@@ -14,14 +15,6 @@ _GATE = build.function("kernels.elstm", "elstm_gate", "ii" + "p" * 3)
 _GATE_BACKWARD = build.function("kernels.elstm", "elstm_gate_backward", "ii" + "p" * 6)
 _ACT = build.function("kernels.elstm", "elstm_act", "iiii" + "p" * 13)
 _ROWS = 4  # batch rows per block of the weight gradient, as in cpu.c
-_zeros: dict[tuple[torch.dtype, int], torch.Tensor] = {}
-
-
-def _zero_row(n: int, dtype: torch.dtype) -> torch.Tensor:
-    row = _zeros.get((dtype, n))
-    if row is None:
-        row = _zeros[dtype, n] = torch.zeros(n, dtype=dtype)
-    return row
 
 
 def forward(u_TB2N: torch.Tensor, v_2N: torch.Tensor, c0_BN: torch.Tensor, is_init_TB: torch.Tensor) -> torch.Tensor:
@@ -31,7 +24,7 @@ def forward(u_TB2N: torch.Tensor, v_2N: torch.Tensor, c0_BN: torch.Tensor, is_in
     c_TBN = torch.empty((T, B, N), dtype=u.dtype)
     _FORWARD[u.dtype](
         T, B, N, torch.get_num_threads(),
-        u.data_ptr(), v.data_ptr(), c0.data_ptr(), init.data_ptr(), _zero_row(N, u.dtype).data_ptr(), c_TBN.data_ptr(),
+        u.data_ptr(), v.data_ptr(), c0.data_ptr(), init.data_ptr(), zero_row(N, u.dtype), c_TBN.data_ptr(),
     )  # fmt: skip
     return c_TBN
 
@@ -43,7 +36,7 @@ def step(u_B2N: torch.Tensor, v_2N: torch.Tensor, c_BN: torch.Tensor, is_init_B:
     out_BN = torch.empty((B, N), dtype=u.dtype)
     _FORWARD[u.dtype](
         1, B, N, torch.get_num_threads(),
-        u.data_ptr(), v.data_ptr(), c.data_ptr(), init.data_ptr(), _zero_row(N, u.dtype).data_ptr(), out_BN.data_ptr(),
+        u.data_ptr(), v.data_ptr(), c.data_ptr(), init.data_ptr(), zero_row(N, u.dtype), out_BN.data_ptr(),
     )  # fmt: skip
     return out_BN
 
@@ -66,8 +59,8 @@ def backward(
     partial = torch.empty((-(-B // _ROWS), 2 * N), dtype=u.dtype)
     _BACKWARD[u.dtype](
         T, B, N, torch.get_num_threads(),
-        u.data_ptr(), v.data_ptr(), c0.data_ptr(), init.data_ptr(), _zero_row(N, u.dtype).data_ptr(), c_TBN.data_ptr(),
-        None if dc is None else dc.data_ptr(), None if dfinal is None else dfinal.data_ptr(),
+        u.data_ptr(), v.data_ptr(), c0.data_ptr(), init.data_ptr(), zero_row(N, u.dtype), c_TBN.data_ptr(),
+        pointer(dc), pointer(dfinal),
         du.data_ptr(), partial.data_ptr(), dv.data_ptr(), dc0.data_ptr(),
     )  # fmt: skip
     return du, dv, dc0
@@ -102,7 +95,7 @@ def trace(
     a, l = torch.empty_like(c), torch.empty_like(u)  # noqa: E741
     _TRACE[u.dtype](
         T, B, N, torch.get_num_threads(), u.data_ptr(), v.data_ptr(), c0.data_ptr(), init.data_ptr(),
-        _zero_row(N, u.dtype).data_ptr(), c.data_ptr(), a.data_ptr(), l.data_ptr(), s.data_ptr(),
+        zero_row(N, u.dtype), c.data_ptr(), a.data_ptr(), l.data_ptr(), s.data_ptr(),
     )  # fmt: skip
     if s is not s_B4N:
         s_B4N.copy_(s)
@@ -124,7 +117,7 @@ def gate_backward(
     dgate, total = torch.empty_like(c_TBN), torch.empty_like(c_TBN)
     _GATE_BACKWARD[dh.dtype](
         dh.numel(), torch.get_num_threads(), c_TBN.data_ptr(), o_TBN.data_ptr(), dh.data_ptr(),
-        None if extra is None else extra.data_ptr(), dgate.data_ptr(), total.data_ptr(),
+        pointer(extra), dgate.data_ptr(), total.data_ptr(),
     )  # fmt: skip
     return dgate, total
 
@@ -141,7 +134,7 @@ def act(
     h_BN, next_BN = out.unbind(0)
     _ACT[dtype](
         B, D, N, torch.get_num_threads(), x.data_ptr(), *[w.data_ptr() for w in packed],
-        c.data_ptr(), init.data_ptr(), _zero_row(N, dtype).data_ptr(), scratch.data_ptr(),
+        c.data_ptr(), init.data_ptr(), zero_row(N, dtype), scratch.data_ptr(),
         h_BN.data_ptr(), next_BN.data_ptr(),
     )  # fmt: skip
     return h_BN, next_BN

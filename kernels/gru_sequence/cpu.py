@@ -7,22 +7,11 @@ import sys
 import torch
 
 from kernels import build
+from kernels.arguments import pointer, zero_row
 from kernels.gru_sequence import torch_backend
 
 _FORWARD = build.function("kernels.gru_sequence", "gru_forward", "iii" + "p" * 8)
 _BACKWARD = build.function("kernels.gru_sequence", "gru_backward", "iii" + "p" * 10)
-_zeros: dict[tuple[torch.dtype, int], torch.Tensor] = {}
-
-
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _zero_row(n: int, dtype: torch.dtype) -> int:
-    row = _zeros.get((dtype, n))
-    if row is None:
-        row = _zeros[dtype, n] = torch.zeros(n, dtype=dtype)
-    return row.data_ptr()
 
 
 def forward_step(
@@ -38,7 +27,7 @@ def forward_step(
     """As in the torch backend."""
     B, N = h.shape
     _FORWARD[h.dtype](
-        B, N, torch.get_num_threads(), u.data_ptr(), bias.data_ptr(), previous.data_ptr(), _pointer(next_init),
+        B, N, torch.get_num_threads(), u.data_ptr(), bias.data_ptr(), previous.data_ptr(), pointer(next_init),
         act.data_ptr(), q.data_ptr(), h.data_ptr(), masked.data_ptr(),
     )  # fmt: skip
 
@@ -57,8 +46,8 @@ def backward_step(
     """As in the torch backend."""
     B, N = q.shape
     _BACKWARD[q.dtype](
-        B, N, torch.get_num_threads(), act.data_ptr(), q.data_ptr(), previous.data_ptr(), _pointer(next_init),
-        _zero_row(N, q.dtype), _pointer(dh), dh_next.data_ptr(), du.data_ptr(), dhh.data_ptr(), direct.data_ptr(),
+        B, N, torch.get_num_threads(), act.data_ptr(), q.data_ptr(), previous.data_ptr(), pointer(next_init),
+        zero_row(N, q.dtype), pointer(dh), dh_next.data_ptr(), du.data_ptr(), dhh.data_ptr(), direct.data_ptr(),
     )  # fmt: skip
 
 

@@ -7,22 +7,11 @@ import sys
 import torch
 
 from kernels import build
+from kernels.arguments import pointer, zero_row
 from kernels.lstm_sequence import torch_backend
 
 _FORWARD = build.function("kernels.lstm_sequence", "lstm_forward", "iii" + "p" * 9)
 _BACKWARD = build.function("kernels.lstm_sequence", "lstm_backward", "iii" + "p" * 10)
-_zeros: dict[tuple[torch.dtype, int], torch.Tensor] = {}
-
-
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _zero_row(n: int, dtype: torch.dtype) -> int:
-    row = _zeros.get((dtype, n))
-    if row is None:
-        row = _zeros[dtype, n] = torch.zeros(n, dtype=dtype)
-    return row.data_ptr()
 
 
 def forward_step(
@@ -38,8 +27,8 @@ def forward_step(
     """As in the torch backend."""
     B, N = c.shape
     _FORWARD[c.dtype](
-        B, N, torch.get_num_threads(), u.data_ptr(), c_prev.data_ptr(), init.data_ptr(), _pointer(next_init),
-        _zero_row(N, c.dtype), act.data_ptr(), c.data_ptr(), h.data_ptr(), masked.data_ptr(),
+        B, N, torch.get_num_threads(), u.data_ptr(), c_prev.data_ptr(), init.data_ptr(), pointer(next_init),
+        zero_row(N, c.dtype), act.data_ptr(), c.data_ptr(), h.data_ptr(), masked.data_ptr(),
     )  # fmt: skip
 
 
@@ -57,8 +46,8 @@ def backward_step(
     """As in the torch backend."""
     B, N = c.shape
     _BACKWARD[c.dtype](
-        B, N, torch.get_num_threads(), act.data_ptr(), c_prev.data_ptr(), init.data_ptr(), _pointer(next_init),
-        _zero_row(N, c.dtype), c.data_ptr(), _pointer(dh), dh_next.data_ptr(), dc.data_ptr(), dpre.data_ptr(),
+        B, N, torch.get_num_threads(), act.data_ptr(), c_prev.data_ptr(), init.data_ptr(), pointer(next_init),
+        zero_row(N, c.dtype), c.data_ptr(), pointer(dh), dh_next.data_ptr(), dc.data_ptr(), dpre.data_ptr(),
     )  # fmt: skip
 
 

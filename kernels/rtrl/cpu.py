@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels import build
+from kernels.arguments import pointer
 
 _ADVANCE = build.function("kernels.rtrl", "rtrl_advance", "iiiiiiiii" + "p" * 9)
 _BOUNDARY = build.function("kernels.rtrl", "rtrl_boundary", "iiiiii" + "pppp")
@@ -37,7 +38,7 @@ def advance(
     _ADVANCE[dtype](
         T, B, G, N, D, torch.get_num_threads(), S.dtype == torch.bfloat16, _COLUMNS, group,
         S.data_ptr(), out.data_ptr(), a.data_ptr(), l.data_ptr(), x.data_ptr(),
-        None if boundary is None else boundary.data_ptr(), None if partial is None else partial.data_ptr(),
+        pointer(boundary), pointer(partial),
         packed.data_ptr(), weights.data_ptr(),
     )  # fmt: skip
     if out is not out_BGND:
@@ -60,7 +61,7 @@ def advance_vector(
     grad = None if boundary is None else torch.empty((K, N), dtype=S.dtype)
     _VECTOR[S.dtype](
         a.shape[0], B, K, N, torch.get_num_threads(), S.data_ptr(), out.data_ptr(), a.data_ptr(), l.data_ptr(),
-        None if boundary is None else boundary.data_ptr(), None if grad is None else grad.data_ptr(),
+        pointer(boundary), pointer(grad),
     )  # fmt: skip
     if out is not out_BKN:
         out_BKN.copy_(out)
@@ -75,6 +76,6 @@ def boundary(S_BGND: torch.Tensor, boundary_BN: torch.Tensor, index: torch.Tenso
     grad = torch.empty((G, N, D), dtype=rows.dtype)
     _BOUNDARY[rows.dtype](
         rows.shape[0], G, N, D, torch.get_num_threads(), S.dtype == torch.bfloat16,
-        S.data_ptr(), rows.data_ptr(), None if chosen is None else chosen.data_ptr(), grad.data_ptr(),
+        S.data_ptr(), rows.data_ptr(), pointer(chosen), grad.data_ptr(),
     )  # fmt: skip
     return grad

@@ -43,6 +43,16 @@ def test_the_initial_state_is_zeros_of_the_parameters_type(name: str) -> None:
     assert state.shape == (B, make(name).state_size) and state.dtype == torch.float64 and not state.any()
 
 
+def test_resetting_units_zeroes_all_that_the_state_holds_of_them_and_nothing_else(name: str) -> None:
+    cell = make(name)
+    state = torch.ones(B, cell.state_size, dtype=torch.float64)
+    units = torch.tensor([0, cell.output_size - 1])
+    cell.reset_units(state, units)
+    parts = state.view(B, -1, cell.output_size)
+    others = [unit for unit in range(cell.output_size) if unit not in units.tolist()]
+    assert not parts[..., units].any() and bool((parts[..., others] == 1).all())
+
+
 def test_a_sequence_is_the_steps_one_by_one_with_the_state_zeroed_at_resets(name: str) -> None:
     cell = make(name)
     x, state, is_init = data(cell)
