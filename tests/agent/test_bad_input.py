@@ -90,6 +90,7 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
     "strategy option of wrong type": (["strategy={kind: ewc, strength: big}"], ["ewc", "strength", "big"]),
     "rtrl with lstm": (["policy.cell=lstm"], ["rtrl", "lstm", "bptt", "elstm"]),
     "unknown type of the carry": (["gradient={kind: rtrl, carry_dtype: bf16}"], ["carry_dtype", "bf16", "bfloat16"]),
+    "strategy twice": (["strategy=[ewc, gpm, ewc]"], ["ewc", "twice"]),
     "strategy without boundaries": (["strategy=gpm", "stream.boundaries=hidden"], ["gpm", "boundaries", "hidden"]),
     "replay without correction": (["strategy=clear", "objective=ppo"], ["clear", "ppo", "actor_critic"]),
     "supervised without targets": (["objective=supervised"], ["supervised", "target"]),
