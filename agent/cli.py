@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import config as configs
-from agent.errors import CheckpointError, ConfigError, DiskError, EnvError, unknown_name
+from agent.errors import CheckpointError, ClusterError, ConfigError, DiskError, EnvError, unknown_name
 from agent.registry import REGISTRY
 
 STOPPED = 3
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, CheckpointError, EnvError) as error:
         print(f"lifelong: {error}", file=sys.stderr)
         return 2
-    except DiskError as error:
+    except (DiskError, ClusterError) as error:
         print(f"lifelong: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -116,10 +116,21 @@ class CheckpointConfig:
 class RuntimeConfig:
     """Where and how the run executes."""
 
-    backend: str = field(default="inline", metadata={"choices": ("inline",)})
+    #: inline: one process, no Ray; ray: `workers` data-parallel learners and `env_runners` environment processes
+    backend: str = field(default="inline", metadata={"choices": ("inline", "ray")})
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
-    #: torch threads of this process
+    #: torch threads of each worker
     threads: int = bounded(1, 1)
+    #: data-parallel workers; each trains rollout.copies / workers copies (backend ray)
+    workers: int = bounded(1, 1)
+    #: processes that step the environments on CPUs while the learner learns; 0: the workers step them (backend ray)
+    env_runners: int = bounded(0, 0)
+    #: CPUs that Ray reserves for an environment process
+    cpus_per_runner: float = bounded(1.0, 0.0)
+    #: Ray cluster: local (start one here), auto (the one running here) or host:port; empty: RAY_ADDRESS, else local
+    address: str = ""
+    #: how often workers may be started again after a death, from the last checkpoint
+    max_failures: int = bounded(3, 0)
 
 
 @dataclass
