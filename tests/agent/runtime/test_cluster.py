@@ -1,0 +1,398 @@
+"""Runs on Ray: the same run as inline, one sentence for what cannot be, and the death table.
+
+Every death test compares with a group of plain processes that nobody killed (gloo, no Ray): metrics.jsonl,
+evaluation.npz and the last checkpoint are the same bit for bit, so nothing is lost and nothing is written twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agent import config as configs
+from agent.errors import ClusterError, ConfigError
+from agent.parallel import TorchWorkers
+from agent.runtime import checkpoint, cluster, run
+from agent.runtime.logging import Progress
+from agent.runtime.trainer import Order
+from tests.agent.group import in_group
+from tests.agent.runtime.test_kill import ROOT, assert_equal
+
+pytest.importorskip("ray")
+
+CONFIG = """
+stream:
+  steps_per_task: 10000
+  spaces: pad
+  tasks:
+    - {name: maze, env: {kind: TMaze, corridor: 3, distractors: 1}}
+    - {name: cartpole, env: {kind: CartPole, max_episode_steps: 50}, reward_scale: 0.1}
+    - {name: repeat, env: {kind: RepeatPrevious, lag: 1, length: 9}}
+policy:
+  encoder: {kind: mlp, hidden: [16]}
+  cell: {kind: elstm, size: 16}
+  previous_action: true
+gradient: rtrl
+strategy: [{kind: clear, capacity: 64, start: 16}, {kind: ewc, sequences: 8}]
+rollout: {copies: 8, steps: 8, random_initial_age: true}
+evaluation: {every: 5000, episodes: 4, max_steps: 60}
+checkpoint: {every: 2000}
+log_every: 1000
+runtime: {device: cpu, backend: ray, workers: 2}
+"""
+#: seconds from a death to the next chunk of training
+RESUME_LIMIT = 60.0
+#: seconds for anything that must happen at all on a busy machine
+LONG = 240.0
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that ran at some time: its start tells it from a later one of the same number."""
+
+    pid: int
+    parent: int
+    started: str
+    command: str
+
+    def runs(self) -> bool:
+        return any(p.pid == self.pid and p.started == self.started for p in processes())
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def processes() -> Iterator[Process]:
+    """All processes that are no zombies."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            command = (path / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue  # it ended meanwhile
+        if fields[0] != "Z":
+            yield Process(int(path.name), int(fields[1]), fields[19], command)
+
+
+def below(pid: int) -> list[Process]:
+    """The processes that `pid` started, and those that they started, and so on."""
+    everyone = list(processes())
+    found, parents = [], {pid}
+    while parents:
+        children = [p for p in everyone if p.parent in parents]
+        found += children
+        parents = {p.pid for p in children}
+    return found
+
+
+def train_workers(pid: int) -> list[Process]:
+    """The workers of Ray Train below `pid`."""
+    return [p for p in below(pid) if "RayTrainWorker" in p.command]
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    """Wait until `condition()` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"nothing happened within {seconds:g} s"
+        time.sleep(0.2)
+
+
+class Command:
+    """`lifelong ...` in a process of its own, which remembers every process that it starts."""
+
+    def __init__(self, *arguments: object, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "agent.cli", *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.pid = self.process.pid
+        self.started: set[Process] = set()
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = LONG) -> Any:
+        """Wait until `condition()` holds while the command runs; what it returned."""
+        end = time.monotonic() + seconds
+        while not (value := condition()):
+            self.started |= set(below(self.pid))
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < end, f"nothing happened within {seconds:g} s"
+            time.sleep(0.1)
+        self.started |= set(below(self.pid))
+        return value
+
+    def finish(self, code: int | None = 0) -> str:
+        """Wait for the end, check the exit code and that nothing is left; the output."""
+        if self.process.poll() is None and code != -signal.SIGKILL:
+            end = time.monotonic() + LONG
+            while self.process.poll() is None and time.monotonic() < end:
+                self.started |= set(below(self.pid))
+                time.sleep(0.2)
+        output, _ = self.process.communicate(timeout=10)
+        assert self.process.returncode == code, output
+        until(lambda: not any(p.runs() for p in self.started))
+        return output
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps of the lines of metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+
+
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint."""
+    saved = checkpoint.checkpoints(folder / "checkpoints")
+    return int(saved[-1].name) if saved else 0
+
+
+# ---- the run that nobody killed --------------------------------------------------------------------------------------
+
+
+def whole_run(workers: TorchWorkers, folder: Path) -> None:
+    """The run by plain processes."""
+    trainer, offset = run.reopen(configs.load(str(folder / "config.yaml")), folder, workers)
+    progress = Progress(trainer.stream.total_steps, quiet=True)
+    assert run.train(trainer, offset, progress, lambda: Order.GO_ON)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").write_text(configs.to_yaml(configs.load(str(config))))
+    in_group(2, folder, {"run": whole_run})
+    return folder / "run"
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    """metrics.jsonl and evaluation.npz byte for byte, and every file of the last checkpoint bit for bit."""
+    assert steps_of(folder) == steps_of(whole)
+    for name in ("metrics.jsonl", "evaluation.npz"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    ours, theirs = (checkpoint.checkpoints(f / "checkpoints")[-1] for f in (folder, whole))
+    files = sorted(path.name for path in theirs.glob("*.pt"))
+    assert files == ["shard-0.pt", "shard-1.pt", "state.pt"]
+    for name in files:
+        assert_equal(*(torch.load(path / name, weights_only=True) for path in (ours, theirs)))
+
+
+def resumed_within_the_limit(command: Command, folder: Path, died: float, at: int) -> None:
+    """Training went on from a checkpoint: one is written after the death, in time."""
+    command.wait_for(lambda: newest(folder) > at, RESUME_LIMIT + 30)
+    took = time.monotonic() - died
+    assert took < RESUME_LIMIT, f"resumed after {took:.0f} s"
+
+
+# ---- the same run ----------------------------------------------------------------------------------------------------
+
+
+def test_one_worker_is_the_inline_run_bit_for_bit_and_each_resumes_the_other(config: Path, tmp_path: Path) -> None:
+    ray, inline = tmp_path / "ray", tmp_path / "inline"
+    Command("run", config, "--out", inline, "runtime.backend=inline", "runtime.workers=1").finish()
+    command = Command("run", config, "--out", ray, "runtime.workers=1")
+    command.wait_for(lambda: newest(ray) > 0)
+    command.process.send_signal(signal.SIGTERM)  # the driver: all workers stop at one step
+    output = command.finish(3)
+    assert "checkpoint saved" in output and "lifelong resume" in output
+    assert 0 < newest(ray) < 30000
+    Command("resume", ray, "runtime.backend=inline").finish()
+    for name in ("metrics.jsonl", "evaluation.npz"):
+        assert (ray / name).read_bytes() == (inline / name).read_bytes(), name
+    ours, theirs = (checkpoint.load(f / "checkpoints")[0] for f in (ray, inline))
+    assert_equal(ours, theirs)
+
+
+# ---- deaths ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_costs_nothing_but_time(config: Path, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = Command("run", config, "--out", folder)
+    at = command.wait_for(lambda: newest(folder))
+    victim = command.wait_for(lambda: train_workers(command.pid))[-1]
+    victim.kill()
+    resumed_within_the_limit(command, folder, time.monotonic(), at)
+    output = command.finish()
+    assert "average performance" in output  # the report of any run
+    assert_same_run(folder, whole)
+    timing = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    assert timing[-1]["cluster/restarts"] == 1
+    assert {"speed/worker_0/env_steps_per_second", "speed/worker_1/waiting"} <= timing[-1].keys()
+
+
+@pytest.fixture
+def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A cluster of a head and two nodes on this machine, one CPU each."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    cluster.ray_module()
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        for _ in range(2):
+            made.add_node(num_cpus=1)
+        made.wait_for_nodes()
+        yield made
+    finally:
+        made.shutdown()
+
+
+def test_a_killed_node_costs_nothing_but_time(config: Path, whole: Path, three_nodes: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = Command("run", config, "--out", folder, f"runtime.address={three_nodes.address}")
+    at = command.wait_for(lambda: newest(folder))
+    raylets = [node.all_processes["raylet"][0].process for node in three_nodes.worker_nodes]
+    raylet = next(process for process in raylets if train_workers(process.pid))
+    lost = below(raylet.pid)
+    raylet.kill()
+    raylet.wait()  # a zombie counts as alive to the workers below it
+    resumed_within_the_limit(command, folder, time.monotonic(), at)
+    command.finish()
+    assert_same_run(folder, whole)
+    ray_train = ("RayTrainWorker", "TrainController", "Board")
+    until(lambda: not any(p.runs() for p in lost))
+    until(lambda: not any(name in p.command for p in below(os.getpid()) for name in ray_train))
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_no_process_and_the_same_command_goes_on(
+    config: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ("run", config, "--out", folder, "--resume")
+    command = Command(*arguments)
+    at = command.wait_for(lambda: newest(folder))
+    assert train_workers(command.pid)
+    command.process.kill()
+    command.finish(-signal.SIGKILL)
+    command = Command(*arguments)
+    resumed_within_the_limit(command, folder, time.monotonic(), at)
+    command.finish()
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_driver_saves_and_exits_with_3(
+    number: signal.Signals, config: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = Command("run", config, "--out", folder)
+    command.wait_for(lambda: newest(folder))
+    command.process.send_signal(number)
+    command.finish(3)
+    assert newest(folder) < 30000
+    Command("resume", folder).finish()
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_the_last_checkpoint(
+    config: Path, whole: Path, tmp_path: Path
+) -> None:
+    """The run folder is a small file system of its own, and a stranger fills it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], check=False).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        command = Command("run", config, "--out", folder)
+        command.wait_for(lambda: newest(folder))
+        with open(folder / "stranger", "wb") as file, pytest.raises(OSError):
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        output = command.finish(1)
+        assert "No space left on device" in output and "kept" in output and "Traceback" not in output
+        (folder / "stranger").unlink()
+        Command("resume", folder).finish()
+        assert_same_run(folder, whole)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+def test_workers_that_die_too_often_end_the_run_with_a_sentence(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = Command("run", config, "--out", folder, "runtime.max_failures=0")
+    command.wait_for(lambda: newest(folder))
+    command.wait_for(lambda: train_workers(command.pid))[0].kill()
+    output = command.finish(1)
+    assert "lifelong: the workers failed" in output and "Traceback" not in output
+
+
+# ---- preflight -------------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_that_is_too_small_is_refused_with_a_sentence(config: Path, tmp_path: Path) -> None:
+    cpus = (os.cpu_count() or 1) + 1
+    command = Command("run", config, "--out", tmp_path / "run", f"runtime.threads={cpus}")
+    output = command.finish(1)
+    assert f"2 worker(s) of {cpus} CPU each" in output and "runtime.threads" in output and "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dead_address_is_refused_at_once(config: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match=f"cannot connect to the Ray cluster at {address}: .*refused"):
+        cluster.connect(address).__enter__()
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("address", ["somewhere", "ray://head:10001", "head:"])
+def test_an_address_of_another_form_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="local, auto or host:port"):
+        cluster.resolve_address(address)
+
+
+def test_an_own_cluster_is_the_default_and_the_environment_comes_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster.resolve_address("") == "local"
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert cluster.resolve_address("") == "head:6379"
+    assert cluster.resolve_address("local") == "local"
+
+
+def test_a_node_without_the_folder_or_with_other_versions_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "seen").touch()
+    good = cluster._look(str(tmp_path / "seen"))
+    cluster._check_answer("node-7", tmp_path, good)
+    elsewhere = cluster._look(str(tmp_path / "not" / "there"))
+    with pytest.raises(ClusterError, match=r"node-7 cannot use the run folder .*No such file"):
+        cluster._check_answer("node-7", tmp_path, elsewhere)
+    unseen = cluster._look(str(tmp_path / "unseen"))
+    with pytest.raises(ClusterError, match="does not see the files of this machine"):
+        cluster._check_answer("node-7", tmp_path, unseen)
+    old = {**good, "versions": {**good["versions"], "torch": "1.0"}}
+    with pytest.raises(ClusterError, match=r"node-7 has torch 1\.0"):
+        cluster._check_answer("node-7", tmp_path, old)
