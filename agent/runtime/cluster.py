@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 #: seconds between two looks at the Board
 POLL = 0.2
-#: seconds that a dead address, or a node that is looked at, may take to answer
+#: seconds that an address may take to answer
+KNOCK = 10.0
+#: seconds that the nodes may take to say what they see
 PATIENCE = 60.0
 #: seconds that workers may take to stop once they were asked to, without a sign of life
 STOP_PATIENCE = 120.0
@@ -76,6 +78,18 @@ def resolve_address(address: str) -> str:
     return where
 
 
+def knock(host: str, port: int, name: str) -> None:
+    """Refuse an address where nobody listens; Ray itself would try for minutes.
+
+    Raises:
+        ClusterError: nobody answers; `name` is how the user called the address.
+    """
+    try:
+        socket.create_connection((host, port), timeout=KNOCK).close()
+    except OSError as error:
+        raise ClusterError(f"cannot connect to the Ray cluster at {name}: {error.strerror or error}") from error
+
+
 @contextmanager
 def connect(address: str = "") -> Iterator[Any]:
     """Yield `ray`, connected; leave the cluster afterwards, and end it if it was started here.
@@ -89,12 +103,12 @@ def connect(address: str = "") -> Iterator[Any]:
         yield ray
         return
     where = resolve_address(address)
+    host, _, port = where.rpartition(":")
+    if host:
+        knock(host.strip("[]"), int(port), where)
     try:
-        if ":" in where:  # Ray itself would try for minutes
-            host, _, port = where.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE / 6).close()
         ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(f"cannot connect to the Ray cluster at {where}: {reason}") from error
     try:

@@ -12,8 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import pytest
 import torch
 
 from agent import config as configs
+from agent.cli import main
 from agent.errors import ClusterError, ConfigError
 from agent.parallel import TorchWorkers
 from agent.runtime import checkpoint, cluster, run
@@ -52,6 +55,7 @@ checkpoint: {every: 2000}
 log_every: 1000
 runtime: {device: cpu, backend: ray, workers: 2}
 """
+PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 #: seconds from a death to the next chunk of training
 RESUME_LIMIT = 60.0
 #: seconds for anything that must happen at all on a busy machine
@@ -119,7 +123,7 @@ class Command:
     def __init__(self, *arguments: object, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "agent.cli", *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -147,7 +151,7 @@ class Command:
                 time.sleep(0.2)
         output, _ = self.process.communicate(timeout=10)
         assert self.process.returncode == code, output
-        until(lambda: not any(p.runs() for p in self.started))
+        until(lambda: not any(p.runs() for p in self.started), 120)  # after SIGKILL Ray's agents notice in a minute
         return output
 
 
@@ -249,7 +253,7 @@ def test_a_killed_worker_costs_nothing_but_time(config: Path, whole: Path, tmp_p
 @pytest.fixture
 def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A cluster of a head and two nodes on this machine, one CPU each."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cluster.ray_module()
     from ray.cluster_utils import Cluster
@@ -325,17 +329,16 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_the_last_checkpoint(
     try:
         command = Command("run", config, "--out", folder)
         command.wait_for(lambda: newest(folder))
-        with open(folder / "stranger", "wb") as file, pytest.raises(OSError):
+        with open(folder / "stranger", "wb", buffering=0) as file, pytest.raises(OSError):
             while True:
                 file.write(bytes(4096))
-                file.flush()
         output = command.finish(1)
         assert "No space left on device" in output and "kept" in output and "Traceback" not in output
         (folder / "stranger").unlink()
         Command("resume", folder).finish()
         assert_same_run(folder, whole)
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.mark.slow
@@ -396,3 +399,107 @@ def test_a_node_without_the_folder_or_with_other_versions_is_refused_by_name(tmp
     old = {**good, "versions": {**good["versions"], "torch": "1.0"}}
     with pytest.raises(ClusterError, match=r"node-7 has torch 1\.0"):
         cluster._check_answer("node-7", tmp_path, old)
+
+
+# ---- jobs ------------------------------------------------------------------------------------------------------------
+
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def head(*options: str, **environment: str) -> Iterator[tuple[str, str]]:
+    """`ray start --head` with two CPUs, as an administrator would: (host:port, http://host:port of the dashboard)."""
+    port, dashboard = free_port(), free_port()
+    bin_folder = str(Path(sys.executable).parent)
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as place:  # sockets need a short path
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
+        command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={place}", *options]
+        process = subprocess.Popen(
+            command,
+            env={
+                **os.environ,
+                "PYTHONPATH": PYTHONPATH,
+                "OMP_NUM_THREADS": "1",
+                "PATH": os.pathsep.join([bin_folder, os.environ["PATH"]]),
+                **environment,
+            },
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            until(lambda: listens(port) and ("--include-dashboard=false" in options or listens(dashboard)), LONG)
+            yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
+        finally:
+            started = below(process.pid)
+            process.terminate()
+            process.wait()
+            for left in started:
+                if left.runs():
+                    left.kill()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as there:
+        return there.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
+def test_a_submitted_run_is_streamed_and_its_exit_code_returned(config: Path, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    folder = tmp_path / "run"
+    with head(**TOKEN) as (_, dashboard):
+        submit = ("run", config, "--submit", dashboard, "--out", folder, "runtime.workers=1")
+        output = Command(*submit, RAY_AUTH_MODE="disabled").finish(1)
+        assert "lifelong: cannot use the Jobs API" in output and "token" in output and "Traceback" not in output
+        output = Command(*submit, **TOKEN).finish()
+        assert "average performance" in output and (folder / "summary.json").exists()
+        output = Command(*submit, **TOKEN).finish(2)  # the job's own exit code
+        assert "already holds a run" in output
+        longer = ("runtime.workers=2", "stream.steps_per_task=200000")
+        stopped = Command(*submit[:-2], tmp_path / "stopped", *longer, **TOKEN)
+        stopped.wait_for(lambda: newest(tmp_path / "stopped"))
+        stopped.process.send_signal(signal.SIGINT)
+        assert "checkpoint" in stopped.finish(3)
+    inline = tmp_path / "inline"
+    Command("run", config, "--out", inline, "runtime.backend=inline", "runtime.workers=1").finish()
+    assert (folder / "metrics.jsonl").read_bytes() == (inline / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_missing_token_is_a_sentence(config: Path, tmp_path: Path) -> None:
+    with head("--include-dashboard=false", **TOKEN) as (address, _):
+        arguments = ("run", config, "--out", tmp_path / "run", f"runtime.address={address}", "runtime.workers=1")
+        output = Command(*arguments, RAY_AUTH_MODE="disabled").finish(1)
+        assert "lifelong: cannot connect to the Ray cluster" in output and "Traceback" not in output
+        Command(*arguments, **TOKEN).finish()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--submit", "http://head:8265"], ["--submit needs --out"]),
+        (["--submit", "http://head:8265", "--out", "runs/here"], ["'runs/here'", "full path"]),
+        (["--submit", "ftp://head", "--out", "/runs/here"], ["ftp://head", "http://head:8265"]),
+        (["--submit", "http://head:8265", "--out", "/runs/here", "--code", "nowhere"], ["'nowhere'", "no folder"]),
+    ],
+)
+def test_a_submission_that_cannot_be_is_refused(
+    options: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "quickstart", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lifelong: ") and all(word in error for word in words), error
+
+
+def test_a_submission_to_nobody_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    assert main(["run", "quickstart", "--out", "/runs/here", "--submit", address]) == 1
+    assert "refused" in capsys.readouterr().err
