@@ -286,6 +286,27 @@ def test_a_killed_node_costs_nothing_but_time(config: Path, whole: Path, three_n
 
 
 @pytest.mark.slow
+def test_a_node_that_will_be_taken_away_saves_a_checkpoint_at_once(
+    config: Path, three_nodes: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    never = ("checkpoint.every=1000000000", "stream.steps_per_task=10000000")
+    command = Command("run", config, "--out", folder, f"runtime.address={three_nodes.address}", *never)
+    command.wait_for(lambda: steps_of(folder))
+    assert newest(folder) == 0
+    node = next(n for n in three_nodes.worker_nodes if train_workers(n.all_processes["raylet"][0].process.pid))
+    drain = ["drain-node", f"--address={three_nodes.address}", f"--node-id={node.node_id}", "--reason-message=spot"]
+    drain += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds=3600"]
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *drain], check=True)
+    saved = command.wait_for(lambda: newest(folder), 60)
+    later = steps_of(folder)[-1]
+    command.wait_for(lambda: steps_of(folder)[-1] > later)  # training goes on
+    assert newest(folder) == saved  # and it is saved once
+    command.process.send_signal(signal.SIGTERM)
+    command.finish(3)
+
+
+@pytest.mark.slow
 def test_a_killed_driver_leaves_no_process_and_the_same_command_goes_on(
     config: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -414,36 +435,39 @@ def free_port() -> int:
         return port
 
 
+def ray_start(*options: str, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[bytes]:
+    """`ray start ... --block`, as an administrator would."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.Popen(
+        [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "PATH": path, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End `ray start` and all that it started."""
+    started = below(process.pid)
+    process.terminate()
+    process.wait()
+    for left in started:
+        if left.runs():
+            left.kill()
+
+
 @contextmanager
 def head(*options: str, **environment: str) -> Iterator[tuple[str, str]]:
-    """`ray start --head` with two CPUs, as an administrator would: (host:port, http://host:port of the dashboard)."""
+    """A head with two CPUs: (host:port, http://host:port of the dashboard)."""
     port, dashboard = free_port(), free_port()
-    bin_folder = str(Path(sys.executable).parent)
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as place:  # sockets need a short path
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
-        command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={place}", *options]
-        process = subprocess.Popen(
-            command,
-            env={
-                **os.environ,
-                "PYTHONPATH": PYTHONPATH,
-                "OMP_NUM_THREADS": "1",
-                "PATH": os.pathsep.join([bin_folder, os.environ["PATH"]]),
-                **environment,
-            },
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        ports = (f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={place}", "--num-cpus=2")
+        process = ray_start("--head", *ports, *options, **environment)
         try:
             until(lambda: listens(port) and ("--include-dashboard=false" in options or listens(dashboard)), LONG)
             yield f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
         finally:
-            started = below(process.pid)
-            process.terminate()
-            process.wait()
-            for left in started:
-                if left.runs():
-                    left.kill()
+            end(process)
 
 
 def listens(port: int) -> bool:
@@ -480,6 +504,33 @@ def test_a_missing_token_is_a_sentence(config: Path, tmp_path: Path) -> None:
         output = Command(*arguments, RAY_AUTH_MODE="disabled").finish(1)
         assert "lifelong: cannot connect to the Ray cluster" in output and "Traceback" not in output
         Command(*arguments, **TOKEN).finish()
+
+
+def nodes_of(address: str) -> int:
+    """Nodes alive in the cluster, as seen by a process of its own."""
+    code = f"import ray; ray.init({address!r}, logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
+    found = subprocess.run([sys.executable, "-c", code], env={**os.environ, **TOKEN}, capture_output=True, check=False)
+    return int(found.stdout or 0)
+
+
+@pytest.mark.slow
+def test_storage_that_a_node_does_not_have_is_refused(config: Path, tmp_path: Path) -> None:
+    """The second node is a process that sees an empty file system where the others have the run folder's parent."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    blind = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {shared} && exec "$@"', "sh")
+    if subprocess.run([*blind, "true"], check=False).returncode:
+        pytest.skip("may not mount a file system here")
+    with head("--include-dashboard=false", **TOKEN) as (address, _):
+        node = ray_start(f"--address={address}", "--num-cpus=1", prefix=blind, **TOKEN)
+        try:
+            until(lambda: nodes_of(address) == 2, LONG)
+            arguments = ("run", config, "--out", shared / "run", f"runtime.address={address}")
+            output = Command(*arguments, **TOKEN).finish(1)
+        finally:
+            end(node)
+    assert "cannot use the run folder" in output and "storage that every node has" in output, output
+    assert "Traceback" not in output and not (shared / "run").exists()
 
 
 @pytest.mark.parametrize(
