@@ -232,6 +232,17 @@ def test_one_worker_is_the_inline_run_bit_for_bit_and_each_resumes_the_other(con
     assert_equal(ours, theirs)
 
 
+def test_the_inline_backend_and_help_never_import_ray(config: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from agent.cli import main; main(sys.argv[1:]); "
+        "sys.exit(any(name.split('.')[0] == 'ray' for name in sys.modules))"
+    )
+    small = ["runtime.backend=inline", "runtime.workers=1", "stream.steps_per_task=64", "--quiet"]
+    for arguments in (["run", str(config), "--out", str(tmp_path / "run"), *small], ["show", "quickstart"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 # ---- deaths ----------------------------------------------------------------------------------------------------------
 
 
