@@ -91,7 +91,7 @@ def _attempt(stage: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
     """What `stage` returns, or why it could not: the other workers must hear of it instead of waiting."""
     try:
         return stage(), ""
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
         return {}, _reason(error)
 
 
@@ -100,7 +100,8 @@ def _shard(rank: int) -> str:
 
 
 def _write(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    torch.save(state, path)
+    with open(path, "wb") as file:  # given a path, torch would not say why it cannot be written
+        torch.save(state, file)
     _flush(path)
     return {"size": path.stat().st_size, "sha256": _digest(path)}
 
@@ -188,6 +189,9 @@ def _flush(path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    cause: BaseException | None = error
+    while cause is not None:  # torch reports a full disk as an error of its own while it handles that of the disk
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -117,6 +117,22 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
         time.sleep(0.2)
 
 
+COMMANDS: list[Command] = []
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """A test that fails leaves no process either."""
+    yield
+    while COMMANDS:
+        command = COMMANDS.pop()
+        for process in [*below(command.pid), *command.started]:
+            if process.runs():
+                process.kill()
+        command.process.kill()
+        command.process.wait()
+
+
 class Command:
     """`lifelong ...` in a process of its own, which remembers every process that it starts."""
 
@@ -130,6 +146,7 @@ class Command:
         )
         self.pid = self.process.pid
         self.started: set[Process] = set()
+        COMMANDS.append(self)
 
     def wait_for(self, condition: Callable[[], Any], seconds: float = LONG) -> Any:
         """Wait until `condition()` holds while the command runs; what it returned."""
@@ -206,11 +223,22 @@ def assert_same_run(folder: Path, whole: Path) -> None:
         assert_equal(*(torch.load(path / name, weights_only=True) for path in (ours, theirs)))
 
 
-def resumed_within_the_limit(command: Command, folder: Path, died: float, at: int) -> None:
-    """Training went on from a checkpoint: one is written after the death, in time."""
-    command.wait_for(lambda: newest(folder) > at, RESUME_LIMIT + 30)
-    took = time.monotonic() - died
-    assert took < RESUME_LIMIT, f"resumed after {took:.0f} s"
+def start(folder: Path, *arguments: object) -> tuple[Command, float, int]:
+    """A run up to its first checkpoint: the command, the seconds that took and the checkpoint's step."""
+    began = time.monotonic()
+    command = Command(*arguments)
+    at = command.wait_for(lambda: newest(folder))
+    return command, time.monotonic() - began, at
+
+
+def resumed_in_time(command: Command, folder: Path, at: int, starting: float, died: float) -> None:
+    """Training goes on: a checkpoint is written within a minute of the death.
+
+    On a machine so busy that even a start takes long, within twice the time of that.
+    """
+    limit = max(RESUME_LIMIT, 2 * starting)
+    command.wait_for(lambda: newest(folder) > at, limit + 30)
+    assert time.monotonic() - died < limit
 
 
 # ---- the same run ----------------------------------------------------------------------------------------------------
@@ -248,11 +276,10 @@ def test_the_inline_backend_and_help_never_import_ray(config: Path, tmp_path: Pa
 
 def test_a_killed_worker_costs_nothing_but_time(config: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    command = Command("run", config, "--out", folder)
-    at = command.wait_for(lambda: newest(folder))
+    command, starting, at = start(folder, "run", config, "--out", folder)
     victim = command.wait_for(lambda: train_workers(command.pid))[-1]
     victim.kill()
-    resumed_within_the_limit(command, folder, time.monotonic(), at)
+    resumed_in_time(command, folder, at, starting, time.monotonic())
     output = command.finish()
     assert "average performance" in output  # the report of any run
     assert_same_run(folder, whole)
@@ -281,14 +308,13 @@ def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_a_killed_node_costs_nothing_but_time(config: Path, whole: Path, three_nodes: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    command = Command("run", config, "--out", folder, f"runtime.address={three_nodes.address}")
-    at = command.wait_for(lambda: newest(folder))
+    command, starting, at = start(folder, "run", config, "--out", folder, f"runtime.address={three_nodes.address}")
     raylets = [node.all_processes["raylet"][0].process for node in three_nodes.worker_nodes]
     raylet = next(process for process in raylets if train_workers(process.pid))
     lost = below(raylet.pid)
     raylet.kill()
     raylet.wait()  # a zombie counts as alive to the workers below it
-    resumed_within_the_limit(command, folder, time.monotonic(), at)
+    resumed_in_time(command, folder, at, starting, time.monotonic())
     command.finish()
     assert_same_run(folder, whole)
     ray_train = ("RayTrainWorker", "TrainController", "Board")
@@ -323,13 +349,13 @@ def test_a_killed_driver_leaves_no_process_and_the_same_command_goes_on(
 ) -> None:
     folder = tmp_path / "run"
     arguments = ("run", config, "--out", folder, "--resume")
-    command = Command(*arguments)
-    at = command.wait_for(lambda: newest(folder))
+    command, starting, _ = start(folder, *arguments)
     assert train_workers(command.pid)
     command.process.kill()
     command.finish(-signal.SIGKILL)
+    at, again = newest(folder), time.monotonic()
     command = Command(*arguments)
-    resumed_within_the_limit(command, folder, time.monotonic(), at)
+    resumed_in_time(command, folder, at, starting, again)
     command.finish()
     assert_same_run(folder, whole)
 
