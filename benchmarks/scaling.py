@@ -3,9 +3,12 @@
     lifelong bench scaling --json FILE          two workers with a thread each, gloo, quickstart without evaluations
 
 Both workers live through the whole measurement. In one turn worker 0 trains its copies alone, in the next both train
-theirs together; neighbouring turns see the same machine. efficiency = seconds alone / seconds together.
+theirs apart, without a word to each other, and in the third together; neighbouring turns see the same machine.
 
-The model knows nothing of the turns together: it adds to the seconds alone what the messages of a chunk cost, from a
+    weak scaling efficiency = seconds alone / seconds together
+    communication efficiency = seconds apart / seconds together     what is left when cores are shared with others too
+
+The model knows nothing of the turns together: it adds to the seconds apart what the messages of a chunk cost, from a
 latency and a bandwidth that are measured with messages of other sizes.
 """
 
@@ -33,7 +36,7 @@ from agent.runtime.trainer import Trainer
 from benchmarks.measure import finish, ratios
 
 COPIES = 64  # of a worker
-CHUNKS = 10  # in a turn
+CHUNKS = 3  # in a turn
 #: floats of the messages that latency and bandwidth are fitted to
 SIZES = (1, 1 << 20)
 
@@ -111,13 +114,14 @@ def member(rank: int, folder: Path, limit: float) -> None:
         chunk(alone)
         chunk(together)
     costs = message_costs(workers)
-    times: dict[str, list[float]] = {"alone": [], "together": []}
+    times: dict[str, list[float]] = {"alone": [], "apart": [], "together": []}
     workers.messages = workers.bytes = workers.leads = 0
     stop = time.perf_counter() + limit
     while workers.lead(time.perf_counter() < stop):
         if rank == 0:
             times["alone"].append(seconds(lambda: chunk(alone), CHUNKS))
         workers.gather(None)
+        times["apart"].append(max(workers.gather(seconds(lambda: chunk(alone), CHUNKS))))
         times["together"].append(seconds(lambda: chunk(together), CHUNKS))
     chunks = CHUNKS * len(times["together"])
     sent = {"messages": workers.messages / chunks, "bytes": workers.bytes / chunks, "leads": 1.0}
@@ -135,27 +139,34 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(member, (Path(folder), options.seconds), 2)
         times, costs, sent = pickle.loads((Path(folder) / "result.pickle").read_bytes())
-    alone = median(times["alone"])
+    seconds_of = {name: median(values) for name, values in times.items()}
+    apart = seconds_of["apart"]
     messages = sent["messages"] * costs["latency"] + sent["bytes"] * costs["per_byte"] + sent["leads"] * costs["lead"]
-    pairs = ratios(times["alone"], times["together"])
-    measured, predicted = median(pairs), alone / (alone + messages)
+    scaling, talking = (ratios(times[name], times["together"]) for name in ("alone", "apart"))
+    measured, predicted = median(talking), apart / (apart + messages)
     print(
         f"{sent['messages']:.0f} all-reduces and {sent['bytes'] / 1e3:.0f} kB a chunk; gloo: "
         f"{costs['latency'] * 1e6:.0f} us and {costs['per_byte'] * 1e12:.0f} us/MB, a broadcast "
         f"{costs['lead'] * 1e6:.0f} us"
     )
-    print(f"a chunk of {COPIES} copies: {alone * 1e3:.1f} ms alone, {median(times['together']) * 1e3:.1f} ms together")
-    print(f"efficiency {measured:.2f} ({pairs[0]:.2f} to {pairs[-1]:.2f}), the model says {predicted:.2f}")
+    print(f"a chunk of {COPIES} copies: " + ", ".join(f"{x * 1e3:.1f} ms {name}" for name, x in seconds_of.items()))
+    print(f"weak scaling efficiency {median(scaling):.2f} ({scaling[0]:.2f} to {scaling[-1]:.2f})")
+    print(
+        f"communication efficiency {measured:.2f} ({talking[0]:.2f} to {talking[-1]:.2f}), the model: {predicted:.2f}"
+    )
     found = {
-        "ratios": {"weak_scaling_efficiency": measured, "predicted_over_measured": predicted / measured},
+        "ratios": {
+            "weak_scaling_efficiency": median(scaling),
+            "communication_efficiency": measured,
+            "predicted_over_measured": predicted / measured,
+        },
         "detail": {
             "config": "quickstart",
             "copies_per_worker": COPIES,
             "threads_per_worker": 1,
             "workers": 2,
-            "chunk_seconds_alone": alone,
-            "chunk_seconds_together": median(times["together"]),
-            "efficiency_of_turns": pairs,
+            "chunk_seconds": seconds_of,
+            "turns": len(times["together"]),
             "predicted_efficiency": predicted,
             "message_costs_seconds": costs,
             "sent_a_chunk": sent,
