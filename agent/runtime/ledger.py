@@ -288,12 +288,12 @@ def violations(folder: Path, entries: list[Entry]) -> Iterator[str]:
             yield "its first entry is not the beginning of a sweep"
         return
     yield from _head(folder, entries)
-    yield from _results(folder, entries)
     if entries[0]["protocol"] != "plain":
         yield from _order(entries)
         yield from _once(entries)
         yield from _overlap(entries)
         yield from _frozen(folder, entries)
+    yield from _results(folder, entries)
 
 
 def _chain(entries: list[Entry]) -> Iterator[str]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,6 @@ from agent.runtime.metrics import Evaluations
 from agent.runtime.sweep_plan import EVALUATION, TUNING, Plan, Range, Trial, data_of, digest
 
 STEPS, METRIC = "env_steps", "metric"  # what a trial reports to Tune
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM."""
 
 
 def sweep(plan: Plan, folder: Path, *, quiet: bool = False) -> sweep_report.Results | None:
@@ -55,9 +51,9 @@ def sweep(plan: Plan, folder: Path, *, quiet: bool = False) -> sweep_report.Resu
             ledger.begin(plan.to_dict(), plan.sweep.protocol.kind, plan.mode)
         try:
             if not complete(plan, ledger):
-                with interruptible(), connect(plan.sweep.resources.address) as ray:
+                with run.stop_signals() as stop, connect(plan.sweep.resources.address) as ray:
                     preflight(ray, plan)
-                    _run_phases(plan, ledger, quiet)
+                    _run_phases(Session(plan, ledger, stop, quiet))
         except KeyboardInterrupt:
             return None
         return sweep_report.write(plan, ledger)
@@ -79,6 +75,11 @@ def examine(plan: Plan) -> None:
                 build(trial.config, Path())
             except ConfigError as error:
                 raise ConfigError(f"run {trial.name} of the sweep: {error}") from error
+        length, grace = build_stream(trials[0].config).total_steps, plan.sweep.search.grace_steps
+        if plan.sweep.search.kind == "asha" and grace >= length:
+            raise ConfigError(
+                f"search.grace_steps is {grace}, but a trial has only {length} steps; asha could never stop one"
+            )
         if plan.sweep.protocol.kind == "two_phase":
             common = data_of(trials[0].config) & data_of(trials[-1].config)
             if common:
@@ -102,20 +103,18 @@ def _claim(plan: Plan, folder: Path) -> None:
         raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Interrupted` in the main thread; Tune's own handler of SIGINT stays away."""
+@dataclass
+class Session:
+    """What the steps of a running sweep share.
 
-    def stop(number: int, frame: Any) -> None:
-        raise Interrupted
+    Args:
+        stop: whether a signal asked to stop.
+    """
 
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    plan: Plan
+    ledger: Ledger
+    stop: Callable[[], bool]
+    quiet: bool
 
 
 # ---- the two phases --------------------------------------------------------------------------------------------------
@@ -143,9 +142,10 @@ def _proposals_left(plan: Plan, ledger: Ledger, group: str) -> int:
     return max(0, wanted - finished // len(plan.sweep.seeds))
 
 
-def _run_phases(plan: Plan, ledger: Ledger, quiet: bool) -> None:
+def _run_phases(session: Session) -> None:
+    plan, ledger = session.plan, session.ledger
     if not ledger.find("freeze"):
-        tune(plan, ledger, quiet)
+        tune(session)
         ranking = ledger.rank(TUNING, plan.measure, plan.mode)
         for group in plan.groups:
             if best(ranking, group) is None:
@@ -155,7 +155,7 @@ def _run_phases(plan: Plan, ledger: Ledger, quiet: bool) -> None:
     if plan.two_phases:
         trials = missing(ledger, frozen_trials(plan, ledger))
         if trials:
-            fit(plan, ledger, EVALUATION, trials, quiet)
+            fit(session, EVALUATION, trials)
         if missing(ledger, frozen_trials(plan, ledger)):
             reasons = _reasons(ledger, EVALUATION)
             raise ClusterError(f"runs of phase two failed ({reasons}); the same command tries them again")
@@ -177,19 +177,20 @@ def preflight(ray: Any, plan: Plan) -> None:
             raise ClusterError(f"resources.{key} is {asked:g}, but no node of the cluster has more than {most:g}")
 
 
-def tune(plan: Plan, ledger: Ledger, quiet: bool) -> None:
+def tune(session: Session) -> None:
     """Phase one. Searches that learn from results, or stop bad trials, do so within a group."""
+    plan, ledger = session.plan, session.ledger
     kind = plan.sweep.search.kind
     if kind in ("grid", "random"):
         trials = missing(ledger, [trial for group in plan.groups for trial in plan.trials(group)])
         if trials:
-            fit(plan, ledger, TUNING, trials, quiet)
+            fit(session, TUNING, trials)
         return
     for group in plan.groups:
         if kind == "optuna" and plan.spaces[group]:
-            fit_optuna(plan, ledger, group, quiet)
+            fit_optuna(session, group)
         elif missing(ledger, plan.trials(group)):  # all of them: the scheduler has to know what the others reached
-            fit(plan, ledger, TUNING, plan.trials(group), quiet)
+            fit(session, TUNING, plan.trials(group))
 
 
 def freeze(plan: Plan, ledger: Ledger, ranking: Sequence[Standing]) -> None:
@@ -293,13 +294,14 @@ class Recorder:
         count: number of trials.
     """
 
-    def __init__(self, plan: Plan, ledger: Ledger, phase: int, steps: int, count: int, quiet: bool) -> None:
-        self.plan, self.ledger, self.phase, self.count = plan, ledger, phase, count
-        self.progress = Progress(steps, 0, quiet)
+    def __init__(self, session: Session, phase: int, steps: int, count: int) -> None:
+        self.plan, self.ledger, self.stop = session.plan, session.ledger, session.stop
+        self.phase, self.count = phase, count
+        self.progress = Progress(steps, 0, session.quiet)
         self.steps: dict[str, int] = {}
         self.ended: set[str] = set()
         self.values: dict[str, dict[str, float]] = {}
-        self.seen = {entry["run"]: entry["step"] for entry in ledger.find("read", phase)}
+        self.seen = {entry["run"]: entry["step"] for entry in self.ledger.find("read", phase)}
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune saves its callbacks, for a state that is never read again; an open file does not go there."""
@@ -342,19 +344,18 @@ class Recorder:
         self.progress.update(sum(self.steps.values()), where, best_runs, force)
 
 
-def fit(plan: Plan, ledger: Ledger, phase: int, trials: Sequence[Trial], quiet: bool) -> None:
+def fit(session: Session, phase: int, trials: Sequence[Trial]) -> None:
     """Run trials on Tune; with asha, stop those that fall behind."""
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
 
     lengths = [build_stream(trial.config).total_steps for trial in trials]
-    scheduler = None
-    if plan.sweep.search.kind == "asha" and phase == TUNING:
-        search = plan.sweep.search
+    scheduler, search = None, session.plan.sweep.search
+    if search.kind == "asha" and phase == TUNING:
         scheduler = ASHAScheduler(
             time_attr=STEPS,
             metric=METRIC,
-            mode=plan.mode,
+            mode=session.plan.mode,
             max_t=max(lengths),
             grace_period=search.grace_steps,
             reduction_factor=search.reduction_factor,
@@ -362,14 +363,13 @@ def fit(plan: Plan, ledger: Ledger, phase: int, trials: Sequence[Trial], quiet: 
         )
     jobs = [{"group": t.group, "parameters": t.parameters, "seed": t.seed} for t in trials]
     _tune(
-        plan,
-        Recorder(plan, ledger, phase, sum(lengths), len(trials), quiet),
+        Recorder(session, phase, sum(lengths), len(trials)),
         {"trial": ray_tune.grid_search(jobs)},
         scheduler=scheduler,
     )
 
 
-def fit_optuna(plan: Plan, ledger: Ledger, group: str, quiet: bool) -> None:
+def fit_optuna(session: Session, group: str) -> None:
     """Let Optuna's TPE propose the candidates of a group; a candidate counts with its mean over the seeds.
 
     A sweep that goes on tells Optuna what the finished candidates reached, and has it begin with the unfinished ones.
@@ -380,6 +380,7 @@ def fit_optuna(plan: Plan, ledger: Ledger, group: str, quiet: bool) -> None:
     def flat(parameters: dict[str, Any]) -> dict[str, Any]:
         return {f"trial/parameters/{key}": value for key, value in parameters.items()}
 
+    plan, ledger = session.plan, session.ledger
     seeds, known = plan.sweep.seeds, [s for s in ledger.rank(TUNING, plan.measure, plan.mode) if s.group == group]
     done = [s for s in known if not s.unfinished and len(s.values) == len(seeds)]
     count = (plan.sweep.search.trials - len(done)) * len(seeds)
@@ -387,7 +388,7 @@ def fit_optuna(plan: Plan, ledger: Ledger, group: str, quiet: bool) -> None:
         return
     domains = {key: _domain(values) for key, values in plan.spaces[group].items()}
     searcher = OptunaSearch(
-        OptunaSearch.convert_search_space(flat(domains)),
+        OptunaSearch.convert_search_space({"trial": {"parameters": domains}}),
         metric=METRIC,
         mode=plan.mode,
         seed=plan.sweep.search.seed,
@@ -397,8 +398,7 @@ def fit_optuna(plan: Plan, ledger: Ledger, group: str, quiet: bool) -> None:
         searcher.add_evaluated_point(flat(candidate.parameters), candidate.mean)
     length = build_stream(plan.trial(TUNING, group, plan.sample(group, 0), seeds[0]).config).total_steps
     _tune(
-        plan,
-        Recorder(plan, ledger, TUNING, count * length, count, quiet),
+        Recorder(session, TUNING, count * length, count),
         {"trial": {"group": group}},
         search_alg=Repeater(searcher, repeat=len(seeds)),
         num_samples=count,
@@ -417,12 +417,15 @@ def _domain(values: list[Any] | Range) -> Any:
     return (ray_tune.loguniform if values.log else ray_tune.uniform)(values.low, values.high)
 
 
-def _tune(plan: Plan, recorder: Recorder, space: dict[str, Any], **search: Any) -> None:
-    """One run of Ray Tune, without its own output and log files."""
-    os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_CHDIR_TO_TRIAL_DIR="0", RAY_AIR_NEW_OUTPUT="0")
+def _tune(recorder: Recorder, space: dict[str, Any], **search: Any) -> None:
+    """One run of Ray Tune."""
+    # Tune's own output, log files and signal handler stay away, and a trial's working directory is that of the command
+    quiet = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+    os.environ.update(quiet, RAY_CHDIR_TO_TRIAL_DIR="0")
     from ray import tune as ray_tune
 
-    ledger, phase, resources = recorder.ledger, recorder.phase, plan.sweep.resources
+    plan, ledger, phase = recorder.plan, recorder.ledger, recorder.phase
+    resources = plan.sweep.resources
     folder = ledger.folder.resolve()
     ended = {e["run"] for e in ledger.find("end", phase) if ledger.status(phase, e["run"]) in ("finished", "stopped")}
     trainable = ray_tune.with_parameters(
@@ -453,6 +456,10 @@ def _callback(recorder: Recorder) -> Any:
     from ray import tune as ray_tune
 
     class Callback(ray_tune.Callback):
+        def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+            if recorder.stop():  # raised here and not in the signal handler, which may run in the middle of Ray
+                raise KeyboardInterrupt
+
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             recorder.start(trial_of(recorder.plan, recorder.phase, trial.config))
 
