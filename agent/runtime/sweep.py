@@ -43,7 +43,7 @@ def sweep(plan: Plan, folder: Path, *, quiet: bool = False) -> sweep_report.Resu
         ClusterError: Ray cannot be reached or has no room for a trial, or runs failed.
         LedgerError, DiskError: the ledger is broken or cannot be written.
     """
-    ray_module()  # first: it may be missing, and its import installs a signal handler
+    ray_module()
     examine(plan)
     _claim(plan, folder)
     with closing(Ledger(folder)) as ledger:
@@ -51,7 +51,8 @@ def sweep(plan: Plan, folder: Path, *, quiet: bool = False) -> sweep_report.Resu
             ledger.begin(plan.to_dict(), plan.sweep.protocol.kind, plan.mode)
         try:
             if not complete(plan, ledger):
-                with run.stop_signals() as stop, connect(plan.sweep.resources.address) as ray:
+                # in this order: Ray's start installs a handler of SIGTERM that would abort
+                with connect(plan.sweep.resources.address) as ray, run.stop_signals() as stop:
                     preflight(ray, plan)
                     _run_phases(Session(plan, ledger, stop, quiet))
         except KeyboardInterrupt:

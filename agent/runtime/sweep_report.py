@@ -167,21 +167,50 @@ def mean_text(standing: Standing) -> str:
 
 
 def write_hparams(folder: Path, metric: str, trials: Iterable[dict[str, Any]]) -> None:
-    """Rewrite the event files behind TensorBoard's HParams page: one session a run, named like the run."""
+    """Rewrite the event files behind TensorBoard's HParams page: one session a run, named like the run.
+
+    The columns are declared once, for all sessions: groups have parameters of their own, and TensorBoard would show
+    those of the first session only.
+    """
+    from tensorboard.plugins.hparams import summary_v2
     from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
 
     shutil.rmtree(folder, ignore_errors=True)
-    for trial in trials:
-        if trial["metric"] is not None:
-            parameters = {key: _hparam(value) for key, value in trial["parameters"].items()}
-            facts = {"phase": trial["phase"], "group": trial["group"], "seed": trial["seed"], **parameters}
-            with SummaryWriter(str(folder / trial["folder"])) as writer:  # type: ignore[no-untyped-call]
-                writer.add_hparams(facts, {f"final/{metric}": trial["metric"]}, run_name=".")  # type: ignore[no-untyped-call]
+    measured = [trial for trial in trials if trial["metric"] is not None]
+    sessions = {trial["folder"]: _hparams(trial) for trial in measured}
+    tag = f"final/{metric}"
+    columns = dict.fromkeys(key for facts in sessions.values() for key in facts)
+    config = summary_v2.hparams_config_pb(
+        [summary_v2.HParam(key, _domain([f[key] for f in sessions.values() if key in f])) for key in columns],
+        [summary_v2.Metric(tag)],
+    )
+    with SummaryWriter(str(folder)) as writer:  # type: ignore[no-untyped-call]
+        writer.file_writer.add_summary(config)  # type: ignore[union-attr]
+    for trial in measured:
+        with SummaryWriter(str(folder / trial["folder"])) as writer:  # type: ignore[no-untyped-call]
+            _, start, end = hparams(sessions[trial["folder"]], {tag: trial["metric"]})  # type: ignore[no-untyped-call]
+            writer.file_writer.add_summary(start)  # type: ignore[union-attr]
+            writer.add_scalar(tag, trial["metric"], trial["env_steps"])  # type: ignore[no-untyped-call]
+            writer.file_writer.add_summary(end)  # type: ignore[union-attr]
 
 
-def _hparam(value: Any) -> Any:
-    """HParams knows numbers, words and truth values."""
-    return value if isinstance(value, (bool, int, float, str)) else str(value)
+def _hparams(trial: dict[str, Any]) -> dict[str, float | str]:
+    """The columns of a run. HParams knows numbers and words."""
+    facts = {"group": trial["group"], "phase": trial["phase"], "seed": trial["seed"], **trial["parameters"]}
+    return {key: float(x) if isinstance(x, (int, float)) else str(x) for key, x in facts.items()}
+
+
+def _domain(values: Sequence[float | str]) -> Any:
+    """Few values are offered one by one, many numbers as an interval."""
+    from tensorboard.plugins.hparams import summary_v2
+
+    numbers = [value for value in values if isinstance(value, float)]
+    if len(numbers) < len(values):
+        return summary_v2.Discrete(sorted(set(map(str, values))), dtype=str)
+    if len(set(numbers)) <= 10:
+        return summary_v2.Discrete(sorted(set(numbers)), dtype=float)
+    return summary_v2.RealInterval(min(numbers), max(numbers))
 
 
 # ---- page ------------------------------------------------------------------------------------------------------------
@@ -252,6 +281,9 @@ def _plot_parameter(axes: Axes, key: str, candidates: Sequence[Standing], color:
         at = [float(x) for x in settings]
         if min(at) > 0 and max(at) / min(at) >= 9:
             axes.set_xscale("log")
+        if len(set(at)) <= 5:
+            axes.set_xticks(sorted(set(at)), [f"{x:g}" for x in sorted(set(at))])
+            axes.minorticks_off()
     else:
         names = list(dict.fromkeys(map(str, settings)))
         at = [float(names.index(str(x))) for x in settings]

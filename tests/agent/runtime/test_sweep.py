@@ -48,7 +48,7 @@ SWEEP: dict[str, Any] = {
     "space": {"optimizer.lr": [1e-3, 3e-2]},
     "groups": {
         "finetune": {},
-        "ewc": {"overrides": {"strategy": "ewc"}, "space": {"strategy.0.strength": [1, 10]}},
+        "ewc": {"overrides": {"strategy": "ewc"}, "space": {"strategy.0.strength": [1]}},
         "clear": {"overrides": {"strategy": {"kind": "clear", "capacity": 64}}},
     },
     "protocol": {
@@ -82,15 +82,12 @@ def steps_of(folder: Path) -> int:
 def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
     plan = sweep_plan.load(str(write_sweep(tmp_path)))
     assert [t.name for t in plan.trials("ewc")] == [
-        f"ewc,lr={lr},strength={strength},seed={seed}"
-        for lr in (0.001, 0.03)
-        for strength in (1, 10)
-        for seed in (0, 1)
+        f"ewc,lr={lr},strength=1,seed={seed}" for lr in (0.001, 0.03) for seed in (0, 1)
     ]
     assert len(plan.trials("finetune")) == 4
     trial = plan.trials("ewc")[-1]
     assert trial.config.optimizer == {"kind": "adam", "lr": 0.03}
-    assert trial.config.strategy == [{"kind": "ewc", "strength": 10}] and trial.config.seed == 1
+    assert trial.config.strategy == [{"kind": "ewc", "strength": 1}] and trial.config.seed == 1
 
 
 def test_the_second_phase_has_the_other_stream_and_only_the_first_share_is_tuned_on(tmp_path: Path) -> None:
@@ -235,7 +232,7 @@ def test_the_choice_is_the_best_mean_of_the_summaries(finished: Path) -> None:
             pair = [folder, folder.with_name(folder.name.replace("seed=0", "seed=1"))]
             values = [json.loads((f / "summary.json").read_text())["average_performance"] for f in pair]
             means.setdefault(group, {})[folder.name] = float(np.mean(values))
-    assert {group: len(found) for group, found in means.items()} == {"finetune": 2, "ewc": 4, "clear": 2}
+    assert {group: len(found) for group, found in means.items()} == {"finetune": 2, "ewc": 2, "clear": 2}
     frozen = json.loads((finished / "frozen.json").read_text())["groups"]
     for group, choice in frozen.items():
         assert choice["mean"] == pytest.approx(max(means[group].values()))
@@ -263,7 +260,7 @@ def test_a_trial_is_bit_for_bit_the_run_that_lifelong_run_makes(finished: Path, 
 
 def test_sweep_json_and_the_page_show_every_run(finished: Path) -> None:
     result = json.loads((finished / "sweep.json").read_text())
-    assert len(result["trials"]) == 16 + 6 and {t["status"] for t in result["trials"]} == {"finished"}
+    assert len(result["trials"]) == 12 + 6 and {t["status"] for t in result["trials"]} == {"finished"}
     for trial in result["trials"]:
         summary = json.loads((finished / trial["folder"] / "summary.json").read_text())
         assert trial["metric"] == pytest.approx(summary["average_performance"]) and trial["seed"] == summary["seed"]
@@ -278,21 +275,17 @@ def test_tensorboards_hparams_plugin_lists_every_run(finished: Path) -> None:
     """Asked as the HParams tab asks: through the plugin's own back end."""
     from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
     from tensorboard.context import RequestContext
+    from tensorboard.plugins import base_plugin
     from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
     multiplexer = plugin_event_multiplexer.EventMultiplexer().AddRunsFromDirectory(str(finished))
     multiplexer.Reload()
     provider = data_provider.MultiplexerDataProvider(multiplexer, str(finished))
 
-    class TensorBoard:
-        data_provider = provider
-        assets_zip_provider = logdir = None
-
-    TensorBoard.data_provider = provider
-    context = backend_context.Context(TensorBoard)  # type: ignore[arg-type]
-    experiment = context.experiment_from_metadata(
-        RequestContext(), "", False, context.hparams_metadata(RequestContext(), "")
-    )
+    context = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    asked = RequestContext()
+    metadata, found = context.hparams_metadata(asked, ""), context.hparams_from_data_provider(asked, "", None)
+    experiment = context.experiment_from_metadata(asked, "", True, metadata, found)
     names = {info.name for info in experiment.hparam_infos}
     assert {"group", "seed", "phase", "optimizer.lr", "strategy.0.strength"} <= names
     assert [info.name.tag for info in experiment.metric_infos] == ["final/continual/average_performance"]
@@ -302,7 +295,7 @@ def test_tensorboards_hparams_plugin_lists_every_run(finished: Path) -> None:
         allowed_statuses=[api_pb2.STATUS_SUCCESS, api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING],
         col_params=[api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos],
     )
-    answer = list_session_groups.Handler(RequestContext(), context, "", request).run()
+    answer = list_session_groups.Handler(asked, context, "", request).run()
     values = sorted(group.metric_values[0].value for group in answer.session_groups)
     expected = sorted(t["metric"] for t in json.loads((finished / "sweep.json").read_text())["trials"])
     assert values == pytest.approx(expected, abs=1e-6)
@@ -331,6 +324,7 @@ def test_a_trial_that_no_node_has_room_for_is_refused(
     assert "resources.cpus is 1000" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_k_percent_tunes_on_the_first_share_and_on_its_tasks_only(cluster: Any, tmp_path: Path) -> None:
     protocol = {"kind": "k_percent", "percent": 25, "seeds": [5]}
     sweep = write_sweep(tmp_path, groups={}, seeds=[0], protocol=protocol)
@@ -348,8 +342,9 @@ def test_k_percent_tunes_on_the_first_share_and_on_its_tasks_only(cluster: Any, 
 
 def test_asha_stops_trials_that_fall_behind_and_never_the_winner(cluster: Any, tmp_path: Path) -> None:
     search = {"kind": "asha", "trials": 8, "grace_steps": 128, "reduction_factor": 2}
-    space = {"optimizer.lr": {"low": 1e-4, "high": 0.3, "log": True}}
-    sweep = write_sweep(tmp_path, **PLAIN, search=search, space=space, seeds=[0], overrides={"evaluation.episodes": 64})
+    space = {"policy.cell.size": {"low": 2, "high": 60}}
+    overrides = {"evaluation.episodes": 64, "evaluation.deterministic": False}  # so that hardly two trials are equal
+    sweep = write_sweep(tmp_path, **PLAIN, search=search, space=space, seeds=[0], overrides=overrides)
     assert lifelong("sweep", sweep, "resources.concurrent=1", "--out", tmp_path / "out", "--quiet") == 0
     trials = json.loads((tmp_path / "out/sweep.json").read_text())["trials"]
     status = {trial["name"]: trial["status"] for trial in trials}
@@ -366,6 +361,7 @@ def test_asha_stops_trials_that_fall_behind_and_never_the_winner(cluster: Any, t
             seen.append(entry["value"])
 
 
+@pytest.mark.slow
 def test_optuna_proposes_and_goes_on_from_what_is_known(cluster: Any, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     search = {"kind": "optuna", "trials": 3}
@@ -395,18 +391,19 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_stopped_sweep_finishes_only_what_is_missing(number: int, cluster: Any, tmp_path: Path) -> None:
     """Longer runs, so that one is in its middle: it goes on from its checkpoint and ends as if nothing had been."""
-    changes = {**PLAIN, "seeds": [0], "overrides": {"stream.steps_per_task": 60_000, "checkpoint.every": 2_000}}
-    sweep, out = write_sweep(tmp_path, **changes, space={"optimizer.lr": [1e-3, 3e-3, 1e-2]}), tmp_path / "out"
+    longer = {"stream.steps_per_task": 15_000, "checkpoint.every": 5_000, "evaluation.every": 10_000}
+    space = {"optimizer.lr": [1e-3, 3e-3]}
+    sweep, out = write_sweep(tmp_path, **PLAIN, seeds=[0], overrides=longer, space=space), tmp_path / "out"
     command = [sys.executable, "-m", "agent.cli", "sweep", str(sweep), "resources.concurrent=1", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    trials = [out / "trials" / f"tiny,lr={lr},seed=0" for lr in (0.001, 0.003, 0.01)]
+    trials = [out / "trials" / f"tiny,lr={lr},seed=0" for lr in (0.001, 0.003)]
     wait_for(lambda: len(list((trials[1] / "checkpoints").glob("[0-9]*"))) > 1, process)
     process.send_signal(number)
     _, error = process.communicate()
     if number == signal.SIGTERM:
         assert process.returncode == cli.STOPPED and f"--out {out}" in error.decode()
-    assert [(folder / "summary.json").exists() for folder in trials] == [True, False, False]
+    assert [(folder / "summary.json").exists() for folder in trials] == [True, False]
     before = (trials[0] / "summary.json").stat().st_mtime_ns
 
     time.sleep(1)  # the killed cluster's processes are gone
