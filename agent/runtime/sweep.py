@@ -7,6 +7,7 @@ Tune schedules and searches; its own state is not read again. Ray is imported on
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -82,7 +83,7 @@ def examine(plan: Plan) -> None:
                 f"search.grace_steps is {grace}, but a trial has only {length} steps; asha could never stop one"
             )
         if plan.sweep.protocol.kind == "two_phase":
-            common = data_of(trials[0].config) & data_of(trials[-1].config)
+            common = set().union(*(data_of(t.config) for t in trials[:-1])) & data_of(trials[-1].config)
             if common:
                 raise ConfigError(
                     f"protocol.evaluate_on leaves the task {min(common)} in the stream, which the tuning sees too; "
@@ -331,6 +332,8 @@ class Recorder:
         finished = (trial.folder(self.ledger.folder) / "summary.json").is_file()
         if not self.over(trial):
             self.ledger.end(trial, "failed" if failure else "finished" if finished else "stopped", failure)
+            if failure:
+                print(f"run {trial.name} failed: {failure}", file=sys.stderr)
         self.ended.add(trial.name)
         if not finished:  # its other steps will not be trained
             length = build_stream(trial.config).total_steps
@@ -423,6 +426,7 @@ def _tune(recorder: Recorder, space: dict[str, Any], **search: Any) -> None:
     # Tune's own output, log files and signal handler stay away, and a trial's working directory is that of the command
     quiet = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     os.environ.update(quiet, RAY_CHDIR_TO_TRIAL_DIR="0")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the recorder says why a run failed, in one line
     from ray import tune as ray_tune
 
     plan, ledger, phase = recorder.plan, recorder.ledger, recorder.phase
