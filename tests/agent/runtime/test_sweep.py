@@ -340,6 +340,7 @@ def test_k_percent_tunes_on_the_first_share_and_on_its_tasks_only(cluster: Any, 
     assert lifelong("verify", tmp_path / "out") == 0
 
 
+@pytest.mark.slow
 def test_asha_stops_trials_that_fall_behind_and_never_the_winner(cluster: Any, tmp_path: Path) -> None:
     search = {"kind": "asha", "trials": 1, "grace_steps": 128, "reduction_factor": 2}
     space, seeds = {"optimizer.lr": [1e-3]}, list(range(8))  # seeds differ from the first evaluation on
@@ -390,7 +391,7 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_stopped_sweep_finishes_only_what_is_missing(number: int, cluster: Any, tmp_path: Path) -> None:
     """Longer runs, so that one is in its middle: it goes on from its checkpoint and ends as if nothing had been."""
-    longer = {"stream.steps_per_task": 15_000, "checkpoint.every": 5_000, "evaluation.every": 10_000}
+    longer = {"stream.steps_per_task": 10_000, "checkpoint.every": 3_000, "evaluation.every": 5_000}
     space = {"optimizer.lr": [1e-3, 3e-3]}
     sweep, out = write_sweep(tmp_path, **PLAIN, seeds=[0], overrides=longer, space=space), tmp_path / "out"
     command = [sys.executable, "-m", "agent.cli", "sweep", str(sweep), "resources.concurrent=1", "--out", str(out)]
