@@ -8,7 +8,7 @@ An engine is an autograd node on the initial state plus the carry that it reads.
     state_0 = engine.attach(state_0, index)     # differentiable; loss.backward() adds the carry's term
     trace = engine.trace(chunk)                 # before the parameters change: local derivatives of the chunk
     ... optimiser steps ...
-    engine.advance(trace)                       # the carry now belongs to the chunk's last state
+    engine.advance(trace, index)                # the carry now belongs to the chunk's last state
     engine.reset(mask)                          # copies whose state was reset from outside
 """
 
@@ -55,14 +55,19 @@ class GradientEngine:
         """
         return None
 
-    def advance(self, trace: Any) -> None:
-        """Move the carry from the chunk's first state to its last."""
+    def advance(self, trace: Any, index: Tensor | None = None) -> None:
+        """Move the carry from the chunk's first state to its last.
+
+        Args:
+            trace: what `trace` returned.
+            index: int64 copies of the chunk; None means all copies in order.
+        """
 
     def reset(self, mask_B: Tensor) -> None:
         """Zero the carry of the copies in `mask_B`, whose state was reset outside a chunk."""
 
-    def reset_units(self, units: Tensor) -> None:
-        """Zero the carry of re-initialised `units` (int64), whose history no longer counts."""
+    def reset_units(self, units: Tensor, index: Tensor | None = None) -> None:
+        """Zero the carry of re-initialised `units` (int64), whose history no longer counts, in the copies `index`."""
 
     def exact_parameters(self) -> list[str]:
         """Names of the cell's parameters whose gradient is exact over the whole history, not truncated at T."""

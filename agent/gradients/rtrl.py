@@ -98,20 +98,25 @@ class RTRL(GradientEngine):
         return Trace(*self.cell.local_derivatives(self.cell.drive(x_TBD), state_TBS, is_init_TB), x_TBD)
 
     @torch.no_grad()
-    def advance(self, trace: Trace) -> None:
+    def advance(self, trace: Trace, index: Tensor | None = None) -> None:
         self.max_jacobian = trace.a.abs().max()
-        rtrl_advance(self.weight_BGND, trace.a, trace.local, trace.x)
-        rtrl_advance_vector(self.bias_BGN, trace.a, trace.local)
-        rtrl_advance_vector(self.vector_BKN, trace.a, trace.vector)
+        carries = (self.weight_BGND, self.bias_BGN, self.vector_BKN)
+        weight, bias, vector = rows = carries if index is None else tuple(carry[index] for carry in carries)
+        rtrl_advance(weight, trace.a, trace.local, trace.x)
+        rtrl_advance_vector(bias, trace.a, trace.local)
+        rtrl_advance_vector(vector, trace.a, trace.vector)
+        if index is not None:
+            for carry, moved in zip(carries, rows, strict=True):
+                carry[index] = moved
 
     def reset(self, mask_B: Tensor) -> None:
         for carry in (self.weight_BGND, self.bias_BGN, self.vector_BKN):
             carry.masked_fill_(mask_B.view(-1, *([1] * (carry.dim() - 1))), 0.0)
 
-    def reset_units(self, units: Tensor) -> None:
-        self.weight_BGND[:, :, units] = 0.0
-        self.bias_BGN[:, :, units] = 0.0
-        self.vector_BKN[:, :, units] = 0.0
+    def reset_units(self, units: Tensor, index: Tensor | None = None) -> None:
+        copies = torch.arange(self.copies, device=units.device) if index is None else index
+        for carry in (self.weight_BGND, self.bias_BGN, self.vector_BKN):
+            carry[copies.unsqueeze(-1), :, units] = 0.0
 
     def exact_parameters(self) -> list[str]:
         return self.cell.recurrent_parameters()

@@ -54,21 +54,21 @@ class Learner:
         Returns:
             Scalars of the last minibatch, and the units that strategies re-initialised.
         """
-        chunk = experience.chunk
+        chunk, copies = experience.chunk, experience.copies
         trace = self.engine.trace(experience.x_TBD, experience.state_TBS, chunk.is_init)
         with torch.no_grad():
             prepared = self.objective.prepare(chunk)
         reset_units: list[Tensor] = []
         for _ in range(self.objective.epochs):
             for index in self._minibatches(chunk):
-                metrics = self._step(ctx, chunk, prepared, index)
+                metrics = self._step(ctx, chunk, prepared, index, copies)
                 for strategy in self.after_hooks:
                     units = strategy.after_update(ctx)
                     if units is not None:
                         reset_units.append(units)
                 # fused optimisers do not count their writes, and whoever caches weights goes by that count
                 torch.autograd.graph.increment_version(list(self.named.values()))
-        self.engine.advance(trace)
+        self.engine.advance(trace, copies)
         for units in reset_units:
             self.engine.reset_units(units)
         return metrics, reset_units
@@ -82,13 +82,21 @@ class Learner:
         for index in order.chunk(self.objective.minibatches):
             yield index.to(chunk.reward.device)
 
-    def _step(self, ctx: Context, chunk: Chunk, prepared: dict[str, Tensor], index: Tensor | None) -> Metrics:
+    def _step(
+        self,
+        ctx: Context,
+        chunk: Chunk,
+        prepared: dict[str, Tensor],
+        index: Tensor | None,
+        copies: Tensor | None = None,
+    ) -> Metrics:
         batch = chunk if index is None else chunk.select(index)
         prepared = prepared if index is None else {name: x.index_select(1, index) for name, x in prepared.items()}
         live = batch.copies
         for strategy in self.batch_hooks:
             batch = strategy.transform_batch(ctx, batch)
-        state = self.engine.attach(batch.state[:live], index)
+        rows = index if copies is None else copies if index is None else copies[index]  # of the carry
+        state = self.engine.attach(batch.state[:live], rows)
         if batch.copies > live:  # replayed sequences start from their stored state and have no carry
             state = torch.cat([state, batch.state[live:]])
         outputs = self.policy.sequence(batch, state)

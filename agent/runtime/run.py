@@ -106,6 +106,11 @@ def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
 
 
 def _train(trainer: Trainer, offset: int = 0, *, quiet: bool) -> bool:
+    with trainer.rollout.running():
+        return _train_and_log(trainer, offset, quiet)
+
+
+def _train_and_log(trainer: Trainer, offset: int, quiet: bool) -> bool:
     record = trainer.record
     progress = Progress(trainer.stream.total_steps, trainer.step, quiet)
     try:
