@@ -37,18 +37,20 @@ def start(config: Config, folder: Path, *, quiet: bool = False) -> tuple[Trainer
     Raises:
         ConfigError: the folder holds a run already, or the config is impossible.
         DiskError: the folder cannot be written.
+        ClusterError: environment runners are asked for and cannot start.
     """
     if (folder / "config.yaml").exists():
         raise ConfigError(f"{folder} already holds a run; use `lifelong resume {folder}`, --resume, or another --out")
     trainer = build(config, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(configs.to_yaml(config))
-    except OSError as error:
-        raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
-    if not quiet:
-        print(f"run folder {folder}", file=sys.stderr)
-    return trainer, _train(trainer, quiet=quiet)
+    with trainer.rollout.running():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(configs.to_yaml(config))
+        except OSError as error:
+            raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
+        if not quiet:
+            print(f"run folder {folder}", file=sys.stderr)
+        return trainer, _train(trainer, quiet=quiet)
 
 
 def resume(folder: Path, assignments: Sequence[str] = (), *, quiet: bool = False) -> tuple[Trainer, bool]:
@@ -66,7 +68,8 @@ def resume(folder: Path, assignments: Sequence[str] = (), *, quiet: bool = False
         (folder / "config.yaml").write_text(configs.to_yaml(config))
     if not trainer.rollout.env.exact_state:
         print("note: this environment cannot save its state; fresh episodes start where the run goes on")
-    return trainer, _train(trainer, offset, quiet=quiet)
+    with trainer.rollout.running():
+        return trainer, _train(trainer, offset, quiet=quiet)
 
 
 def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
@@ -106,11 +109,6 @@ def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
 
 
 def _train(trainer: Trainer, offset: int = 0, *, quiet: bool) -> bool:
-    with trainer.rollout.running():
-        return _train_and_log(trainer, offset, quiet)
-
-
-def _train_and_log(trainer: Trainer, offset: int, quiet: bool) -> bool:
     record = trainer.record
     progress = Progress(trainer.stream.total_steps, trainer.step, quiet)
     try:

@@ -68,7 +68,7 @@ class Block:
     """T steps of a runner's copies, and how they came about."""
 
     version: int  # of the weights that acted
-    first: bool  # the first block of the runner's process
+    reborn: bool  # the first block of a runner that took the place of a dead one
     seconds: float  # that the runner took
     units: list[Tensor]  # re-initialised before the first step
     arrays: dict[str, np.ndarray]  # the fields of Experience and of its chunk
@@ -126,22 +126,22 @@ class Runner:
     Args:
         make_rollout: makes the rollout.
         copies: number of copies of this runner.
-        seed: randomness of the environments and of the actions. An actor that Ray has restarted draws another one, so
-            that it does not play the episodes of the beginning again.
+        seed: randomness of the environments and of the actions; None for a runner that takes the place of a dead one.
+            It draws a seed, as does one that Ray has restarted, so as not to play the episodes of the beginning again.
     """
 
-    def __init__(self, make_rollout: MakeRollout, copies: int, seed: int) -> None:
+    def __init__(self, make_rollout: MakeRollout, copies: int, seed: int | None) -> None:
         import ray
 
         torch.set_num_threads(1)
         keep_freed_memory()
-        restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        self.rollout = make_rollout(copies, secrets.randbits(31) if restarted else seed)
+        self.reborn = seed is None or ray.get_runtime_context().was_current_actor_reconstructed
+        self.rollout = make_rollout(copies, secrets.randbits(31) if seed is None or self.reborn else seed)
         self.version = -1
 
     def collect(self, weights: np.ndarray, request: Request) -> Block:
         """Act for a block with the weights of the request."""
-        begun, rollout, first = time.perf_counter(), self.rollout, self.version == -1
+        begun, rollout, reborn = time.perf_counter(), self.rollout, self.reborn and self.version == -1
         if request.version != self.version:
             load_weights(rollout.policy, weights)
             self.version = request.version
@@ -152,7 +152,7 @@ class Runner:
         for units in request.units:
             rollout.reset_units(units)
         arrays = pack(rollout.collect(request.steps))
-        return Block(self.version, first, time.perf_counter() - begun, request.units, arrays)
+        return Block(self.version, reborn, time.perf_counter() - begun, request.units, arrays)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the rollout after the last block."""
@@ -172,6 +172,11 @@ class Copies:
     exact_state: bool
     params: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def num_envs(self) -> int:
+        """B."""
+        return len(self.task_B)
+
     def set_params(self, **params: float) -> None:
         """Write task parameters of all copies while their episodes go on."""
         self.params = params
@@ -186,7 +191,6 @@ class Slot:
     asked: float = 0.0  # when it was asked for it
     failed: float | None = None  # since when it does not answer
     retry: float = 0.0  # when it is asked again
-    delivered: bool = False
     units: list[Tensor] = field(default_factory=list)  # to be reset in its state before its next block
 
 
@@ -216,7 +220,7 @@ class RunnerRollout:
     ) -> None:
         self.policy, self.engine, self.make_rollout, self.seeds, self.env = policy, engine, make_rollout, seeds, env
         self.cpus, self.address = cpus, address
-        self.size = len(env.task_B) // len(seeds)  # copies of a runner
+        self.size = env.num_envs // len(seeds)  # copies of a runner
         self.fresh = True
         self.version = 0  # of the weights: updates so far
         self.slots: list[Slot] = []
@@ -279,7 +283,7 @@ class RunnerRollout:
                     slot.block, slot.asked = ray.put(Block.from_tensors(state["block"])), time.monotonic()
         self.saved = None
 
-    def _spawn(self, seed: int) -> Any:
+    def _spawn(self, seed: int | None) -> Any:
         actor = self.ray.remote(num_cpus=self.cpus, max_restarts=-1, max_task_retries=0)(Runner)
         return actor.remote(self.make_rollout, self.size, seed)
 
@@ -336,13 +340,14 @@ class RunnerRollout:
             slot.block, slot.asked, slot.units = slot.actor.collect.remote(weights, request), now, []
 
     def _receive(self, patience: float | None, without: dict[int, Block]) -> dict[int, Block]:
-        """The next blocks that are there, if one comes in time; old ones are dropped, the dead are noted."""
+        """The blocks that are ready once one is, if that is in time; old ones are dropped, the dead are noted."""
         working = {s.block: r for r, s in enumerate(self.slots) if s.block is not None and r not in without}
         timeout = RETRY if patience is None else min(RETRY, patience)
         if not working:
             time.sleep(timeout)
             return {}
-        ready, _ = self.ray.wait(list(working), num_returns=1, timeout=timeout)
+        self.ray.wait(list(working), num_returns=1, timeout=timeout)
+        ready, _ = self.ray.wait(list(working), num_returns=len(working), timeout=0)
         blocks = {}
         for runner in [working[reference] for reference in ready]:
             block = self._fetch(runner)
@@ -361,9 +366,8 @@ class RunnerRollout:
         except exceptions.RayError as error:
             self._lost(slot, error)
             return None
-        if slot.failed is not None or (block.first and slot.delivered):
-            self.restarts += 1
-        slot.failed, slot.delivered = None, True
+        slot.failed = None
+        self.restarts += block.reborn
         copies = self._copies_of(runner)
         for units in block.units:
             self.engine.reset_units(units.to(self.env.device), copies)
@@ -384,7 +388,7 @@ class RunnerRollout:
         slot.failed = now if slot.failed is None else slot.failed
         slot.retry = now + RETRY
         if isinstance(error, self.ray.exceptions.ActorDiedError):  # for good, so Ray does not restart it
-            slot.actor = self._spawn(secrets.randbits(31))
+            slot.actor = self._spawn(None)
         self.error = _cause(error)
 
     def _check_alive(self) -> None:
