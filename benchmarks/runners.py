@@ -30,26 +30,28 @@ import torch
 
 from agent import config as configs
 from agent.runtime.build import build, build_runner
+from agent.runtime.rollout import Experience
 from agent.runtime.runners import pack, unpack
 from agent.runtime.trainer import Trainer
 from benchmarks.measure import finish, medians, ratios, take_turns
 
 RUNNERS = 2
-COPIES = (32, 64, 128)
+#: (strategy, copies): without a strategy the learner does least, so the runners have to be fastest
+SIZES = (("finetune", 32), ("finetune", 64), ("finetune", 128), ("clear", 64))
 STEPS = 64
 TASK = "MiniGrid-MemoryS7-v0"
-SECONDS_PER_SIZE = 40.0
+SECONDS_PER_SIZE = 30.0
 CHUNKS = 6  # of a turn
 NOWHERE = Path("unused")  # nothing is written
 
 
-def config_of(copies: int, *overrides: str) -> configs.Config:
-    """minigrid_memory with an objective that runners can feed, and without a strategy."""
+def config_of(strategy: str, copies: int, *overrides: str) -> configs.Config:
+    """minigrid_memory with an objective that runners can feed."""
     common = [
         f"rollout.copies={copies}",
         f"rollout.steps={STEPS}",
         "objective={kind: actor_critic, gamma: 0.99, lam: 0.95}",
-        "strategy=finetune",
+        f"strategy={strategy}",
         "runtime.device=cpu",
         "stream.steps_per_task=1_000_000_000",
     ]
@@ -72,6 +74,13 @@ def envpool_alone(copies: int, threads: int) -> Callable[[], Any]:
     return turn
 
 
+def learn(trainer: Trainer, experience: Experience) -> None:
+    """What the learner does with a chunk."""
+    trainer.learner.update(trainer.context(), experience)
+    for strategy in trainer.strategies:
+        strategy.after_chunk(trainer.context(), experience)
+
+
 def training(trainer: Trainer) -> Callable[[], Any]:
     """CHUNKS chunks of experience, each learned from; with runners until their next blocks are ready."""
 
@@ -80,7 +89,7 @@ def training(trainer: Trainer) -> Callable[[], Any]:
         while frames < CHUNKS * STEPS * trainer.copies:
             trainer.follow_stream()
             experience = trainer.rollout.collect(STEPS)
-            trainer.learner.update(trainer.context(), experience)
+            learn(trainer, experience)
             frames += experience.chunk.copies * STEPS
         blocks = [slot.block for slot in getattr(trainer.rollout, "slots", [])]
         if blocks:
@@ -90,19 +99,20 @@ def training(trainer: Trainer) -> Callable[[], Any]:
     return turn
 
 
-def measure(copies: int) -> dict[str, Any]:
+def measure(strategy: str, copies: int) -> dict[str, Any]:
     """Microseconds an environment step of every part, and the ratios."""
     one_thread = [f"stream.tasks.{task}.env.num_threads=1" for task in (0, 1)]
     through = ["runtime.backend=ray", f"runtime.env_runners={RUNNERS}", "runtime.cpus_per_runner=0.5", *one_thread]
-    inline, ray = build(config_of(copies), NOWHERE), build(config_of(copies, *through), NOWHERE)
-    own = build_runner(config_of(copies, *one_thread), copies // RUNNERS, 0)
+    inline = build(config_of(strategy, copies), NOWHERE)
+    ray = build(config_of(strategy, copies, *through), NOWHERE)
+    own = build_runner(config_of(strategy, copies, *one_thread), copies // RUNNERS, 0)
     experience = inline.rollout.collect(STEPS)
     inline.follow_stream()
     part = pack(own.collect(STEPS))
 
-    def learn() -> None:
+    def only_learn() -> None:
         for _ in range(CHUNKS):
-            inline.learner.update(inline.context(), experience)
+            learn(inline, experience)
 
     def act() -> None:  # one runner's share
         for _ in range(CHUNKS):
@@ -115,7 +125,7 @@ def measure(copies: int) -> dict[str, Any]:
     with ray.rollout.running():
         candidates = {
             **{f"envpool_{n}_threads": envpool_alone(copies, n) for n in range(1, RUNNERS + 1)},
-            "learning": learn,
+            "learning": only_learn,
             "runner": act,
             "joining": join,
             "inline": training(inline),
@@ -127,7 +137,7 @@ def measure(copies: int) -> dict[str, Any]:
         put = put_and_get(ray.rollout.ray, part)  # type: ignore[union-attr]
     frames = CHUNKS * STEPS * copies
     fastest = [min(pair) for pair in zip(times["envpool_1_threads"], times["envpool_2_threads"], strict=True)]
-    floor = [env + learn for env, learn in zip(fastest, times["learning"], strict=True)]
+    floor = [env + learning for env, learning in zip(fastest, times["learning"], strict=True)]
     a_frame = {name: 1e6 * seconds / frames for name, seconds in medians(times).items()}
     a_frame["runner"] *= RUNNERS  # a turn of `act` had the copies of one runner
     environment = 1e6 * median(fastest) / frames
@@ -163,7 +173,7 @@ def main(json_file: Path | None) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     with connect("local"):
-        detail = {f"B={copies} T={STEPS} runners={RUNNERS}": measure(copies) for copies in COPIES}
+        detail = {f"{name} B={copies} T={STEPS} runners={RUNNERS}": measure(name, copies) for name, copies in SIZES}
     found: dict[str, dict[str, float]] = {"runners_over_inline": {}, "runners_over_floor": {}}
     for size, each in detail.items():
         print(size)
