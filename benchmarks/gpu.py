@@ -16,12 +16,10 @@ import argparse
 import importlib.util
 import json
 import math
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -45,6 +43,7 @@ try:
     from benchmarks.kernels import Problem
     from envs.registry import ADAPTERS, ENVIRONMENTS
     from envs.tasks import environment_class
+    from kernels import dispatch
     from kernels.advantages import gae, vtrace
     from kernels.diag_scan import diag_scan
     from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
@@ -149,20 +148,6 @@ def seconds_of(run: Callable[[], Any], device: torch.device, repeats: int, warmu
     return median(times)
 
 
-@contextmanager
-def kernels_on(backend: str) -> Iterator[None]:
-    """Every op that has `backend` runs on it."""
-    before = os.environ.get("LIFELONG_KERNELS")
-    os.environ["LIFELONG_KERNELS"] = backend
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["LIFELONG_KERNELS"]
-        else:
-            os.environ["LIFELONG_KERNELS"] = before
-
-
 # ---- checks: kernels -------------------------------------------------------------------------------------------------
 
 
@@ -216,9 +201,9 @@ def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, 
         if op == "elstm_layer":
             return (*outputs, *gradients(outputs[:3], inputs))
         carry, small, boundary = normal(B, 2, N, D), normal(B, 4, N), normal(B, N)
-        _, _, c, u = (o.detach() for o in outputs)
-        x, v, c0 = inputs[0].detach(), inputs[3].detach(), inputs[7].detach()
-        added = elstm_advance(carry, small, u, v, c0, c, x, is_init, boundary_BN=boundary, backend=backend)
+        states = torch.cat([inputs[7][None], outputs[2][:-1]]).detach()
+        plain = tuple(tensor.detach() for tensor in inputs[:4])
+        added = elstm_advance(carry, small, *plain, states, is_init, boundary_BN=boundary, backend=backend)
         return (carry, small, *(a for a in added if a is not None))
     if op in ("gru_sequence", "lstm_sequence"):
         gates, states = (3, 1) if op == "gru_sequence" else (4, 2)
@@ -296,7 +281,7 @@ def check_exactness(device: torch.device, sizes: Sizes, dtype: torch.dtype, back
     make = Inputs(torch.device("cpu"))
     x, is_init = make.normal(chunks * T, B, D).double(), make.flags(chunks * T, B)
     weight = make.normal(chunks * T, B, N).double() / (chunks * T * B) ** 0.5
-    with kernels_on("reference"):
+    with dispatch.force("reference"):
         y, _ = exact.sequence(x, exact.initial_state(B), is_init)
         (y * weight).sum().backward()
     cell = ELSTM(D, size=N)
@@ -305,7 +290,7 @@ def check_exactness(device: torch.device, sizes: Sizes, dtype: torch.dtype, back
     engine = RTRL(cell, B)
     x, weight, is_init = x.to(device, dtype), weight.to(device, dtype), is_init.to(device)
     state = cell.initial_state(B)
-    with kernels_on(backend):
+    with dispatch.force(backend):
         for chunk in range(chunks):
             part = slice(chunk * T, (chunk + 1) * T)
             y, _ = cell.sequence(x[part], engine.attach(state), is_init[part])

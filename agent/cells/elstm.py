@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.cells.base import DiagonalCell
-from kernels.elstm import ElstmAct, elstm_layer, elstm_local, elstm_sequence
+from kernels.elstm import ElstmAct, elstm_advance, elstm_layer, elstm_local, elstm_sequence
 
 
 class ELSTM(DiagonalCell):
@@ -50,16 +50,11 @@ class ELSTM(DiagonalCell):
     def scan(self, u_TBGN: Tensor, state_BN: Tensor, is_init_TB: Tensor) -> Tensor:
         return elstm_sequence(u_TBGN, self.weight_recurrent.flatten(), state_BN, is_init_TB)[0]
 
-    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        no_reset = torch.zeros(state_BS.shape[0], dtype=torch.bool, device=state_BS.device)
-        return self.masked_step(x_BD, state_BS, no_reset)
-
-    def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
+    def read_out(
+        self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor, weight_PH: Tensor, bias_P: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
-            keep_B1 = (~is_init_B).to(state_BS.dtype).unsqueeze(-1)
-            drives, vectors = self.drive(x_BD).split(self.size, -1), self.weight_recurrent.unbind(0)
-            c_BN = self.recurrence(drives, vectors, state_BS * keep_B1)
-            return self.output(x_BD, c_BN), c_BN
+            return super().read_out(x_BD, state_BS, is_init_B, weight_PH, bias_P)
         return self._act(
             x_BD,
             self.weight_input,
@@ -68,15 +63,42 @@ class ELSTM(DiagonalCell):
             self.output_input,
             self.output_state,
             self.output_bias,
+            weight_PH,
+            bias_P,
             state_BS,
             is_init_B,
         )
 
-    def local_derivatives(self, u_TBGN: Tensor, state_TBN: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a_TBN, local = elstm_local(u_TBGN, self.weight_recurrent.flatten(), state_TBN, is_init_TB)
+    def local_derivatives(
+        self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBN: Tensor, is_init_TB: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        a_TBN, local = elstm_local(u_TBGN, vectors_KN.flatten(), state_TBN, is_init_TB)
         local_TBGN = local.unflatten(-1, (2, self.size))
         keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
         return a_TBN, local_TBGN, local_TBGN * (state_TBN * keep_TB1).unsqueeze(2)
+
+    def advance_carry(
+        self,
+        weight_BGND: Tensor,
+        small_BMN: Tensor,
+        parameters: tuple[Tensor, Tensor, Tensor],
+        x_TBD: Tensor,
+        state_TBN: Tensor,
+        is_init_TB: Tensor,
+        boundary_BN: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        weight, bias, vectors = parameters
+        return elstm_advance(
+            weight_BGND,
+            small_BMN,
+            x_TBD,
+            weight,
+            bias,
+            vectors.flatten(),
+            state_TBN,
+            is_init_TB,
+            boundary_BN=boundary_BN,
+        )
 
     def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
         h_TBN, c_BN, _, _ = elstm_layer(

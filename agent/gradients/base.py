@@ -6,9 +6,9 @@
 An engine is an autograd node on the initial state plus the carry that it reads. Life of a chunk:
 
     state_0 = engine.attach(state_0, index)     # differentiable; loss.backward() adds the carry's term
-    trace = engine.trace(chunk)                 # before the parameters change: local derivatives of the chunk
+    trace = engine.trace(chunk)                 # before the parameters change: what the carry must see of the chunk
     ... optimiser steps ...
-    engine.advance(trace, index)                # the carry now belongs to the chunk's last state
+    engine.advance(trace)                       # the carry now belongs to the chunk's last state
     engine.reset(mask)                          # copies whose state was reset from outside
 """
 
@@ -45,23 +45,29 @@ class GradientEngine:
         """
         return state_BS
 
-    def trace(self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor) -> Any:
-        """What `advance` needs of a chunk, computed under the parameters that produced it.
+    def trace(
+        self,
+        x_TBD: Tensor,
+        state_TBS: Tensor,
+        is_init_TB: Tensor,
+        index: Tensor | None = None,
+        *,
+        only_pass: bool = False,
+    ) -> Any:
+        """What `advance` needs of a chunk, with the parameters that produced it.
 
         Args:
             x_TBD: cell inputs.
             state_TBS: state before each step, before any reset.
             is_init_TB: reset flags.
+            index: int64 copies of the chunk; None means all copies in order.
+            only_pass: there will be one backward pass over all these copies before `advance`, so that an engine may
+                read its carry for the gradient and move it at the same time.
         """
         return None
 
-    def advance(self, trace: Any, index: Tensor | None = None) -> None:
-        """Move the carry from the chunk's first state to its last.
-
-        Args:
-            trace: what `trace` returned.
-            index: int64 copies of the chunk; None means all copies in order.
-        """
+    def advance(self, trace: Any) -> None:
+        """Move the carry from the chunk's first state to its last."""
 
     def reset(self, mask_B: Tensor) -> None:
         """Zero the carry of the copies in `mask_B`, whose state was reset outside a chunk."""

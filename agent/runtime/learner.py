@@ -55,7 +55,8 @@ class Learner:
             Scalars of the last minibatch, and the units that strategies re-initialised.
         """
         chunk, copies = experience.chunk, experience.copies
-        trace = self.engine.trace(experience.x_TBD, experience.state_TBS, chunk.is_init)
+        once = self.objective.epochs == self.objective.minibatches == 1
+        trace = self.engine.trace(experience.x_TBD, experience.state_TBS, chunk.is_init, copies, only_pass=once)
         with torch.no_grad():
             prepared = self.objective.prepare(chunk)
         reset_units: list[Tensor] = []
@@ -68,7 +69,7 @@ class Learner:
                         reset_units.append(units)
                 # fused optimisers do not count their writes, and whoever caches weights goes by that count
                 torch.autograd.graph.increment_version(list(self.named.values()))
-        self.engine.advance(trace, copies)
+        self.engine.advance(trace)
         for units in reset_units:
             self.engine.reset_units(units)
         return metrics, reset_units

@@ -379,7 +379,7 @@ class RunnerRollout:
             return block
         self.dropped += 1
         old = unpack([block.arrays], self.env.device)  # the carry must not miss what the memory has lived through
-        self.engine.advance(self.engine.trace(old.x_TBD, old.state_TBS, old.chunk.is_init), copies)
+        self.engine.advance(self.engine.trace(old.x_TBD, old.state_TBS, old.chunk.is_init, copies))
         return None
 
     def _lost(self, slot: Slot, error: Exception) -> None:

@@ -112,16 +112,109 @@ static inline void FN(elstm_trace_row)(i64 N, real keep, const real *restrict u,
     }
 }
 
-/* elstm_local, and in the same pass the sensitivities s [B,4,N] to both biases and both diagonal weights, in place. */
-void FN(elstm_trace)(i64 T, i64 B, i64 N, i64 threads, const real *u, const real *v, const real *c0,
-                     const uint8_t *init, const real *zeros, const real *c, real *a, real *l, real *s) {
+/* elstm_local, and in the same pass the sensitivities s [B,4,N] to both biases and both diagonal weights, in place.
+   state is that before each step, unmasked. */
+void FN(elstm_trace)(i64 T, i64 B, i64 N, i64 threads, const real *u, const real *v, const real *state,
+                     const uint8_t *init, const real *zeros, real *a, real *l, real *s) {
 #pragma omp parallel for schedule(static) num_threads(team(T * B * N, threads)) if (team(T * B * N, threads) > 1)
     for (i64 first = 0; first < B; first += ROWS)
         for (i64 t = 0; t < T; t++)
             for (i64 b = first; b < MIN(B, first + ROWS); b++)
                 FN(elstm_trace_row)(N, init[t * B + b] ? 0 : 1, u + (t * B + b) * 2 * N, v,
-                                    FN(elstm_previous)(t, b, B, N, c0, c, init, zeros), a + (t * B + b) * N,
+                                    init[t * B + b] ? zeros : state + (t * B + b) * N, a + (t * B + b) * N,
                                     l + (t * B + b) * 2 * N, s + b * 4 * N);
+}
+
+/* ---- the whole carry for a narrow input, D <= NARROW: nothing but x, the states and S is read or written ---- */
+#ifndef NARROW
+#define NARROW 16
+#define UNITS 64
+#endif
+
+/* Drive, derivatives and sensitivities of `width` <= UNITS units for one step. S is [2, NARROW, UNITS], s [4, UNITS];
+   weight [D, 2N], bias, v and p are at the first of the units; top collects the largest |a|. */
+static inline void FN(elstm_narrow_step)(i64 width, i64 D, i64 N, real keep, const real *restrict x,
+                                         const real *restrict weight, const real *restrict bias,
+                                         const real *restrict v, const real *restrict p, real *restrict S,
+                                         real *restrict s, real *restrict top) {
+    real uf[UNITS], uz[UNITS], a[UNITS];
+    memcpy(uf, bias, sizeof(real) * width);
+    memcpy(uz, bias + N, sizeof(real) * width);
+    for (i64 d = 0; d < D; d++)
+#pragma omp simd
+        for (i64 n = 0; n < width; n++) {
+            uf[n] += weight[d * 2 * N + n] * x[d];
+            uz[n] += weight[d * 2 * N + N + n] * x[d];
+        }
+#pragma omp simd
+    for (i64 n = 0; n < width; n++) {
+        real f = SIGMOID(uf[n] + v[n] * p[n]);
+        real z = TANH(uz[n] + v[N + n] * p[n]);
+        real fh = (p[n] - z) * f * (1 - f), zh = (1 - f) * (1 - z * z);
+        real decay = keep * (f + v[n] * fh + v[N + n] * zh), size = decay < 0 ? -decay : decay;
+        top[n] = size > top[n] ? size : top[n];
+        a[n] = decay;
+        uf[n] = fh;
+        uz[n] = zh;
+        s[n] = decay * s[n] + fh;
+        s[UNITS + n] = decay * s[UNITS + n] + zh;
+        s[2 * UNITS + n] = decay * s[2 * UNITS + n] + fh * p[n];
+        s[3 * UNITS + n] = decay * s[3 * UNITS + n] + zh * p[n];
+    }
+    for (i64 d = 0; d < D; d++) {
+        real *restrict Sf = S + d * UNITS, *restrict Sz = S + (NARROW + d) * UNITS;
+#pragma omp simd
+        for (i64 n = 0; n < width; n++) {
+            Sf[n] = a[n] * Sf[n] + uf[n] * x[d];
+            Sz[n] = a[n] * Sz[n] + uz[n] * x[d];
+        }
+    }
+}
+
+/* S [B,2,N,D] (uint16 bf16 if bf16) and s [B,4,N] in place. boundary [B,N] or NULL; partial [groups,2,D,N] and
+   partial_s [groups,4,N] are what it takes from each group of copies; top [groups, N] the largest |a|. */
+void FN(elstm_advance_narrow)(i64 T, i64 B, i64 D, i64 N, i64 threads, i64 bf16, i64 group, void *S, real *s,
+                              const real *x, const real *weight, const real *bias, const real *v, const real *state,
+                              const uint8_t *init, const real *zeros, const real *boundary, real *partial,
+                              real *partial_s, real *top) {
+    i64 groups = (B + group - 1) / group, tiles = (N + UNITS - 1) / UNITS;
+#pragma omp parallel for schedule(static) num_threads(team(T * B * N, threads)) if (team(T * B * N, threads) > 1)
+    for (i64 piece = 0; piece < groups * tiles; piece++) {
+        i64 g = piece / tiles, n0 = piece % tiles * UNITS, width = MIN(UNITS, N - n0);
+        real *grad = boundary ? partial + g * 2 * D * N : NULL, *grad_s = boundary ? partial_s + g * 4 * N : NULL;
+        real *largest = top + g * N + n0;
+        memset(largest, 0, sizeof(real) * width);
+        if (grad) {
+            for (i64 row = 0; row < 2 * D; row++) memset(grad + row * N + n0, 0, sizeof(real) * width);
+            for (i64 row = 0; row < 4; row++) memset(grad_s + row * N + n0, 0, sizeof(real) * width);
+        }
+        for (i64 b = g * group; b < MIN(B, (g + 1) * group); b++) {
+            real tile[2 * NARROW * UNITS], small[4 * UNITS];
+            for (i64 gate = 0; gate < 2; gate++)
+                FN(transpose_in)(tile + gate * NARROW * UNITS, UNITS, S, ((b * 2 + gate) * N + n0) * D, width, D, bf16);
+            for (i64 row = 0; row < 4; row++)
+                memcpy(small + row * UNITS, s + (b * 4 + row) * N + n0, sizeof(real) * width);
+            if (grad) {
+                const real *restrict e = boundary + b * N + n0;
+                for (i64 row = 0; row < 2 * D; row++) {
+                    const real *restrict from = tile + (row / D * NARROW + row % D) * UNITS;
+                    real *restrict to = grad + row * N + n0;
+                    for (i64 n = 0; n < width; n++) to[n] += e[n] * from[n];
+                }
+                for (i64 row = 0; row < 4; row++)
+                    for (i64 n = 0; n < width; n++) grad_s[row * N + n0 + n] += e[n] * small[row * UNITS + n];
+            }
+            for (i64 t = 0; t < T; t++) {
+                i64 i = t * B + b;
+                FN(elstm_narrow_step)(width, D, N, init[i] ? 0 : 1, x + i * D, weight + n0, bias + n0, v + n0,
+                                      init[i] ? zeros : state + i * N + n0, tile, small, largest);
+            }
+            for (i64 gate = 0; gate < 2; gate++)
+                FN(transpose_out)(S, ((b * 2 + gate) * N + n0) * D, tile + gate * NARROW * UNITS, UNITS, width, D, bf16);
+            for (i64 row = 0; row < 4; row++)
+                memcpy(s + (b * 4 + row) * N + n0, small + row * UNITS, sizeof(real) * width);
+        }
+    }
 }
 
 /* The output gate over `count` numbers: o = sigmoid(o) in place, h = o c. */
@@ -144,27 +237,31 @@ void FN(elstm_gate_backward)(i64 count, i64 threads, const real *restrict c, con
     }
 }
 
-/* y[r, 0:M] += x[r, 0:K] w[0:K, 0:M] for up to ROWS rows; w is input-major, so that a tile of outputs stays in registers. */
+/* y[r, 0:M] += x[r, 0:K] w[0:K, 0:M] for up to ACT_ROWS rows; w is input-major, so that a tile of outputs stays in
+   registers. */
 #define LANES (64 / sizeof(real))
+#ifndef ACT_ROWS
+#define ACT_ROWS 8
+#endif
 typedef real FN(vec) __attribute__((vector_size(64), aligned(sizeof(real)), may_alias));
 
 static inline void FN(matvec_rows)(i64 rows, i64 K, i64 M, const real *restrict x, i64 x_stride,
                                    const real *restrict w, real *restrict y) {
     i64 m = 0;
-    if (rows == ROWS)
+    if (rows == ACT_ROWS)
         for (; m + 2 * (i64)LANES <= M; m += 2 * LANES) {
-            FN(vec) sum[ROWS][2];
-            for (int r = 0; r < ROWS; r++)
+            FN(vec) sum[ACT_ROWS][2];
+            for (int r = 0; r < ACT_ROWS; r++)
                 for (int j = 0; j < 2; j++) sum[r][j] = *(const FN(vec) *)(y + r * M + m + j * LANES);
             for (i64 k = 0; k < K; k++) {
                 const FN(vec) a = *(const FN(vec) *)(w + k * M + m), b = *(const FN(vec) *)(w + k * M + m + LANES);
-#pragma GCC unroll 4
-                for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 8
+                for (int r = 0; r < ACT_ROWS; r++) {
                     sum[r][0] += x[r * x_stride + k] * a;
                     sum[r][1] += x[r * x_stride + k] * b;
                 }
             }
-            for (int r = 0; r < ROWS; r++)
+            for (int r = 0; r < ACT_ROWS; r++)
                 for (int j = 0; j < 2; j++) *(FN(vec) *)(y + r * M + m + j * LANES) = sum[r][j];
         }
     for (i64 r = 0; r < rows; r++)
@@ -172,16 +269,17 @@ static inline void FN(matvec_rows)(i64 rows, i64 K, i64 M, const real *restrict 
             for (i64 i = m; i < M; i++) y[r * M + i] += x[r * x_stride + k] * w[k * M + i];
 }
 
-/* A whole step of the layer: drive, recurrence, output gate. Weights are input-major: [D, 2N], [D, N], [N, N].
-   scratch is [blocks, ROWS, 3N]. */
-void FN(elstm_act)(i64 B, i64 D, i64 N, i64 threads, const real *x, const real *weight, const real *bias, const real *v,
-                   const real *weight_out, const real *recurrent_out, const real *bias_out, const real *c,
-                   const uint8_t *init, const real *zeros, real *scratch, real *h, real *next) {
-    i64 blocks = (B + ROWS - 1) / ROWS, work = B * N * (16 + 3 * D + N) / 16;
+/* A whole step of the layer and a linear read-out of its output: drive, recurrence, output gate, `read` [B, P]. Weights
+   are input-major, [D, 2N], [D, N], [N, N], but for the read-out's [P, N]. scratch is [blocks, ACT_ROWS, 3N]. */
+void FN(elstm_act)(i64 B, i64 D, i64 N, i64 P, i64 threads, const real *x, const real *weight, const real *bias,
+                   const real *v, const real *weight_out, const real *recurrent_out, const real *bias_out,
+                   const real *weight_read, const real *bias_read, const real *c, const uint8_t *init,
+                   const real *zeros, real *scratch, real *read, real *next) {
+    i64 blocks = (B + ACT_ROWS - 1) / ACT_ROWS, work = B * N * (16 + 3 * D + N + P) / 16;
 #pragma omp parallel for schedule(static) num_threads(team(work, threads)) if (team(work, threads) > 1)
     for (i64 block = 0; block < blocks; block++) {
-        i64 first = block * ROWS, rows = MIN(ROWS, B - first);
-        real *u = scratch + block * ROWS * 3 * N, *o = u + ROWS * 2 * N;
+        i64 first = block * ACT_ROWS, rows = MIN(ACT_ROWS, B - first);
+        real *u = scratch + block * ACT_ROWS * 3 * N, *o = u + ACT_ROWS * 2 * N;
         for (i64 r = 0; r < rows; r++) {
             memcpy(u + r * 2 * N, bias, sizeof(real) * 2 * N);
             memcpy(o + r * N, bias_out, sizeof(real) * N);
@@ -192,10 +290,19 @@ void FN(elstm_act)(i64 B, i64 D, i64 N, i64 threads, const real *x, const real *
             FN(elstm_forward_row)(N, u + r * 2 * N, v, init[first + r] ? zeros : c + (first + r) * N,
                                   next + (first + r) * N);
         FN(matvec_rows)(rows, N, N, next + first * N, N, recurrent_out, o);
-        for (i64 r = 0; r < rows; r++)
+        for (i64 r = 0; r < rows; r++) {
+            real *restrict h = o + r * N;
+            const real *restrict after = next + (first + r) * N;
 #pragma omp simd
-            for (i64 n = 0; n < N; n++)
-                h[(first + r) * N + n] = SIGMOID(o[r * N + n]) * next[(first + r) * N + n];
+            for (i64 n = 0; n < N; n++) h[n] = SIGMOID(h[n]) * after[n];
+            for (i64 p = 0; p < P; p++) {
+                const real *restrict w = weight_read + p * N;
+                real sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (i64 n = 0; n < N; n++) sum += h[n] * w[n];
+                read[(first + r) * P + p] = sum + bias_read[p];
+            }
+        }
     }
 }
 #undef LANES

@@ -144,8 +144,7 @@ def assert_same(a: Experience, b: Experience) -> None:
 
 def advance(rollout: RunnerRollout, part: Experience) -> None:
     """What the learner does with the carry."""
-    trace = rollout.engine.trace(part.x_TBD, part.state_TBS, part.chunk.is_init)
-    rollout.engine.advance(trace, part.copies)
+    rollout.engine.advance(rollout.engine.trace(part.x_TBD, part.state_TBS, part.chunk.is_init, part.copies))
 
 
 def copies_of(part: Experience, rollout: RunnerRollout) -> list[int]:
