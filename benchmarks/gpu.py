@@ -253,13 +253,13 @@ def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, 
         rows = boundary[: len(index)].contiguous()
         return rtrl_boundary(carry, boundary, backend=backend), rtrl_boundary(carry, rows, index, backend=backend)
     if op == "project":
-        basis = torch.linalg.qr(make.normal(D + N, min(D, N)).cpu())[0].to(device)
-        return (project(normal(N, D + N), basis, backend=backend),)
+        basis, left = (torch.linalg.qr(normal(n, min(D, N)).cpu())[0].to(device) for n in (D + N, N))
+        return (project(normal(N, D + N), basis, left, backend=backend),)
     raise AssertionError(f"no case for {op}")
 
 
-#: ops that have a Triton backend, and ops that do not
-FUSED = (
+#: every op; all of them have a Triton backend
+OPS = (
     "elstm_sequence",
     "elstm_step",
     "elstm_local",
@@ -271,8 +271,12 @@ FUSED = (
     "rtrl_boundary",
     "gae",
     "vtrace",
+    "diagonal_gru_sequence",
+    "diagonal_gru_local",
+    "gru_sequence",
+    "lstm_sequence",
+    "project",
 )
-PLAIN = ("diagonal_gru_sequence", "diagonal_gru_local", "gru_sequence", "lstm_sequence", "project")
 
 
 def check_op(op: str, backend: str, device: torch.device, sizes: Sizes) -> Row:
@@ -530,10 +534,9 @@ def measure_per_step(device: torch.device, sizes: Sizes) -> list[Row]:
 
 def parts(device: torch.device, backends: Sequence[str], sizes: Sizes) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every check and measurement: (name, function without arguments)."""
-    for op in (*FUSED, *PLAIN):
+    for op in OPS:
         for backend in backends:
-            if op in FUSED or backend != "triton":
-                yield f"{op} {backend}", lambda op=op, backend=backend: check_op(op, backend, device, sizes)
+            yield f"{op} {backend}", lambda op=op, backend=backend: check_op(op, backend, device, sizes)
     for dtype, backend, bar in ((torch.float32, backends[0], 1e-4), (torch.float64, "torch", 1e-10)):
         yield (
             f"rtrl exact, {str(dtype).removeprefix('torch.')}, {backend}",
