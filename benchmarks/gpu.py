@@ -47,12 +47,14 @@ try:
     from envs.tasks import environment_class
     from kernels.advantages import gae, vtrace
     from kernels.diag_scan import diag_scan
+    from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
     from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
     from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
     from kernels.gru_sequence import gru_sequence
     from kernels.lstm_sequence import lstm_sequence
     from kernels.project import project
     from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
+    from kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
 except ImportError as problem:
     if __name__ != "__main__":
         raise
@@ -207,6 +209,24 @@ def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, 
         gates = 2 if op == "elstm_local" else 3
         run = elstm_local if op == "elstm_local" else diagonal_gru_local
         return run(normal(T, B, gates * N), normal(gates * N), normal(T, B, N), is_init, backend=backend)
+    if op == "diagonal_lstm_sequence":
+        inputs = (normal(T, B, 3 * N, grad=True), normal(5 * N, **weights), normal(B, 2 * N, grad=True))
+        outputs = diagonal_lstm_sequence(*inputs, is_init, backend=backend)
+        return (*outputs, *gradients(outputs, inputs))
+    if op == "diagonal_lstm_local":
+        return diagonal_lstm_local(normal(T, B, 3 * N), normal(5 * N), normal(T, B, 2 * N), is_init, backend=backend)
+    if op == "rtrl_block_boundary":
+        carry, index = normal(B, 2, 3, N, D), torch.arange(B - 1, -1, -2, device=device)
+        rows = normal(B, 2, N)
+        return (
+            rtrl_block_boundary(carry, rows, backend=backend),
+            rtrl_block_boundary(carry, rows[: len(index)], index, backend=backend),
+        )
+    if op in ("rtrl_block_advance", "rtrl_block_advance_vector"):
+        J = torch.tanh(normal(T, B, 2, 2, N)).masked_fill(is_init[..., None, None, None], 0.0) / 2
+        if op == "rtrl_block_advance_vector":
+            return (rtrl_block_advance_vector(normal(B, 2, 5, N), J, normal(T, B, 2, 5, N), backend=backend),)
+        return (rtrl_block_advance(normal(B, 2, 3, N, D), J, normal(T, B, 2, 3, N), normal(T, B, D), backend=backend),)
     if op == "elstm_step":
         return (elstm_step(normal(B, 2 * N), normal(2 * N), normal(B, N), is_init[0], backend=backend),)
     if op in ("elstm_layer", "elstm_advance"):
@@ -273,6 +293,11 @@ OPS = (
     "vtrace",
     "diagonal_gru_sequence",
     "diagonal_gru_local",
+    "diagonal_lstm_sequence",
+    "diagonal_lstm_local",
+    "rtrl_block_advance",
+    "rtrl_block_advance_vector",
+    "rtrl_block_boundary",
     "gru_sequence",
     "lstm_sequence",
     "project",

@@ -12,12 +12,14 @@ import torch
 
 from kernels.advantages import gae, vtrace
 from kernels.diag_scan import diag_scan
+from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
 from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
 from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
 from kernels.gru_sequence import gru_sequence
 from kernels.lstm_sequence import lstm_sequence
 from kernels.project import project
 from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
+from kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
 from tests.kernels.support import assert_close, gradients
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -157,6 +159,32 @@ def test_diagonal_gru(T: int, B: int, N: int, kind: str) -> None:
     local = (diagonal_gru_local(u, v, h, is_init, backend=name) for name in ("triton", "reference"))
     for a, b in zip(*local, strict=True):
         assert_close(a, b, TOLERANCE)
+
+
+@pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
+def test_diagonal_lstm(T: int, B: int, N: int, kind: str) -> None:
+    inputs = (normal(T, B, 3 * N, grad=True), normal(5 * N, grad=True), normal(B, 2 * N, grad=True))
+    same_as_reference(diagonal_lstm_sequence, inputs, resets(T, B, kind))
+    u, v, state, is_init = normal(T, B, 3 * N), normal(5 * N), normal(T, B, 2 * N), resets(T, B, kind)
+    local = (diagonal_lstm_local(u, v, state, is_init, backend=name) for name in ("triton", "reference"))
+    for a, b in zip(*local, strict=True):
+        assert_close(a, b, TOLERANCE)
+
+
+@pytest.mark.parametrize(("T", "B", "G", "N", "D"), [(1, 2, 1, 5, 3), (3, 3, 2, 17, 70), (4, 1, 2, 40, 9)])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_rtrl_block(T: int, B: int, G: int, N: int, D: int, stored: torch.dtype) -> None:
+    S, l, x = normal(B, 2, G, N, D).to(stored), normal(T, B, 2, G, N), normal(T, B, D)  # noqa: E741
+    J = normal(T, B, 2, 2, N).tanh().masked_fill(resets(T, B, "some")[..., None, None, None], 0.0)
+    got, expected = (rtrl_block_advance(S.clone(), J, l, x, backend=name) for name in ("triton", "reference"))
+    assert_close(got, expected, TOLERANCE if stored == torch.float32 else 5e-3)  # the interpreter truncates
+    s = normal(B, 2, G, N)
+    got, expected = (rtrl_block_advance_vector(s.clone(), J, l, backend=name) for name in ("triton", "reference"))
+    assert_close(got, expected, TOLERANCE)
+    rows, index = normal(B, 2, N), torch.tensor([B - 1, 0, 0], device=DEVICE)
+    for boundary, chosen in ((rows, None), (normal(3, 2, N), index)):
+        got, expected = (rtrl_block_boundary(S, boundary, chosen, backend=name) for name in ("triton", "reference"))
+        assert_close(got, expected, TOLERANCE)
 
 
 DENSE = [(1, 3, 5, "none"), (4, 17, 20, "some"), (3, 2, 16, "all"), (2, 2, 70, "first")]
