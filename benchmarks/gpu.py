@@ -236,9 +236,9 @@ def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, 
         if op == "elstm_layer":
             return (*outputs, *gradients(outputs[:3], inputs))
         carry, small, boundary = normal(B, 2, N, D), normal(B, 4, N), normal(B, N)
-        _, _, c, u = (o.detach() for o in outputs)
-        x, v, c0 = inputs[0].detach(), inputs[3].detach(), inputs[7].detach()
-        added = elstm_advance(carry, small, u, v, c0, c, x, is_init, boundary_BN=boundary, backend=backend)
+        states = torch.cat([inputs[7][None], outputs[2][:-1]]).detach()
+        plain = tuple(tensor.detach() for tensor in inputs[:4])
+        added = elstm_advance(carry, small, *plain, states, is_init, boundary_BN=boundary, backend=backend)
         return (carry, small, *(a for a in added if a is not None))
     if op in ("gru_sequence", "lstm_sequence"):
         gates, states = (3, 1) if op == "gru_sequence" else (4, 2)

@@ -69,8 +69,18 @@ class Problem:
         c0_BN = self.c_BN.detach().requires_grad_()
         h_TBN, _, c_TBN, u_TBM = elstm_layer(self.x_TBD, *self.parameters, c0_BN, self.is_init_TB)
         *grads, boundary_BN = torch.autograd.grad(h_TBN, (*self.parameters, c0_BN), self.e_TBN)
-        grad_GND, grad_KN = elstm_advance(
-            self.S_BGND, self.s_BKN, u_TBM, self.v_M, c0_BN, c_TBN, self.x_TBD, self.is_init_TB, boundary_BN=boundary_BN
+        weight, bias, v = self.parameters[:3]
+        grad_GND, grad_KN, _ = elstm_advance(
+            self.S_BGND,
+            self.s_BKN,
+            self.x_TBD,
+            weight,
+            bias,
+            v,
+            torch.cat([c0_BN[None], c_TBN[:-1]]),
+            self.is_init_TB,
+            drive_TB2N=u_TBM,
+            boundary_BN=boundary_BN,
         )
         assert grad_GND is not None
         assert grad_KN is not None

@@ -16,6 +16,13 @@ static inline int team(i64 work, i64 threads) { return work < 16384 ? 1 : (int)t
 static inline int32_t bits_of(float x) { union { float f; int32_t i; } u; u.f = x; return u.i; }
 static inline float float_of(int32_t i) { union { float f; int32_t i; } u; u.i = i; return u.f; }
 
+/* bfloat16 as its bits: rounded to nearest even; NaN keeps its quiet bit. */
+static inline float float_of_bf16(uint16_t h) { return float_of((int32_t)((uint32_t)h << 16)); }
+static inline uint16_t bf16_of(float x) {
+    uint32_t w = (uint32_t)bits_of(x);
+    return (uint16_t)(x != x ? (w >> 16) | 0x40 : (w + 0x7fff + ((w >> 16) & 1)) >> 16);
+}
+
 /* exp(-x) for x >= 0, 0 above 87.3 (the smallest normal float), NaN for NaN. Cephes polynomial, about 1 ulp. */
 static inline float exp_neg(float x) {
     float y = x > 87.3f ? 87.3f : x;

@@ -11,6 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kernels.rtrl import rtrl_advance, rtrl_advance_vector
+
 
 class Cell(nn.Module):
     """A recurrent cell. Subclasses set the sizes and write `step`; `sequence` has a reset-aware loop as default.
@@ -131,11 +133,14 @@ class DiagonalCell(Cell):
         return ["weight_input", "bias", "weight_recurrent"]
 
     @torch.no_grad()
-    def local_derivatives(self, u_TBGN: Tensor, state_TBN: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def local_derivatives(
+        self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBN: Tensor, is_init_TB: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Derivatives of every c_t at fixed c_{t-1}, all T steps at once.
 
         Args:
             u_TBGN: drives [T, B, G*N].
+            vectors_KN: the element-wise weights.
             state_TBN: the state before each step, before any reset.
             is_init_TB: reset flags.
 
@@ -147,13 +152,44 @@ class DiagonalCell(Cell):
         with torch.enable_grad():
             c = (state_TBN * keep_TB1).detach().requires_grad_()
             drives = tuple(u.detach().requires_grad_() for u in u_TBGN.split(N, -1))
-            vectors = tuple(v.detach().expand(T, B, N).requires_grad_() for v in self.weight_recurrent.unbind(0))
+            vectors = tuple(v.detach().expand(T, B, N).requires_grad_() for v in vectors_KN.unbind(0))
             after = self.recurrence(drives, vectors, c)
             grads = torch.autograd.grad(after.sum(), (c, *drives, *vectors), materialize_grads=True)
         gates = len(drives)
         local = torch.stack(grads[1 : 1 + gates], dim=2)
         vector = torch.stack(grads[1 + gates :], dim=2) if vectors else local.new_zeros(T, B, 0, N)
         return grads[0] * keep_TB1, local, vector
+
+    def advance_carry(
+        self,
+        weight_BGND: Tensor,
+        small_BMN: Tensor,
+        parameters: tuple[Tensor, Tensor, Tensor],
+        x_TBD: Tensor,
+        state_TBN: Tensor,
+        is_init_TB: Tensor,
+        boundary_BN: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Move the RTRL carry over a chunk, in place. Subclasses with a fused kernel override this.
+
+        Args:
+            weight_BGND: sensitivities of the state to the input weights.
+            small_BMN: those to the biases, then to the element-wise weights, M = G + K.
+            parameters: (weight_input, bias, weight_recurrent) that the chunk was made with.
+            x_TBD: cell inputs.
+            state_TBN: the state before each step, before any reset.
+            is_init_TB: reset flags.
+            boundary_BN: dL/dstate_0, whose product with the old carry is then returned.
+
+        Returns:
+            `(grad_GND, grad_MN, largest |dc_t/dc_{t-1}|)`; the first two are None without a boundary.
+        """
+        weight, bias, vectors = parameters
+        u_TBGN = nn.functional.linear(x_TBD, weight, bias)
+        a_TBN, local, vector = self.local_derivatives(u_TBGN, vectors, state_TBN, is_init_TB)
+        _, grad_GND = rtrl_advance(weight_BGND, a_TBN, local, x_TBD, boundary_BN=boundary_BN)
+        _, grad_MN = rtrl_advance_vector(small_BMN, a_TBN, torch.cat([local, vector], 2), boundary_BN=boundary_BN)
+        return grad_GND, grad_MN, a_TBN.abs().max()
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         return {"input": (["weight_input"], "bias")}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agent.cells.base import DiagonalCell
-from kernels.elstm import ElstmAct, elstm_layer, elstm_local, elstm_sequence
+from kernels.elstm import ElstmAct, elstm_advance, elstm_layer, elstm_local, elstm_sequence
 
 
 class ELSTM(DiagonalCell):
@@ -72,11 +72,36 @@ class ELSTM(DiagonalCell):
             is_init_B,
         )
 
-    def local_derivatives(self, u_TBGN: Tensor, state_TBN: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a_TBN, local = elstm_local(u_TBGN, self.weight_recurrent.flatten(), state_TBN, is_init_TB)
+    def local_derivatives(
+        self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBN: Tensor, is_init_TB: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        a_TBN, local = elstm_local(u_TBGN, vectors_KN.flatten(), state_TBN, is_init_TB)
         local_TBGN = local.unflatten(-1, (2, self.size))
         keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
         return a_TBN, local_TBGN, local_TBGN * (state_TBN * keep_TB1).unsqueeze(2)
+
+    def advance_carry(
+        self,
+        weight_BGND: Tensor,
+        small_BMN: Tensor,
+        parameters: tuple[Tensor, Tensor, Tensor],
+        x_TBD: Tensor,
+        state_TBN: Tensor,
+        is_init_TB: Tensor,
+        boundary_BN: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        weight, bias, vectors = parameters
+        return elstm_advance(
+            weight_BGND,
+            small_BMN,
+            x_TBD,
+            weight,
+            bias,
+            vectors.flatten(),
+            state_TBN,
+            is_init_TB,
+            boundary_BN=boundary_BN,
+        )
 
     def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
         h_TBN, c_BN, _, _ = elstm_layer(

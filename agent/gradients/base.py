@@ -6,7 +6,7 @@
 An engine is an autograd node on the initial state plus the carry that it reads. Life of a chunk:
 
     state_0 = engine.attach(state_0, index)     # differentiable; loss.backward() adds the carry's term
-    trace = engine.trace(chunk)                 # before the parameters change: local derivatives of the chunk
+    trace = engine.trace(chunk)                 # before the parameters change: what the carry must see of the chunk
     ... optimiser steps ...
     engine.advance(trace)                       # the carry now belongs to the chunk's last state
     engine.reset(mask)                          # copies whose state was reset from outside
@@ -45,13 +45,15 @@ class GradientEngine:
         """
         return state_BS
 
-    def trace(self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor) -> Any:
-        """What `advance` needs of a chunk, computed under the parameters that produced it.
+    def trace(self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, *, only_pass: bool = False) -> Any:
+        """What `advance` needs of a chunk, with the parameters that produced it.
 
         Args:
             x_TBD: cell inputs.
             state_TBS: state before each step, before any reset.
             is_init_TB: reset flags.
+            only_pass: there will be one backward pass over all copies before `advance`, so that an engine may read its
+                carry for the gradient and move it at the same time.
         """
         return None
 

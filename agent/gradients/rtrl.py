@@ -21,17 +21,18 @@ from torch import Tensor
 from agent.cells.base import DiagonalCell
 from agent.errors import choice
 from agent.gradients.base import GradientEngine
-from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
+from kernels.rtrl import rtrl_boundary
 
 
 @dataclass
 class Trace:
-    """Derivatives of a chunk: a_TBN, dc/du [T, B, G, N], dc/dv [T, B, K, N] and the inputs x_TBD."""
+    """A chunk, and the recurrent parameters that it was made with."""
 
-    a: Tensor
-    local: Tensor
-    vector: Tensor
-    x: Tensor
+    x_TBD: Tensor
+    state_TBN: Tensor
+    is_init_TB: Tensor
+    parameters: tuple[Tensor, Tensor, Tensor]
+    advanced: bool = False
 
 
 class _Boundary(torch.autograd.Function):
@@ -72,9 +73,10 @@ class RTRL(GradientEngine):
         like = cell.weight_input
         stored = torch.bfloat16 if carry_dtype == "bfloat16" else like.dtype
         self.weight_BGND = torch.zeros(copies, gates, N, D, device=like.device, dtype=stored)
-        self.bias_BGN = torch.zeros(copies, gates, N, device=like.device, dtype=like.dtype)
-        self.vector_BKN = torch.zeros(copies, vectors, N, device=like.device, dtype=like.dtype)
+        self.small_BMN = torch.zeros(copies, gates + vectors, N, device=like.device, dtype=like.dtype)
+        self.bias_BGN, self.vector_BKN = self.small_BMN.split([gates, vectors], 1)
         self.max_jacobian = torch.zeros((), device=like.device)
+        self.only_pass: Trace | None = None
 
     def attach(self, state_BS: Tensor, index: Tensor | None = None) -> Tensor:
         cell = self.cell
@@ -85,33 +87,50 @@ class RTRL(GradientEngine):
 
     def boundary(self, grad_BN: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The carry's term of dL/dW [G*N, D], dL/db [G*N] and dL/dv [K, N], given dL/dstate_0 [B, N]."""
-        bias, vector = self.bias_BGN, self.vector_BKN
-        if index is not None:
-            bias, vector = bias[index], vector[index]
-        grad_weight = rtrl_boundary(self.weight_BGND, grad_BN.contiguous(), index)
-        grad_bias = torch.einsum("bn,bgn->gn", grad_BN, bias)
-        grad_vector = torch.einsum("bn,bkn->kn", grad_BN, vector)
-        return grad_weight.flatten(0, 1), grad_bias.flatten(), grad_vector
+        if self.only_pass is not None:  # nobody reads the old carry again: take the gradient while it is advanced
+            weight, small = self._move(self.only_pass, grad_BN.contiguous())
+            assert weight is not None
+            assert small is not None
+        else:
+            weight = rtrl_boundary(self.weight_BGND, grad_BN.contiguous(), index)
+            small = torch.einsum("bn,bmn->mn", grad_BN, self.small_BMN if index is None else self.small_BMN[index])
+        gates = len(self.cell.GATES)
+        return weight.flatten(0, 1), small[:gates].flatten(), small[gates:]
 
     @torch.no_grad()
-    def trace(self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor) -> Trace:
-        return Trace(*self.cell.local_derivatives(self.cell.drive(x_TBD), state_TBS, is_init_TB), x_TBD)
+    def trace(self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, *, only_pass: bool = False) -> Trace:
+        cell = self.cell
+        parameters = (cell.weight_input.clone(), cell.bias.clone(), cell.weight_recurrent.clone())
+        trace = Trace(x_TBD, state_TBS, is_init_TB, parameters)
+        self.only_pass = trace if only_pass else None
+        return trace
 
-    @torch.no_grad()
     def advance(self, trace: Trace) -> None:
-        self.max_jacobian = trace.a.abs().max()
-        rtrl_advance(self.weight_BGND, trace.a, trace.local, trace.x)
-        rtrl_advance_vector(self.bias_BGN, trace.a, trace.local)
-        rtrl_advance_vector(self.vector_BKN, trace.a, trace.vector)
+        if not trace.advanced:
+            self._move(trace, None)
+
+    @torch.no_grad()
+    def _move(self, trace: Trace, boundary_BN: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Advance the carry over the chunk; with a boundary, its product with the old carry."""
+        weight_GND, small_MN, self.max_jacobian = self.cell.advance_carry(
+            self.weight_BGND,
+            self.small_BMN,
+            trace.parameters,
+            trace.x_TBD,
+            trace.state_TBN,
+            trace.is_init_TB,
+            boundary_BN,
+        )
+        trace.advanced, self.only_pass = True, None
+        return weight_GND, small_MN
 
     def reset(self, mask_B: Tensor) -> None:
-        for carry in (self.weight_BGND, self.bias_BGN, self.vector_BKN):
+        for carry in (self.weight_BGND, self.small_BMN):
             carry.masked_fill_(mask_B.view(-1, *([1] * (carry.dim() - 1))), 0.0)
 
     def reset_units(self, units: Tensor) -> None:
         self.weight_BGND[:, :, units] = 0.0
-        self.bias_BGN[:, :, units] = 0.0
-        self.vector_BKN[:, :, units] = 0.0
+        self.small_BMN[:, :, units] = 0.0
 
     def exact_parameters(self) -> list[str]:
         return self.cell.recurrent_parameters()

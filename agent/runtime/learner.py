@@ -55,7 +55,8 @@ class Learner:
             Scalars of the last minibatch, and the units that strategies re-initialised.
         """
         chunk = experience.chunk
-        trace = self.engine.trace(experience.x_TBD, experience.state_TBS, chunk.is_init)
+        once = self.objective.epochs == self.objective.minibatches == 1
+        trace = self.engine.trace(experience.x_TBD, experience.state_TBS, chunk.is_init, only_pass=once)
         with torch.no_grad():
             prepared = self.objective.prepare(chunk)
         reset_units: list[Tensor] = []

@@ -17,13 +17,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import Op, check, check_mask
-from kernels.rtrl import rtrl_advance, rtrl_advance_vector
+from kernels.rtrl import check_carry, rtrl_advance, rtrl_advance_vector
 
 _SEQUENCE = Op("elstm_sequence", "kernels.elstm")
 _STEP = Op("elstm_step", "kernels.elstm")
 _LOCAL = Op("elstm_local", "kernels.elstm")
 _LAYER = Op("elstm_layer", "kernels.elstm")
-_TRACE = Op("elstm_advance", "kernels.elstm")
+_ADVANCE = Op("elstm_advance", "kernels.elstm")
 
 
 class _Sequence(torch.autograd.Function):
@@ -119,44 +119,54 @@ def elstm_local(
 def elstm_advance(
     S_B2ND: torch.Tensor,
     s_B4N: torch.Tensor,
-    u_TB2N: torch.Tensor,
-    v_2N: torch.Tensor,
-    c0_BN: torch.Tensor,
-    c_TBN: torch.Tensor,
     x_TBD: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    v_2N: torch.Tensor,
+    state_TBN: torch.Tensor,
     is_init_TB: torch.Tensor,
     *,
+    drive_TB2N: torch.Tensor | None = None,
     boundary_BN: torch.Tensor | None = None,
     backend: str = "auto",
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
     """Advances an eLSTM's whole RTRL carry by a chunk, in place: `elstm_local`, then `kernels.rtrl`, fused where
     possible.
 
     S_B2ND: sensitivities of the state to the input weights (forget gate, candidate), fp32/fp64 or bf16 beside fp32;
-    s_B4N: to the forget bias, candidate bias, forget diagonal weight, candidate diagonal weight. u, v, c0 and is_init
-    are what the chunk's `elstm_sequence` got, c_TBN what it returned, x_TBD the input u was projected from.
-    With boundary_BN = dL/dc_0 returns (grad_2ND, grad_4N), what the carry adds to the chunk's gradient; else (None,
-    None).
+    s_B4N: to the forget bias, candidate bias, forget diagonal weight, candidate diagonal weight. x, weight (2N, D),
+    bias (2N), v and is_init are what the chunk's `elstm_layer` got, state_TBN the state before each step, not yet
+    zeroed by is_init; drive_TB2N the drive that it returned, computed here if not given.
+    Returns (grad_2ND, grad_4N, largest |a|): with boundary_BN = dL/dc_0 the first two are what the carry adds to the
+    chunk's gradient, else None; the last is the largest state Jacobian, a scalar.
     """
     op = "elstm_advance"
-    T, B, N = c_TBN.shape
-    check(op, "u", u_TB2N, (T, B, 2 * N), c_TBN)
-    check(op, "v", v_2N, (2 * N,), c_TBN)
-    check(op, "c0", c0_BN, (B, N), c_TBN)
-    check(op, "s", s_B4N, (B, 4, N), c_TBN)
-    check_mask(op, "is_init", is_init_TB, (T, B), c_TBN)
-    impl = _TRACE.module(backend, c_TBN)
+    (T, B, D), N = x_TBD.shape, state_TBN.shape[-1]
+    check(op, "weight", weight, (2 * N, D), x_TBD)
+    check(op, "bias", bias, (2 * N,), x_TBD)
+    check(op, "v", v_2N, (2 * N,), x_TBD)
+    check(op, "state", state_TBN, (T, B, N), x_TBD)
+    check(op, "s", s_B4N, (B, 4, N), x_TBD)
+    check_mask(op, "is_init", is_init_TB, (T, B), x_TBD)
+    check_carry(op, S_B2ND, (B, 2, N, D), x_TBD)
+    if drive_TB2N is not None:
+        check(op, "drive", drive_TB2N, (T, B, 2 * N), x_TBD)
+    if boundary_BN is not None:
+        check(op, "boundary", boundary_BN, (B, N), x_TBD)
+    impl = _ADVANCE.module(backend, x_TBD)
+    if hasattr(impl, "advance_narrow") and D <= impl.NARROW:
+        return impl.advance_narrow(S_B2ND, s_B4N, x_TBD, weight, bias, v_2N, state_TBN, is_init_TB, boundary_BN)
+    u_TB2N = torch.nn.functional.linear(x_TBD, weight, bias) if drive_TB2N is None else drive_TB2N
     if hasattr(impl, "trace"):
         grad_4N = None if boundary_BN is None else (boundary_BN[:, None] * s_B4N).sum(0)
-        a_TBN, l_TB2N = impl.trace(u_TB2N, v_2N, c0_BN, is_init_TB, c_TBN, s_B4N)
+        a_TBN, l_TB2N = impl.trace(u_TB2N, v_2N, state_TBN, is_init_TB, s_B4N)
     else:
-        c_prev_TBN = torch.cat([c0_BN[None], c_TBN[:-1]])
-        a_TBN, l_TB2N = impl.local(u_TB2N, v_2N, c_prev_TBN, is_init_TB)
-        masked_TBN = c_prev_TBN.masked_fill_(is_init_TB[..., None], 0.0)
+        a_TBN, l_TB2N = impl.local(u_TB2N, v_2N, state_TBN, is_init_TB)
+        masked_TBN = state_TBN.masked_fill(is_init_TB[..., None], 0.0)
         l_TB4N = torch.cat([l_TB2N, l_TB2N * masked_TBN.repeat(1, 1, 2)], dim=-1)
         _, grad_4N = rtrl_advance_vector(s_B4N, a_TBN, l_TB4N, boundary_BN=boundary_BN, backend=backend)
     _, grad_2ND = rtrl_advance(S_B2ND, a_TBN, l_TB2N, x_TBD, boundary_BN=boundary_BN, backend=backend)
-    return grad_2ND, grad_4N
+    return grad_2ND, grad_4N, a_TBN.abs().max()
 
 
 class _Layer(torch.autograd.Function):

@@ -112,16 +112,109 @@ static inline void FN(elstm_trace_row)(i64 N, real keep, const real *restrict u,
     }
 }
 
-/* elstm_local, and in the same pass the sensitivities s [B,4,N] to both biases and both diagonal weights, in place. */
-void FN(elstm_trace)(i64 T, i64 B, i64 N, i64 threads, const real *u, const real *v, const real *c0,
-                     const uint8_t *init, const real *zeros, const real *c, real *a, real *l, real *s) {
+/* elstm_local, and in the same pass the sensitivities s [B,4,N] to both biases and both diagonal weights, in place.
+   state is that before each step, unmasked. */
+void FN(elstm_trace)(i64 T, i64 B, i64 N, i64 threads, const real *u, const real *v, const real *state,
+                     const uint8_t *init, const real *zeros, real *a, real *l, real *s) {
 #pragma omp parallel for schedule(static) num_threads(team(T * B * N, threads)) if (team(T * B * N, threads) > 1)
     for (i64 first = 0; first < B; first += ROWS)
         for (i64 t = 0; t < T; t++)
             for (i64 b = first; b < MIN(B, first + ROWS); b++)
                 FN(elstm_trace_row)(N, init[t * B + b] ? 0 : 1, u + (t * B + b) * 2 * N, v,
-                                    FN(elstm_previous)(t, b, B, N, c0, c, init, zeros), a + (t * B + b) * N,
+                                    init[t * B + b] ? zeros : state + (t * B + b) * N, a + (t * B + b) * N,
                                     l + (t * B + b) * 2 * N, s + b * 4 * N);
+}
+
+/* ---- the whole carry for a narrow input, D <= NARROW: nothing but x, the states and S is read or written ---- */
+#ifndef NARROW
+#define NARROW 16
+#define UNITS 64
+#endif
+
+/* Drive, derivatives and sensitivities of `width` <= UNITS units for one step. S is [2, NARROW, UNITS], s [4, UNITS];
+   weight [D, 2N], bias, v and p are at the first of the units; top collects the largest |a|. */
+static inline void FN(elstm_narrow_step)(i64 width, i64 D, i64 N, real keep, const real *restrict x,
+                                         const real *restrict weight, const real *restrict bias,
+                                         const real *restrict v, const real *restrict p, real *restrict S,
+                                         real *restrict s, real *restrict top) {
+    real uf[UNITS], uz[UNITS], a[UNITS];
+    memcpy(uf, bias, sizeof(real) * width);
+    memcpy(uz, bias + N, sizeof(real) * width);
+    for (i64 d = 0; d < D; d++)
+#pragma omp simd
+        for (i64 n = 0; n < width; n++) {
+            uf[n] += weight[d * 2 * N + n] * x[d];
+            uz[n] += weight[d * 2 * N + N + n] * x[d];
+        }
+#pragma omp simd
+    for (i64 n = 0; n < width; n++) {
+        real f = SIGMOID(uf[n] + v[n] * p[n]);
+        real z = TANH(uz[n] + v[N + n] * p[n]);
+        real fh = (p[n] - z) * f * (1 - f), zh = (1 - f) * (1 - z * z);
+        real decay = keep * (f + v[n] * fh + v[N + n] * zh), size = decay < 0 ? -decay : decay;
+        top[n] = size > top[n] ? size : top[n];
+        a[n] = decay;
+        uf[n] = fh;
+        uz[n] = zh;
+        s[n] = decay * s[n] + fh;
+        s[UNITS + n] = decay * s[UNITS + n] + zh;
+        s[2 * UNITS + n] = decay * s[2 * UNITS + n] + fh * p[n];
+        s[3 * UNITS + n] = decay * s[3 * UNITS + n] + zh * p[n];
+    }
+    for (i64 d = 0; d < D; d++) {
+        real *restrict Sf = S + d * UNITS, *restrict Sz = S + (NARROW + d) * UNITS;
+#pragma omp simd
+        for (i64 n = 0; n < width; n++) {
+            Sf[n] = a[n] * Sf[n] + uf[n] * x[d];
+            Sz[n] = a[n] * Sz[n] + uz[n] * x[d];
+        }
+    }
+}
+
+/* S [B,2,N,D] (uint16 bf16 if bf16) and s [B,4,N] in place. boundary [B,N] or NULL; partial [groups,2,D,N] and
+   partial_s [groups,4,N] are what it takes from each group of copies; top [groups, N] the largest |a|. */
+void FN(elstm_advance_narrow)(i64 T, i64 B, i64 D, i64 N, i64 threads, i64 bf16, i64 group, void *S, real *s,
+                              const real *x, const real *weight, const real *bias, const real *v, const real *state,
+                              const uint8_t *init, const real *zeros, const real *boundary, real *partial,
+                              real *partial_s, real *top) {
+    i64 groups = (B + group - 1) / group, tiles = (N + UNITS - 1) / UNITS;
+#pragma omp parallel for schedule(static) num_threads(team(T * B * N, threads)) if (team(T * B * N, threads) > 1)
+    for (i64 piece = 0; piece < groups * tiles; piece++) {
+        i64 g = piece / tiles, n0 = piece % tiles * UNITS, width = MIN(UNITS, N - n0);
+        real *grad = boundary ? partial + g * 2 * D * N : NULL, *grad_s = boundary ? partial_s + g * 4 * N : NULL;
+        real *largest = top + g * N + n0;
+        memset(largest, 0, sizeof(real) * width);
+        if (grad) {
+            for (i64 row = 0; row < 2 * D; row++) memset(grad + row * N + n0, 0, sizeof(real) * width);
+            for (i64 row = 0; row < 4; row++) memset(grad_s + row * N + n0, 0, sizeof(real) * width);
+        }
+        for (i64 b = g * group; b < MIN(B, (g + 1) * group); b++) {
+            real tile[2 * NARROW * UNITS], small[4 * UNITS];
+            for (i64 gate = 0; gate < 2; gate++)
+                FN(transpose_in)(tile + gate * NARROW * UNITS, UNITS, S, ((b * 2 + gate) * N + n0) * D, width, D, bf16);
+            for (i64 row = 0; row < 4; row++)
+                memcpy(small + row * UNITS, s + (b * 4 + row) * N + n0, sizeof(real) * width);
+            if (grad) {
+                const real *restrict e = boundary + b * N + n0;
+                for (i64 row = 0; row < 2 * D; row++) {
+                    const real *restrict from = tile + (row / D * NARROW + row % D) * UNITS;
+                    real *restrict to = grad + row * N + n0;
+                    for (i64 n = 0; n < width; n++) to[n] += e[n] * from[n];
+                }
+                for (i64 row = 0; row < 4; row++)
+                    for (i64 n = 0; n < width; n++) grad_s[row * N + n0 + n] += e[n] * small[row * UNITS + n];
+            }
+            for (i64 t = 0; t < T; t++) {
+                i64 i = t * B + b;
+                FN(elstm_narrow_step)(width, D, N, init[i] ? 0 : 1, x + i * D, weight + n0, bias + n0, v + n0,
+                                      init[i] ? zeros : state + i * N + n0, tile, small, largest);
+            }
+            for (i64 gate = 0; gate < 2; gate++)
+                FN(transpose_out)(S, ((b * 2 + gate) * N + n0) * D, tile + gate * NARROW * UNITS, UNITS, width, D, bf16);
+            for (i64 row = 0; row < 4; row++)
+                memcpy(s + (b * 4 + row) * N + n0, small + row * UNITS, sizeof(real) * width);
+        }
+    }
 }
 
 /* The output gate over `count` numbers: o = sigmoid(o) in place, h = o c. */

@@ -21,7 +21,10 @@ _VECTOR = Op("rtrl_advance_vector", "kernels.rtrl")
 _BOUNDARY = Op("rtrl_boundary", "kernels.rtrl")
 
 
-def _check_carry(op: str, S: torch.Tensor, like: torch.Tensor) -> None:
+def check_carry(op: str, S: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor) -> None:
+    """ValueError unless the carry `S` has this shape, the device of `like` and its dtype, or bf16 beside float32."""
+    if S.shape != shape:
+        raise ValueError(f"{op}: S must have shape {shape}, got {tuple(S.shape)}")
     if S.dtype != like.dtype and (S.dtype != torch.bfloat16 or like.dtype != torch.float32):
         raise ValueError(f"{op}: S must be {like.dtype} or bfloat16 beside float32, got {S.dtype}")
     if S.device != like.device:
@@ -50,7 +53,7 @@ def rtrl_advance(
     if S_BGND.ndim != 4 or a_TBN.ndim != 3:
         raise ValueError(f"{op}: S must have shape (B, G, N, D) and a (T, B, N), got {S_BGND.shape} and {a_TBN.shape}")
     (B, G, N, D), T = S_BGND.shape, a_TBN.shape[0]
-    _check_carry(op, S_BGND, a_TBN)
+    check_carry(op, S_BGND, (B, G, N, D), a_TBN)
     check(op, "a", a_TBN, (T, B, N), a_TBN)
     check(op, "x", x_TBD, (T, B, D), a_TBN)
     if l_TBGN.shape != (T, B, G * N):
@@ -106,7 +109,7 @@ def rtrl_boundary(
     op = "rtrl_boundary"
     if S_BGND.ndim != 4:
         raise ValueError(f"{op}: S must have shape (B, G, N, D), got {tuple(S_BGND.shape)}")
-    _check_carry(op, S_BGND, boundary_BN)
+    check_carry(op, S_BGND, tuple(S_BGND.shape), boundary_BN)
     rows = S_BGND.shape[0] if index is None else index.numel()
     check(op, "boundary", boundary_BN, (rows, S_BGND.shape[2]), boundary_BN)
     if index is not None and (index.ndim != 1 or index.dtype != torch.int64 or index.device != S_BGND.device):

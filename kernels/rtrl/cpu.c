@@ -52,7 +52,7 @@ static inline void FN(rtrl_unpack)(real *to, const void *from, i64 offset, i64 w
 #if SINGLE
     if (bf16) {
         const uint16_t *source = (const uint16_t *)from + offset;
-        for (i64 d = 0; d < width; d++) to[d] = float_of((int32_t)((uint32_t)source[d] << 16));
+        for (i64 d = 0; d < width; d++) to[d] = float_of_bf16(source[d]);
         return;
     }
 #endif
@@ -63,10 +63,7 @@ static inline void FN(rtrl_pack)(void *to, const real *from, i64 offset, i64 wid
 #if SINGLE
     if (bf16) {
         uint16_t *target = (uint16_t *)to + offset;
-        for (i64 d = 0; d < width; d++) {
-            uint32_t w = (uint32_t)bits_of(from[d]);
-            target[d] = (uint16_t)(from[d] != from[d] ? (w >> 16) | 0x40 : (w + 0x7fff + ((w >> 16) & 1)) >> 16);
-        }
+        for (i64 d = 0; d < width; d++) target[d] = bf16_of(from[d]);
         return;
     }
 #endif
@@ -153,6 +150,23 @@ static inline void FN(rtrl_rows)(i64 rows, i64 width, i64 bf16, i64 T, const rea
                       offset + r * stride, stride, grad ? grad + r * grad_stride : NULL, grad_stride);
 }
 
+/* to[j] += scale[j * step] S[at + j] for `count` stored numbers; step is 0 or 1. */
+static inline __attribute__((always_inline)) void FN(rtrl_add)(i64 count, i64 bf16, const void *S, i64 at,
+                                                               const real *restrict scale, const int step,
+                                                               real *restrict to) {
+#if SINGLE
+    if (bf16) {
+        const uint16_t *restrict from = (const uint16_t *)S + at;
+#pragma omp simd
+        for (i64 j = 0; j < count; j++) to[j] += scale[j * step] * float_of_bf16(from[j]);
+        return;
+    }
+#endif
+    const real *restrict from = (const real *)S + at;
+#pragma omp simd
+    for (i64 j = 0; j < count; j++) to[j] += scale[j * step] * from[j];
+}
+
 /* old, new [B,G,N,D] (may be the same memory; uint16 bf16 if bf16), a [T,B,N], l [T,B,G,N], x [T,B,D], boundary [B,N] or
    NULL, partial [groups,G,N,D] the boundary gradient of each group of copies, or NULL. Scratch: packed [B, D up to PANEL,
    T, PANEL], weights [pieces, (1 + T G) STATE_ROWS]. */
@@ -203,7 +217,8 @@ void FN(rtrl_advance)(i64 T, i64 B, i64 G, i64 N, i64 D, i64 threads, i64 bf16, 
     }
 }
 
-/* grad[g,n,d] = sum_i boundary[i,n] S[index[i],g,n,d]; index NULL means i itself. Rows of grad are split over threads. */
+/* grad[g,n,d] = sum_i boundary[i,n] S[index[i],g,n,d]; index NULL means i itself. Rows of grad are split over threads; a
+   block of rows lies together in memory, so it is one loop over (n, d), with each boundary[i,n] repeated D times. */
 void FN(rtrl_boundary)(i64 count, i64 G, i64 N, i64 D, i64 threads, i64 bf16, const void *S, const real *boundary,
                        const i64 *index, real *grad) {
     int size = team(count * G * N * D, threads);
@@ -211,24 +226,20 @@ void FN(rtrl_boundary)(i64 count, i64 G, i64 N, i64 D, i64 threads, i64 bf16, co
     for (i64 g = 0; g < G; g++)
         for (i64 block = 0; block < (N + GRADIENT_ROWS - 1) / GRADIENT_ROWS; block++) {
             i64 n = block * GRADIENT_ROWS, rows = MIN(GRADIENT_ROWS, N - n);
-            memset(grad + (g * N + n) * D, 0, sizeof(real) * rows * D);
-            for (i64 i = 0; i < count; i++)
-                for (i64 r = n; r < n + rows; r++) {
-                    real scale = boundary[i * N + r];
-                    i64 at = (((index ? index[i] : i) * G + g) * N + r) * D;
-                    real *restrict to = grad + (g * N + r) * D;
-#if SINGLE
-                    if (bf16) {
-                        const uint16_t *restrict from = (const uint16_t *)S + at;
-#pragma omp simd
-                        for (i64 d = 0; d < D; d++) to[d] += scale * float_of((int32_t)((uint32_t)from[d] << 16));
-                        continue;
-                    }
-#endif
-                    const real *restrict from = (const real *)S + at;
-#pragma omp simd
-                    for (i64 d = 0; d < D; d++) to[d] += scale * from[d];
+            real *restrict to = grad + (g * N + n) * D;
+            memset(to, 0, sizeof(real) * rows * D);
+            for (i64 i = 0; i < count; i++) {
+                i64 at = (((index ? index[i] : i) * G + g) * N + n) * D;
+                if (D >= LANES)
+                    for (i64 r = 0; r < rows; r++)
+                        FN(rtrl_add)(D, bf16, S, at + r * D, boundary + i * N + n + r, 0, to + r * D);
+                else {
+                    real scale[GRADIENT_ROWS * LANES];
+                    for (i64 r = 0; r < rows; r++)
+                        for (i64 d = 0; d < D; d++) scale[r * D + d] = boundary[i * N + n + r];
+                    FN(rtrl_add)(rows * D, bf16, S, at, scale, 1, to);
                 }
+            }
         }
 }
 

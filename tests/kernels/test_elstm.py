@@ -174,24 +174,54 @@ def test_layer_gradcheck(backend: str) -> None:
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("with_boundary", [False, True])
+@pytest.mark.parametrize("shape", [(6, 9, 17, 5), (1, 3, 64, 1), (5, 33, 130, 16), (4, 5, 9, 17), (3, 4, 70, 70)])
+@pytest.mark.parametrize("resets", RESETS)
 @pytest.mark.usefixtures("poisoned_memory")
-def test_advance_equals_the_reference(backend: str, dtype: torch.dtype, with_boundary: bool) -> None:
-    T, B, N, D = 6, 9, 17, 5
-    u, v, c0, is_init = problem(T, B, N, "some", dtype)
+def test_advance_equals_the_reference(
+    backend: str, dtype: torch.dtype, with_boundary: bool, shape: tuple[int, int, int, int], resets: str
+) -> None:
+    for stored in (dtype, torch.bfloat16) if dtype == torch.float32 else (dtype,):
+        results, given_drive = [], []
+        for name in (backend, "reference"):
+            inputs, boundary, S, s = advance_problem(*shape, resets, dtype)
+            carry, drive = S.to(stored), torch.nn.functional.linear(inputs[0], inputs[1], inputs[2])
+            options = {"boundary_BN": boundary if with_boundary else None, "backend": name}
+            again, again_s = carry.clone(), s.clone()
+            results.append((carry, s, *elstm_advance(carry, s, *inputs, **options)))
+            given_drive.append((again, again_s, *elstm_advance(again, again_s, *inputs, drive_TB2N=drive, **options)))
+        for a, b, c in zip(*results, given_drive[0], strict=True):
+            if b is None:
+                assert a is None and c is None
+                continue
+            rounding = 5e-3 if a.dtype == torch.bfloat16 else 0.0
+            assert_close(a.to(dtype), b.to(dtype), max(rounding, 1e-5 if dtype == torch.float32 else 1e-13))
+            assert_close(c.to(dtype), b.to(dtype), max(rounding, 1e-5 if dtype == torch.float32 else 1e-13))
+
+
+def advance_problem(T: int, B: int, N: int, D: int, resets: str, dtype: torch.dtype) -> tuple:
+    """((x, weight, bias, v, states before each step, is_init), boundary, S, s), the states those of a real run."""
+    torch.manual_seed(0)
+    shapes = ((T, B, D), (2 * N, D), (2 * N,), (2 * N,), (B, N), (B, N), (B, 2, N, D), (B, 4, N))
+    x, weight, bias, v, c0, boundary, S, s = (torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes)
+    is_init = problem(T, B, N, resets, dtype)[3]
+    u = torch.nn.functional.linear(x, weight, bias)
     c, _ = elstm_sequence(u, v, c0, is_init, backend="reference")
-    x, S, s, boundary = (torch.randn(*shape).to(dtype) for shape in ((T, B, D), (B, 2, N, D), (B, 4, N), (B, N)))
-    results = []
-    for name in (backend, "reference"):
-        carry, small = S.clone(), s.clone()
-        grads = elstm_advance(
-            carry, small, u, v, c0, c, x, is_init, boundary_BN=boundary if with_boundary else None, backend=name
-        )
-        results.append((carry, small, *grads))
-    for a, b in zip(*results, strict=True):
-        if b is None:
-            assert a is None
-        else:
-            assert_close(a, b, 1e-5 if dtype == torch.float32 else 1e-13)
+    return (x, weight, bias, v, torch.cat([c0[None], c[:-1]]), is_init), boundary, S, s
+
+
+def test_advance_takes_views_and_refuses_wrong_shapes() -> None:
+    inputs, boundary, S, s = advance_problem(4, 3, 5, 2, "some", torch.float32)
+    views = tuple(t.transpose(0, 1).contiguous().transpose(0, 1) if t.dim() > 1 else t for t in inputs)
+    carry = torch.empty(3, 2, 2, 5).transpose(2, 3).copy_(S)
+    expected, expected_s = S.clone(), s.clone()
+    grads = elstm_advance(carry, s.clone(), *views, boundary_BN=boundary)
+    wanted = elstm_advance(expected, expected_s, *inputs, boundary_BN=boundary)
+    for a, b in zip((carry, *grads), (expected, *wanted), strict=True):
+        assert_close(a, b, 1e-6)
+    with pytest.raises(ValueError, match="state must have shape"):
+        elstm_advance(S, s, *inputs[:4], inputs[4][1:], inputs[5])
+    with pytest.raises(ValueError, match="S must have shape"):
+        elstm_advance(S[:, :1], s, *inputs)
 
 
 def test_non_contiguous_inputs() -> None:

@@ -80,9 +80,8 @@ def test_elstm_layer_and_advance() -> None:
     for name in ("triton", "reference"):
         h, last, c, u = elstm_layer(*inputs, is_init, backend=name)
         carry, small = S.clone(), s.clone()
-        added = elstm_advance(
-            carry, small, u, inputs[3], inputs[7], c, inputs[0], is_init, boundary_BN=boundary, backend=name
-        )
+        states = torch.cat([inputs[7][None], c[:-1]]).detach()
+        added = elstm_advance(carry, small, *inputs[:4], states, is_init, boundary_BN=boundary, backend=name)
         results.append((h, last, c, u, carry, small, *added, *gradients((h, last, c), inputs)))
     for a, b in zip(*results, strict=True):
         assert_close(a, b, TOLERANCE)

@@ -57,10 +57,29 @@ def test_the_kernels_local_derivatives_are_those_of_autograd_for_any_diagonal_ce
     u = torch.randn(T, B, 2 * N, generator=g, dtype=torch.float64)
     state = torch.randn(T, B, N, generator=g, dtype=torch.float64)
     is_init = torch.rand(T, B, generator=g) < 0.3
-    kernel = cell.local_derivatives(u, state, is_init)
-    generic = DiagonalCell.local_derivatives(cell, u, state, is_init)
+    kernel = cell.local_derivatives(u, cell.weight_recurrent, state, is_init)
+    generic = DiagonalCell.local_derivatives(cell, u, cell.weight_recurrent, state, is_init)
     for a, b in zip(kernel, generic, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("with_boundary", [False, True])
+def test_the_fused_advance_of_the_carry_is_the_generic_one(with_boundary: bool) -> None:
+    cell = make()
+    g = torch.Generator().manual_seed(4)
+    shapes = ((T, B, D), (T, B, N), (B, 2, N, D), (B, 4, N), (B, N))
+    x, state, weight, small, boundary = (torch.randn(s, generator=g, dtype=torch.float64) for s in shapes)
+    is_init = torch.rand(T, B, generator=g) < 0.3
+    parameters = tuple(p.detach() for p in (cell.weight_input, cell.bias, cell.weight_recurrent))
+    results = []
+    for advance in (ELSTM.advance_carry, DiagonalCell.advance_carry):
+        carry = weight.clone(), small.clone()
+        chunk = (x, state, is_init, boundary if with_boundary else None)
+        results.append((*carry, *advance(cell, *carry, parameters, *chunk)))
+    for a, b in zip(*results, strict=True):
+        assert (a is None) == (b is None) == (not with_boundary and a is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -75,7 +94,7 @@ def test_local_derivatives_are_the_jacobians_of_one_step(reset: bool) -> None:
 
     u = cell.drive(x).detach()
     du, dv, dc = torch.autograd.functional.jacobian(one_step, (u, cell.weight_recurrent.detach(), c))
-    a, local, vector = cell.local_derivatives(u[None], c[None], is_init)
+    a, local, vector = cell.local_derivatives(u[None], cell.weight_recurrent, c[None], is_init)
     torch.testing.assert_close(torch.diag(a[0, 0]), dc[:, 0], rtol=1e-10, atol=1e-13)
     for gate in range(2):
         torch.testing.assert_close(torch.diag(local[0, 0, gate]), du[:, 0, gate * N : (gate + 1) * N])

@@ -100,15 +100,18 @@ def whole_history_gradient(policy: Policy, data: Chunk, parts: list[Experience])
     return gradients_of(policy)
 
 
-def chunked_gradient(policy: Policy, parts: list[Experience], engine: GradientEngine) -> dict[str, Tensor]:
+def chunked_gradient(
+    policy: Policy, parts: list[Experience], engine: GradientEngine, *, only_pass: bool = False
+) -> dict[str, Tensor]:
     """The same sum chunk by chunk, as the learner does it."""
     objective = ActorCritic(policy.distribution)
     policy.zero_grad()
     for part in parts:
+        trace = engine.trace(part.x_TBD, part.state_TBS, part.chunk.is_init, only_pass=only_pass)
         outputs = policy.sequence(part.chunk, engine.attach(part.chunk.state))
         loss, _ = objective.loss(outputs, part.chunk, {})
         loss.backward()
-        engine.advance(engine.trace(part.x_TBD, part.state_TBS, part.chunk.is_init))
+        engine.advance(trace)
     return gradients_of(policy)
 
 
@@ -118,17 +121,18 @@ def max_relative_error(got: dict[str, Tensor], expected: dict[str, Tensor], name
     return max(errors)
 
 
+@pytest.mark.parametrize("only_pass", [False, True])
 @pytest.mark.parametrize("chunks", [3, 6])
 @pytest.mark.parametrize("steps", [1, 7])
 @pytest.mark.parametrize("cell", DIAGONAL)
 def test_chunked_rtrl_is_the_gradient_of_the_whole_history_and_bptt_is_not(
-    cell: str, steps: int, chunks: int, record_property: Any
+    cell: str, steps: int, chunks: int, only_pass: bool, record_property: Any
 ) -> None:
     policy = double_policy(cell)
     data = history(policy, steps, chunks)
     parts = split(policy, data, steps)
     expected = whole_history_gradient(policy, data, parts)
-    rtrl = chunked_gradient(policy, parts, RTRL(policy.cell, B))  # type: ignore[arg-type]
+    rtrl = chunked_gradient(policy, parts, RTRL(policy.cell, B), only_pass=only_pass)  # type: ignore[arg-type]
     bptt = chunked_gradient(policy, parts, BPTT(policy.cell, B))
     names = [n for n in RECURRENT if n in expected and expected[n].numel()]
     assert set(names) == {f"cell.{n}" for n in RTRL(policy.cell, B).exact_parameters()} - (  # type: ignore[arg-type]
