@@ -86,9 +86,9 @@ class ELSTM(DiagonalCell):
         small_BMN: Tensor,
         parameters: tuple[Tensor, Tensor, Tensor],
         x_TBD: Tensor,
-        state_TBN: Tensor,
+        state_TBS: Tensor,
         is_init_TB: Tensor,
-        boundary_BN: Tensor | None,
+        boundary_BS: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         weight, bias, vectors = parameters
         return elstm_advance(
@@ -98,9 +98,9 @@ class ELSTM(DiagonalCell):
             weight,
             bias,
             vectors.flatten(),
-            state_TBN,
+            state_TBS,
             is_init_TB,
-            boundary_BN=boundary_BN,
+            boundary_BN=boundary_BS,
         )
 
     def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:

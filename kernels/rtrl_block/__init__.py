@@ -15,19 +15,11 @@ from __future__ import annotations
 import torch
 
 from kernels.dispatch import Op, check
+from kernels.rtrl import check_carry
 
 _ADVANCE = Op("rtrl_block_advance", "kernels.rtrl_block")
 _VECTOR = Op("rtrl_block_advance_vector", "kernels.rtrl_block")
 _BOUNDARY = Op("rtrl_block_boundary", "kernels.rtrl_block")
-
-
-def _check_carry(op: str, S: torch.Tensor, like: torch.Tensor) -> None:
-    if (S.dtype, like.dtype) != (torch.bfloat16, torch.float32) and S.dtype != like.dtype:
-        raise ValueError(f"{op}: S must be {like.dtype} or bfloat16 beside float32, got {S.dtype}")
-    if S.ndim != 5 or S.shape[1] != 2 or S.device != like.device:
-        raise ValueError(
-            f"{op}: S must have shape (B, 2, G, N, D) on {like.device}, got {tuple(S.shape)} on {S.device}"
-        )
 
 
 @torch.no_grad()
@@ -41,8 +33,10 @@ def rtrl_block_advance(
     l_TB2GN: local derivatives; x_TBD: inputs. Raises ValueError for wrong shapes, dtypes or a backend that cannot run.
     """
     op = "rtrl_block_advance"
-    _check_carry(op, S_B2GND, x_TBD)
+    if S_B2GND.ndim != 5:
+        raise ValueError(f"{op}: S must have shape (B, 2, G, N, D), got {tuple(S_B2GND.shape)}")
     (B, _, G, N, D), T = S_B2GND.shape, len(J_TB22N)
+    check_carry(op, S_B2GND, (B, 2, G, N, D), x_TBD)
     check(op, "J", J_TB22N, (T, B, 2, 2, N), x_TBD)
     check(op, "l", l_TB2GN, (T, B, 2, G, N), x_TBD)
     check(op, "x", x_TBD, (T, B, D), x_TBD)
@@ -75,7 +69,9 @@ def rtrl_block_boundary(
     index: int64 copies the rows of `boundary` belong to (values in [0, B), repeats allowed), all of them by default.
     """
     op = "rtrl_block_boundary"
-    _check_carry(op, S_B2GND, boundary_B2N)
+    if S_B2GND.ndim != 5:
+        raise ValueError(f"{op}: S must have shape (B, 2, G, N, D), got {tuple(S_B2GND.shape)}")
+    check_carry(op, S_B2GND, (len(S_B2GND), 2, *S_B2GND.shape[2:]), boundary_B2N)
     rows = len(S_B2GND) if index is None else len(index)
     check(op, "boundary", boundary_B2N, (rows, 2, S_B2GND.shape[3]), boundary_B2N)
     if index is not None:

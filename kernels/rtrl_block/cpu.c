@@ -17,15 +17,15 @@ typedef real VECTOR __attribute__((vector_size(64), aligned(4), may_alias));
 static inline VECTOR *FN(block_at)(const real *p) { return (VECTOR *)p; }
 
 /* s[d] += sum_t w[t] x[t,d] and r[d] += sum_t q[t] x[t,d]: eight accumulators in registers, x read once for both. */
-static inline void FN(block_sum)(i64 T, i64 D, const real *w, const real *q, i64 stride, const real *x, i64 x_stride,
-                                 real *s, real *r) {
+static inline void FN(block_sum)(i64 T, i64 D, const real *w, const real *q, i64 stride, const real *x, real *s,
+                                 real *r) {
     i64 d = 0;
     for (; d + 4 * LANES <= D; d += 4 * LANES) {
         VECTOR s0 = FN(block_at)(s + d)[0], s1 = FN(block_at)(s + d)[1], s2 = FN(block_at)(s + d)[2];
         VECTOR s3 = FN(block_at)(s + d)[3], r0 = FN(block_at)(r + d)[0], r1 = FN(block_at)(r + d)[1];
         VECTOR r2 = FN(block_at)(r + d)[2], r3 = FN(block_at)(r + d)[3];
         for (i64 t = 0; t < T; t++) {
-            const VECTOR *from = FN(block_at)(x + t * x_stride + d);
+            const VECTOR *from = FN(block_at)(x + t * D + d);
             VECTOR x0 = from[0], x1 = from[1], x2 = from[2], x3 = from[3];
             real a = w[t * stride], b = q[t * stride];
             s0 += x0 * a, s1 += x1 * a, s2 += x2 * a, s3 += x3 * a;
@@ -39,8 +39,8 @@ static inline void FN(block_sum)(i64 T, i64 D, const real *w, const real *q, i64
         real a = w[t * stride], b = q[t * stride];
 #pragma omp simd
         for (i64 k = d; k < D; k++) {
-            s[k] += a * x[t * x_stride + k];
-            r[k] += b * x[t * x_stride + k];
+            s[k] += a * x[t * D + k];
+            r[k] += b * x[t * D + k];
         }
     }
 }
@@ -54,7 +54,7 @@ static inline void FN(block_mix)(i64 D, i64 bf16, const void *S, i64 at_h, i64 a
         const uint16_t *restrict h = (const uint16_t *)S + at_h, *restrict c = (const uint16_t *)S + at_c;
 #pragma omp simd
         for (i64 d = 0; d < D; d++) {
-            float x = float_of((int32_t)((uint32_t)h[d] << 16)), y = float_of((int32_t)((uint32_t)c[d] << 16));
+            float x = float_of_bf16(h[d]), y = float_of_bf16(c[d]);
             s[d] = hh * x + hc * y;
             r[d] = ch * x + cc * y;
         }
@@ -69,16 +69,13 @@ static inline void FN(block_mix)(i64 D, i64 bf16, const void *S, i64 at_h, i64 a
     }
 }
 
-/* Writes a row, in bf16 rounded to nearest even; NaN keeps its quiet bit. */
+/* Writes a row. */
 static inline void FN(block_store)(i64 D, i64 bf16, void *S, i64 at, const real *restrict s) {
 #if SINGLE
     if (bf16) {
         uint16_t *restrict to = (uint16_t *)S + at;
 #pragma omp simd
-        for (i64 d = 0; d < D; d++) {
-            uint32_t w = (uint32_t)bits_of(s[d]);
-            to[d] = (uint16_t)(s[d] != s[d] ? (w >> 16) | 0x40 : (w + 0x7fff + ((w >> 16) & 1)) >> 16);
-        }
+        for (i64 d = 0; d < D; d++) to[d] = bf16_of(s[d]);
         return;
     }
 #endif
@@ -112,7 +109,7 @@ static void FN(block_weights)(i64 T, i64 B, i64 G, i64 N, i64 b, i64 n, i64 unit
 }
 
 /* S [B,2,G,N,D] (uint16 bf16 if bf16), J [T,B,2,2,N], l [T,B,2,G,N], x [T,B,D]. scratch: `share` elements a thread,
-   (4 + 2 T G) UNITS + 2 D of them used. */
+   (4 + 2 T G) UNITS + (T + 2) D of them used. The copy's inputs are gathered there, as rows of x lie far apart. */
 void FN(rtrl_block_advance)(i64 T, i64 B, i64 G, i64 N, i64 D, i64 threads, i64 bf16, i64 share, void *S, const real *J,
                             const real *l, const real *x, real *scratch) {
     i64 blocks = (N + UNITS - 1) / UNITS;
@@ -121,12 +118,18 @@ void FN(rtrl_block_advance)(i64 T, i64 B, i64 G, i64 N, i64 D, i64 threads, i64 
     for (i64 piece = 0; piece < B * blocks; piece++) {
         i64 b = piece / blocks, n = piece % blocks * UNITS, units = MIN(UNITS, N - n);
         real *A = scratch + omp_get_thread_num() * share, *w = A + 4 * UNITS, *s = w + 2 * T * G * UNITS, *r = s + D;
+        for (i64 t = 0; t < T; t++) memcpy(r + (t + 1) * D, x + (t * B + b) * D, sizeof(real) * D);
         FN(block_weights)(T, B, G, N, b, n, units, J, l, A, w);
         for (i64 g = 0; g < G; g++)
             for (i64 i = 0; i < units; i++) {
                 i64 at_h = ((b * 2 * G + g) * N + n + i) * D, at_c = at_h + G * N * D;
                 FN(block_mix)(D, bf16, S, at_h, at_c, A + i, s, r);
-                FN(block_sum)(T, D, w + g * UNITS + i, w + (G + g) * UNITS + i, 2 * G * UNITS, x + b * D, B * D, s, r);
+                if (i + 1 < units) /* while the processor sums, fetch the next row of both parts */
+                    for (i64 byte = 0; byte < D * (i64)sizeof(real) >> bf16; byte += 64) {
+                        __builtin_prefetch((const char *)S + ((at_h + D) * (i64)sizeof(real) >> bf16) + byte, 1);
+                        __builtin_prefetch((const char *)S + ((at_c + D) * (i64)sizeof(real) >> bf16) + byte, 1);
+                    }
+                FN(block_sum)(T, D, w + g * UNITS + i, w + (G + g) * UNITS + i, 2 * G * UNITS, r + D, s, r);
                 FN(block_store)(D, bf16, S, at_h, s);
                 FN(block_store)(D, bf16, S, at_c, r);
             }
@@ -168,7 +171,7 @@ void FN(rtrl_block_boundary)(i64 count, i64 G, i64 N, i64 D, i64 threads, i64 bf
             if (bf16) {
                 const uint16_t *restrict from = (const uint16_t *)S + at;
 #pragma omp simd
-                for (i64 d = 0; d < D; d++) to[d] += scale * float_of((int32_t)((uint32_t)from[d] << 16));
+                for (i64 d = 0; d < D; d++) to[d] += scale * float_of_bf16(from[d]);
                 continue;
             }
 #endif

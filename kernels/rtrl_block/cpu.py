@@ -18,7 +18,7 @@ def advance(S_B2GND: torch.Tensor, J_TB22N: torch.Tensor, l_TB2GN: torch.Tensor,
     B, _, G, N, D = S_B2GND.shape
     T, dtype, threads = len(x_TBD), x_TBD.dtype, torch.get_num_threads()
     J, l, x, S = J_TB22N.contiguous(), l_TB2GN.contiguous(), x_TBD.contiguous(), S_B2GND.contiguous()  # noqa: E741
-    share = (4 + 2 * T * G) * _UNITS + 2 * D
+    share = (4 + 2 * T * G) * _UNITS + (T + 2) * D
     scratch = torch.empty(threads * share, dtype=dtype)
     _ADVANCE[dtype](
         T, B, G, N, D, threads, S.dtype == torch.bfloat16, share,
