@@ -37,7 +37,7 @@ try:
     from torch import Tensor
 
     from agent import config as configs
-    from agent.cells.elstm import ELSTM
+    from agent import registry
     from agent.gradients.rtrl import RTRL
     from agent.runtime.build import build
     from agent.runtime.machine import machine, versions
@@ -317,18 +317,20 @@ def check_op(op: str, backend: str, device: torch.device, sizes: Sizes) -> Row:
 # ---- checks: gradients, environments, training -----------------------------------------------------------------------
 
 
-def check_exactness(device: torch.device, sizes: Sizes, dtype: torch.dtype, backend: str, bar: float) -> Row:
+def check_exactness(kind: str, device: torch.device, sizes: Sizes, dtype: torch.dtype, backend: str, bar: float) -> Row:
     """Gradient of a history of several chunks by RTRL against backpropagation through all of it in float64."""
     chunks, T, B, N, D = sizes.exactness
     torch.manual_seed(0)
-    exact = ELSTM(D, size=N, weight_std=0.5).double()
+    exact = registry.build("cell", {"kind": kind, "size": N}, D).double()
+    for parameter in exact.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
     make = Inputs(torch.device("cpu"))
     x, is_init = make.normal(chunks * T, B, D).double(), make.flags(chunks * T, B)
     weight = make.normal(chunks * T, B, N).double() / (chunks * T * B) ** 0.5
     with kernels_on("reference"):
         y, _ = exact.sequence(x, exact.initial_state(B), is_init)
         (y * weight).sum().backward()
-    cell = ELSTM(D, size=N)
+    cell = registry.build("cell", {"kind": kind, "size": N}, D)
     cell.load_state_dict(exact.state_dict())
     cell = cell.to(device, dtype)
     engine = RTRL(cell, B)
@@ -351,7 +353,7 @@ def check_exactness(device: torch.device, sizes: Sizes, dtype: torch.dtype, back
         got, true = cell.get_parameter(name).grad, expected[name].grad
         assert got is not None and true is not None, f"{name} got no gradient"
         worst = max(worst, relative_rms(got, true))
-    name = f"rtrl exact, {str(dtype).removeprefix('torch.')}, {backend}"
+    name = f"rtrl exact, {kind}, {str(dtype).removeprefix('torch.')}, {backend}"
     return Row(name, "PASS" if worst <= bar else "FAIL", worst, f"error, at most {bar:g}", f"{chunks} chunks of {T}")
 
 
@@ -562,11 +564,14 @@ def parts(device: torch.device, backends: Sequence[str], sizes: Sizes) -> Iterat
     for op in OPS:
         for backend in backends:
             yield f"{op} {backend}", lambda op=op, backend=backend: check_op(op, backend, device, sizes)
-    for dtype, backend, bar in ((torch.float32, backends[0], 1e-4), (torch.float64, "torch", 1e-10)):
-        yield (
-            f"rtrl exact, {str(dtype).removeprefix('torch.')}, {backend}",
-            lambda dtype=dtype, backend=backend, bar=bar: check_exactness(device, sizes, dtype, backend, bar),
-        )
+    for kind in ("elstm", "diagonal_gru", "diagonal_lstm"):
+        for dtype, backend, bar in ((torch.float32, backends[0], 1e-4), (torch.float64, "torch", 1e-10)):
+            yield (
+                f"rtrl exact, {kind}, {str(dtype).removeprefix('torch.')}, {backend}",
+                lambda kind=kind, dtype=dtype, backend=backend, bar=bar: check_exactness(
+                    kind, device, sizes, dtype, backend, bar
+                ),
+            )
     for name in ENVIRONMENTS:
         if name not in ADAPTERS:
             yield f"env {name}", lambda name=name: check_env(name, device, sizes)
