@@ -71,11 +71,16 @@ class Policy(nn.Module):
         self.critic = nn.Linear(self.cell.output_size, 1)
         nn.init.orthogonal_(self.critic.weight, 1.0)
         nn.init.zeros_(self.critic.bias)
+        self._read: tuple[Tensor, Tensor]
+        self._read_versions: list[tuple[int, int]] = []
 
     def encode(self, inputs: Inputs) -> Tensor:
         """The cell's input x [..., D]."""
-        lead = inputs.previous_reward.shape
-        features = self.encoder(inputs.obs.reshape(-1, *inputs.obs.shape[len(lead) :])).view(*lead, -1)
+        lead, obs = inputs.previous_reward.shape, inputs.obs
+        if len(lead) == 1:
+            features = self.encoder(obs)
+        else:
+            features = self.encoder(obs.reshape(-1, *obs.shape[len(lead) :])).view(*lead, -1)
         parts = [features]
         if self.with_action:
             parts.append(inputs.previous_action.to(features.dtype))
@@ -85,22 +90,33 @@ class Policy(nn.Module):
             parts.append(nn.functional.one_hot(inputs.task, self.tasks_shown).to(features.dtype))
         return torch.cat(parts, -1) if len(parts) > 1 else features
 
-    def heads(self, y: Tensor, inputs: Inputs) -> Outputs:
-        """Actor and critic on the cell's output y [..., H], in one product."""
+    def read_out(self) -> tuple[Tensor, Tensor]:
+        """Weight [P + 1, H] and bias of actor and critic side by side; the same tensors until a parameter changes."""
         actor, critic = self.actor.linear, self.critic
-        weight, bias = torch.cat([actor.weight, critic.weight]), torch.cat([actor.bias, critic.bias])
-        both = nn.functional.linear(y, weight, bias)
-        policy, value = both[..., :-1], both[..., -1]
-        policy = self.actor.parameters_of(policy, inputs.task)
+        parts = (actor.weight, critic.weight, actor.bias, critic.bias)
+        if torch.is_grad_enabled():
+            return torch.cat(parts[:2]), torch.cat(parts[2:])
+        versions = [(part.data_ptr(), part._version) for part in parts]
+        if versions != self._read_versions:
+            self._read, self._read_versions = (torch.cat(parts[:2]), torch.cat(parts[2:])), versions
+        return self._read
+
+    def outputs(self, read: Tensor, inputs: Inputs) -> Outputs:
+        """What the read-out [..., P + 1] says."""
+        policy = self.actor.parameters_of(read[..., :-1], inputs.task)
         if inputs.action_mask.shape[-1]:
             policy = self.distribution.mask(policy, inputs.action_mask)
-        return Outputs(policy, value)
+        return Outputs(policy, read[..., -1])
+
+    def heads(self, y: Tensor, inputs: Inputs) -> Outputs:
+        """Actor and critic on the cell's output y [..., H], in one product."""
+        return self.outputs(nn.functional.linear(y, *self.read_out()), inputs)
 
     def step(self, inputs: Inputs, state_BS: Tensor, is_init_B: Tensor) -> tuple[Outputs, Tensor, Tensor]:
         """One step of every copy: `(outputs, next state, cell input x_BD)`; the state is reset where `is_init_B`."""
         x_BD = self.encode(inputs)
-        y_BH, state_BS = self.cell.masked_step(x_BD, state_BS, is_init_B)
-        return self.heads(y_BH, inputs), state_BS, x_BD
+        read_BP, state_BS = self.cell.read_out(x_BD, state_BS, is_init_B, *self.read_out())
+        return self.outputs(read_BP, inputs), state_BS, x_BD
 
     def sequence(self, chunk: Chunk, state_BS: Tensor) -> Outputs:
         """The outputs [T, B, ...] of a whole chunk under the current parameters, starting from `state_BS`."""

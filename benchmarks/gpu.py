@@ -16,12 +16,10 @@ import argparse
 import importlib.util
 import json
 import math
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -45,6 +43,7 @@ try:
     from benchmarks.kernels import Problem
     from envs.registry import ADAPTERS, ENVIRONMENTS
     from envs.tasks import environment_class
+    from kernels import dispatch
     from kernels.advantages import gae, vtrace
     from kernels.diag_scan import diag_scan
     from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
@@ -149,20 +148,6 @@ def seconds_of(run: Callable[[], Any], device: torch.device, repeats: int, warmu
             run()
             times.append(time.perf_counter() - begun)
     return median(times)
-
-
-@contextmanager
-def kernels_on(backend: str) -> Iterator[None]:
-    """Every op that has `backend` runs on it."""
-    before = os.environ.get("LIFELONG_KERNELS")
-    os.environ["LIFELONG_KERNELS"] = backend
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["LIFELONG_KERNELS"]
-        else:
-            os.environ["LIFELONG_KERNELS"] = before
 
 
 # ---- checks: kernels -------------------------------------------------------------------------------------------------
@@ -327,7 +312,7 @@ def check_exactness(kind: str, device: torch.device, sizes: Sizes, dtype: torch.
     make = Inputs(torch.device("cpu"))
     x, is_init = make.normal(chunks * T, B, D).double(), make.flags(chunks * T, B)
     weight = make.normal(chunks * T, B, N).double() / (chunks * T * B) ** 0.5
-    with kernels_on("reference"):
+    with dispatch.force("reference"):
         y, _ = exact.sequence(x, exact.initial_state(B), is_init)
         (y * weight).sum().backward()
     cell = registry.build("cell", {"kind": kind, "size": N}, D)
@@ -336,7 +321,7 @@ def check_exactness(kind: str, device: torch.device, sizes: Sizes, dtype: torch.
     engine = RTRL(cell, B)
     x, weight, is_init = x.to(device, dtype), weight.to(device, dtype), is_init.to(device)
     state = cell.initial_state(B)
-    with kernels_on(backend):
+    with dispatch.force(backend):
         for chunk in range(chunks):
             part = slice(chunk * T, (chunk + 1) * T)
             y, _ = cell.sequence(x[part], engine.attach(state), is_init[part])

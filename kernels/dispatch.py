@@ -1,8 +1,8 @@
 """Which backend runs an op, and a record of the choice.
 
 `auto` means: on CPU tensors `cpu` if it can be built, else `torch`; on CUDA tensors `triton` if it can be imported and
-the op is not too wide for it, else `torch`. The environment variable LIFELONG_KERNELS replaces `auto` for every op that
-has the named backend.
+the op is not too wide for it, else `torch`. The environment variable LIFELONG_KERNELS, read when this module is
+imported, replaces `auto` for every op that has the named backend; `force` does the same for a while.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -26,11 +28,23 @@ _COMPILED_DTYPES = (torch.float32, torch.float64)
 DENSE_UNITS = 256
 _log = logging.getLogger("lifelong.kernels")
 _chosen: dict[str, str] = {}
+_forced = os.environ.get("LIFELONG_KERNELS", "auto")  # asking the environment at every call would cost microseconds
 
 
 def chosen() -> dict[str, str]:
     """{op: backend used last} of every op that has run in this process."""
     return dict(_chosen)
+
+
+@contextmanager
+def force(backend: str) -> Iterator[None]:
+    """Every op that has `backend` runs on it where `auto` is asked for."""
+    global _forced
+    before, _forced = _forced, backend
+    try:
+        yield
+    finally:
+        _forced = before
 
 
 class Op:
@@ -61,10 +75,9 @@ class Op:
         Raises ValueError if an explicit `backend` cannot run there.
         """
         if backend == "auto":
-            forced = os.environ.get("LIFELONG_KERNELS", "auto")
-            if forced != "auto" and forced not in BACKENDS:
-                raise ValueError(f"LIFELONG_KERNELS={forced!r} is no backend; valid: {', '.join(BACKENDS)}")
-            backend = forced if forced in self.backends else "auto"
+            if _forced != "auto" and _forced not in BACKENDS:
+                raise ValueError(f"LIFELONG_KERNELS={_forced!r} is no backend; valid: {', '.join(BACKENDS)}")
+            backend = _forced if _forced in self.backends else "auto"
         fits = self.triton_units is None or units <= self.triton_units
         key = (backend, sample.device.type, sample.dtype, fits)
         hit = self._cache.get(key)

@@ -45,6 +45,13 @@ class Cell(nn.Module):
         """One step after resetting the state where `is_init_B`: `(y_BH, state_BS)`."""
         return self.step(x_BD, state_BS * (~is_init_B).unsqueeze(-1))
 
+    def read_out(
+        self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor, weight_PH: Tensor, bias_P: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`masked_step` and a linear layer on its output: `(read_BP, state_BS)`. Cells with a kernel override this."""
+        y_BH, state_BS = self.masked_step(x_BD, state_BS, is_init_B)
+        return nn.functional.linear(y_BH, weight_PH, bias_P), state_BS
+
     def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
         """T steps; the state is multiplied by zero where `is_init` before the step: `(y_TBH, final state_BS)`."""
         keep_TB1 = (~is_init_TB).to(x_TBD.dtype).unsqueeze(-1)

@@ -50,16 +50,11 @@ class ELSTM(DiagonalCell):
     def scan(self, u_TBGN: Tensor, state_BN: Tensor, is_init_TB: Tensor) -> Tensor:
         return elstm_sequence(u_TBGN, self.weight_recurrent.flatten(), state_BN, is_init_TB)[0]
 
-    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        no_reset = torch.zeros(state_BS.shape[0], dtype=torch.bool, device=state_BS.device)
-        return self.masked_step(x_BD, state_BS, no_reset)
-
-    def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
+    def read_out(
+        self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor, weight_PH: Tensor, bias_P: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
-            keep_B1 = (~is_init_B).to(state_BS.dtype).unsqueeze(-1)
-            drives, vectors = self.drive(x_BD).split(self.size, -1), self.weight_recurrent.unbind(0)
-            c_BN = self.recurrence(drives, vectors, state_BS * keep_B1)
-            return self.output(x_BD, c_BN), c_BN
+            return super().read_out(x_BD, state_BS, is_init_B, weight_PH, bias_P)
         return self._act(
             x_BD,
             self.weight_input,
@@ -68,6 +63,8 @@ class ELSTM(DiagonalCell):
             self.output_input,
             self.output_state,
             self.output_bias,
+            weight_PH,
+            bias_P,
             state_BS,
             is_init_B,
         )

@@ -134,7 +134,7 @@ class Rollout:
         """Act for T steps."""
         records = [self.act() for _ in range(steps)]
         ends = ("final_obs", "final_action")  # needed only where an episode was truncated
-        seen = {key: torch.stack([record[key] for record in records]) for key in records[0] if key not in ends}
+        seen = {key: _over_time([record[key] for record in records]) for key in records[0] if key not in ends}
         env = self.env
         seen["task"] = env.task_device_B.expand(steps, -1)
         seen["action_mask"] = env.action_mask_BA.expand(steps, -1, -1)
@@ -214,3 +214,9 @@ class Rollout:
         else:
             self.obs, _ = self.env.reset()
             self._forget(torch.ones_like(self.is_init))
+
+
+def _over_time(rows: list[Tensor]) -> Tensor:
+    """The rows as one tensor [T, ...]; a view if they are all the same tensor (what the environment never changes)."""
+    first = rows[0]
+    return first.expand(len(rows), *first.shape) if all(row is first for row in rows) else torch.stack(rows)

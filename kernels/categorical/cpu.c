@@ -1,7 +1,7 @@
-/* Two passes a row: the total, then the first action whose cumulative weight exceeds its share. */
-void FN(sample)(i64 M, i64 A, const real *restrict logits, const real *restrict uniform, i64 *restrict action) {
+/* Rows of logits lie `stride` apart. Two passes a row: the total, then the first action whose cumulative weight exceeds its share. */
+void FN(sample)(i64 M, i64 A, i64 stride, const real *restrict logits, const real *restrict uniform, i64 *restrict action) {
     for (i64 m = 0; m < M; m++) {
-        const real *row = logits + m * A;
+        const real *row = logits + m * stride;
         real top = row[0], total = 0, sum = 0;
         for (i64 a = 1; a < A; a++) top = row[a] > top ? row[a] : top;
         for (i64 a = 0; a < A; a++) total += (real)exp((double)(row[a] - top));

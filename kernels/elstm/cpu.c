@@ -237,27 +237,31 @@ void FN(elstm_gate_backward)(i64 count, i64 threads, const real *restrict c, con
     }
 }
 
-/* y[r, 0:M] += x[r, 0:K] w[0:K, 0:M] for up to ROWS rows; w is input-major, so that a tile of outputs stays in registers. */
+/* y[r, 0:M] += x[r, 0:K] w[0:K, 0:M] for up to ACT_ROWS rows; w is input-major, so that a tile of outputs stays in
+   registers. */
 #define LANES (64 / sizeof(real))
+#ifndef ACT_ROWS
+#define ACT_ROWS 8
+#endif
 typedef real FN(vec) __attribute__((vector_size(64), aligned(sizeof(real)), may_alias));
 
 static inline void FN(matvec_rows)(i64 rows, i64 K, i64 M, const real *restrict x, i64 x_stride,
                                    const real *restrict w, real *restrict y) {
     i64 m = 0;
-    if (rows == ROWS)
+    if (rows == ACT_ROWS)
         for (; m + 2 * (i64)LANES <= M; m += 2 * LANES) {
-            FN(vec) sum[ROWS][2];
-            for (int r = 0; r < ROWS; r++)
+            FN(vec) sum[ACT_ROWS][2];
+            for (int r = 0; r < ACT_ROWS; r++)
                 for (int j = 0; j < 2; j++) sum[r][j] = *(const FN(vec) *)(y + r * M + m + j * LANES);
             for (i64 k = 0; k < K; k++) {
                 const FN(vec) a = *(const FN(vec) *)(w + k * M + m), b = *(const FN(vec) *)(w + k * M + m + LANES);
-#pragma GCC unroll 4
-                for (int r = 0; r < ROWS; r++) {
+#pragma GCC unroll 8
+                for (int r = 0; r < ACT_ROWS; r++) {
                     sum[r][0] += x[r * x_stride + k] * a;
                     sum[r][1] += x[r * x_stride + k] * b;
                 }
             }
-            for (int r = 0; r < ROWS; r++)
+            for (int r = 0; r < ACT_ROWS; r++)
                 for (int j = 0; j < 2; j++) *(FN(vec) *)(y + r * M + m + j * LANES) = sum[r][j];
         }
     for (i64 r = 0; r < rows; r++)
@@ -265,16 +269,17 @@ static inline void FN(matvec_rows)(i64 rows, i64 K, i64 M, const real *restrict 
             for (i64 i = m; i < M; i++) y[r * M + i] += x[r * x_stride + k] * w[k * M + i];
 }
 
-/* A whole step of the layer: drive, recurrence, output gate. Weights are input-major: [D, 2N], [D, N], [N, N].
-   scratch is [blocks, ROWS, 3N]. */
-void FN(elstm_act)(i64 B, i64 D, i64 N, i64 threads, const real *x, const real *weight, const real *bias, const real *v,
-                   const real *weight_out, const real *recurrent_out, const real *bias_out, const real *c,
-                   const uint8_t *init, const real *zeros, real *scratch, real *h, real *next) {
-    i64 blocks = (B + ROWS - 1) / ROWS, work = B * N * (16 + 3 * D + N) / 16;
+/* A whole step of the layer and a linear read-out of its output: drive, recurrence, output gate, `read` [B, P]. Weights
+   are input-major, [D, 2N], [D, N], [N, N], but for the read-out's [P, N]. scratch is [blocks, ACT_ROWS, 3N]. */
+void FN(elstm_act)(i64 B, i64 D, i64 N, i64 P, i64 threads, const real *x, const real *weight, const real *bias,
+                   const real *v, const real *weight_out, const real *recurrent_out, const real *bias_out,
+                   const real *weight_read, const real *bias_read, const real *c, const uint8_t *init,
+                   const real *zeros, real *scratch, real *read, real *next) {
+    i64 blocks = (B + ACT_ROWS - 1) / ACT_ROWS, work = B * N * (16 + 3 * D + N + P) / 16;
 #pragma omp parallel for schedule(static) num_threads(team(work, threads)) if (team(work, threads) > 1)
     for (i64 block = 0; block < blocks; block++) {
-        i64 first = block * ROWS, rows = MIN(ROWS, B - first);
-        real *u = scratch + block * ROWS * 3 * N, *o = u + ROWS * 2 * N;
+        i64 first = block * ACT_ROWS, rows = MIN(ACT_ROWS, B - first);
+        real *u = scratch + block * ACT_ROWS * 3 * N, *o = u + ACT_ROWS * 2 * N;
         for (i64 r = 0; r < rows; r++) {
             memcpy(u + r * 2 * N, bias, sizeof(real) * 2 * N);
             memcpy(o + r * N, bias_out, sizeof(real) * N);
@@ -285,10 +290,19 @@ void FN(elstm_act)(i64 B, i64 D, i64 N, i64 threads, const real *x, const real *
             FN(elstm_forward_row)(N, u + r * 2 * N, v, init[first + r] ? zeros : c + (first + r) * N,
                                   next + (first + r) * N);
         FN(matvec_rows)(rows, N, N, next + first * N, N, recurrent_out, o);
-        for (i64 r = 0; r < rows; r++)
+        for (i64 r = 0; r < rows; r++) {
+            real *restrict h = o + r * N;
+            const real *restrict after = next + (first + r) * N;
 #pragma omp simd
-            for (i64 n = 0; n < N; n++)
-                h[(first + r) * N + n] = SIGMOID(o[r * N + n]) * next[(first + r) * N + n];
+            for (i64 n = 0; n < N; n++) h[n] = SIGMOID(h[n]) * after[n];
+            for (i64 p = 0; p < P; p++) {
+                const real *restrict w = weight_read + p * N;
+                real sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (i64 n = 0; n < N; n++) sum += h[n] * w[n];
+                read[(first + r) * P + p] = sum + bias_read[p];
+            }
+        }
     }
 }
 #undef LANES

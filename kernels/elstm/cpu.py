@@ -14,8 +14,9 @@ _TRACE = build.function("kernels.elstm", "elstm_trace", "iiii" + "p" * 8)
 _NARROW = build.function("kernels.elstm", "elstm_advance_narrow", "iiiiiii" + "p" * 13)
 _GATE = build.function("kernels.elstm", "elstm_gate", "ii" + "p" * 3)
 _GATE_BACKWARD = build.function("kernels.elstm", "elstm_gate_backward", "ii" + "p" * 6)
-_ACT = build.function("kernels.elstm", "elstm_act", "iiii" + "p" * 13)
+_ACT = build.function("kernels.elstm", "elstm_act", "iiiii" + "p" * 15)
 _ROWS = 4  # batch rows per block of the weight gradient, as in cpu.c
+_ACT_ROWS = 8  # batch rows per block of a step, as in cpu.c
 NARROW = 16  # widest input that `advance_narrow` takes, as in cpu.c
 _GROUPS, _GROUP = 16, 4  # most groups of copies in `advance_narrow`, and fewest copies per group
 
@@ -158,16 +159,14 @@ def gate_backward(
 def act(
     x_BD: torch.Tensor, packed: tuple[torch.Tensor, ...], c_BN: torch.Tensor, is_init_B: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(h_BN, c_BN) after one step of the whole layer; no gradient. See `kernels.elstm.ElstmAct`."""
+    """(read_BP, c_BN) after one step of the whole layer; no gradient. See `kernels.elstm.ElstmAct`."""
     x, c, init = x_BD.contiguous(), c_BN.contiguous(), is_init_B.contiguous()
-    (B, D), N = x.shape, c.shape[1]
-    dtype = x.dtype
-    out = torch.empty((2, B, N), dtype=dtype)
-    scratch = torch.empty((-(-B // _ROWS) * _ROWS, 3 * N), dtype=dtype)
-    h_BN, next_BN = out.unbind(0)
+    (B, D), N, dtype, bias_read = x.shape, c.shape[1], x.dtype, packed[-1]
+    P = bias_read.shape[0]
+    read_BP, next_BN = torch.empty(B, P, dtype=dtype), torch.empty_like(c)
+    scratch = torch.empty((-(-B // _ACT_ROWS) * _ACT_ROWS, 3 * N), dtype=dtype)
     _ACT[dtype](
-        B, D, N, torch.get_num_threads(), x.data_ptr(), *[w.data_ptr() for w in packed],
-        c.data_ptr(), init.data_ptr(), zero_row(N, dtype), scratch.data_ptr(),
-        h_BN.data_ptr(), next_BN.data_ptr(),
+        B, D, N, P, torch.get_num_threads(), x.data_ptr(), *[w.data_ptr() for w in packed],
+        c.data_ptr(), init.data_ptr(), zero_row(N, dtype), scratch.data_ptr(), read_BP.data_ptr(), next_BN.data_ptr(),
     )  # fmt: skip
-    return h_BN, next_BN
+    return read_BP, next_BN

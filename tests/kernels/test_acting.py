@@ -22,11 +22,13 @@ def layer(B: int, D: int, N: int, dtype: torch.dtype) -> list[torch.Tensor]:
 def test_a_step_for_acting_equals_the_reference_layer(B: int, D: int, N: int, dtype: torch.dtype) -> None:
     *weights, c = layer(B, D, N, dtype)
     x, init = torch.randn(B, D, dtype=dtype), torch.rand(B) < 0.4
-    with torch.no_grad():
-        h, following = ElstmAct()(x, *weights, c, init)
     expected, last, _, _ = elstm_layer(x[None], *weights, c, init[None], backend="reference")
     tolerance = 2e-6 if dtype is torch.float32 else 1e-14
-    torch.testing.assert_close(h, expected[0], rtol=0, atol=tolerance)
+    for P in (1, 3, 40):
+        read, bias = torch.randn(P, N, dtype=dtype) * 0.4, torch.randn(P, dtype=dtype)
+        with torch.no_grad():
+            got, following = ElstmAct()(x, *weights, read, bias, c, init)
+        torch.testing.assert_close(got, torch.nn.functional.linear(expected[0], read, bias), rtol=0, atol=2 * tolerance)
     torch.testing.assert_close(following, last, rtol=0, atol=tolerance)
 
 
@@ -34,12 +36,13 @@ def test_a_step_for_acting_equals_the_reference_layer(B: int, D: int, N: int, dt
 def test_acting_follows_the_optimiser(fused: bool) -> None:
     """The packed weights are renewed after every kind of update; fused optimisers need their writes counted."""
     *weights, c = layer(4, 3, 8, torch.float32)
-    weights = [torch.nn.Parameter(w) for w in weights]
+    weights = [torch.nn.Parameter(w) for w in (*weights, torch.randn(2, 8), torch.randn(2))]
     optimizer = torch.optim.Adam(weights, lr=0.1, fused=fused)
     act, x, init = ElstmAct(), torch.randn(4, 3), torch.zeros(4, dtype=torch.bool)
     with torch.no_grad():
         before, _ = act(x, *weights, c, init)
-    elstm_layer(x[None], *weights, c, init[None])[0].sum().backward()
+    h, _, _, _ = elstm_layer(x[None], *weights[:6], c, init[None])
+    torch.nn.functional.linear(h, *weights[6:]).sum().backward()
     optimizer.step()
     torch.autograd.graph.increment_version(weights)
     with torch.no_grad():
@@ -57,6 +60,12 @@ def test_draws_follow_the_probabilities_and_the_reference(backend: str) -> None:
     torch.testing.assert_close(share, torch.softmax(logits[0], 0), rtol=0, atol=0.01)
     few = categorical_sample(logits[:500], uniform[:500], backend="reference")
     assert (few == action[:500]).float().mean() > 0.99  # rounding may move a draw that lies on an edge
+
+
+def test_draws_from_a_slice_are_those_from_its_copy() -> None:
+    wide, uniform = torch.randn(50, 6), torch.rand(50)
+    for part in (wide[:, :4], wide[:, ::2], wide[::2, 1:].repeat(2, 1)):
+        assert torch.equal(categorical_sample(part, uniform), categorical_sample(part.contiguous(), uniform))
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])

@@ -79,12 +79,19 @@ def problem() -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
-def test_environment_variable_replaces_auto(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    monkeypatch.setenv("LIFELONG_KERNELS", backend)
+def test_a_forced_backend_replaces_auto(backend: str) -> None:
+    with dispatch.force(backend):
+        elstm_sequence(*problem())
+        assert dispatch.chosen()["elstm_sequence"] == backend
+        elstm_sequence(*problem(), backend="torch")  # an explicit backend wins
+        assert dispatch.chosen()["elstm_sequence"] == "torch"
     elstm_sequence(*problem())
-    assert dispatch.chosen()["elstm_sequence"] == backend
-    elstm_sequence(*problem(), backend="torch")  # an explicit backend wins
-    assert dispatch.chosen()["elstm_sequence"] == "torch"
+    assert dispatch.chosen()["elstm_sequence"] == "cpu"
+
+
+def test_the_environment_variable_forces_a_backend(tmp_path: Path) -> None:
+    _, chosen = run(tmp_path, LIFELONG_KERNELS="reference")
+    assert set(chosen.values()) == {"reference"}
 
 
 def test_an_explicit_backend_that_cannot_run_names_those_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,14 +102,13 @@ def test_an_explicit_backend_that_cannot_run_names_those_that_can(monkeypatch: p
         elstm_sequence(*problem(), backend="fast")
 
 
-def test_an_unknown_name_in_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIFELONG_KERNELS", "fast")
-    with pytest.raises(ValueError, match="LIFELONG_KERNELS='fast' is no backend; valid: reference, torch, cpu, triton"):
+def test_an_unknown_name_in_the_environment_is_an_error() -> None:
+    message = "LIFELONG_KERNELS='fast' is no backend; valid: reference, torch, cpu, triton"
+    with dispatch.force("fast"), pytest.raises(ValueError, match=message):
         elstm_sequence(*problem())
 
 
-def test_other_dtypes_run_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LIFELONG_KERNELS", raising=False)
+def test_other_dtypes_run_on_torch() -> None:
     u, v, c0, is_init = problem()
     elstm_sequence(u.bfloat16(), v.bfloat16(), c0.bfloat16(), is_init)
     assert dispatch.chosen()["elstm_sequence"] == "torch"

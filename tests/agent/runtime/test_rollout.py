@@ -78,10 +78,10 @@ def test_the_memory_before_each_step_is_recorded_unreset() -> None:
     chunk, policy = experience.chunk, rollout.policy
     state = torch.zeros(6, policy.cell.state_size)
     for t in range(12):
-        assert torch.equal(experience.state_TBS[t], state)
+        torch.testing.assert_close(experience.state_TBS[t], state, rtol=0, atol=1e-6)
         with torch.no_grad():
             _, state = policy.cell.step(experience.x_TBD[t], state * (~chunk.is_init[t]).unsqueeze(-1))
-    assert torch.equal(rollout.state_BS, state)
+    torch.testing.assert_close(rollout.state_BS, state, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
