@@ -315,9 +315,8 @@ def check_exactness(kind: str, device: torch.device, sizes: Sizes, dtype: torch.
     with dispatch.force("reference"):
         y, _ = exact.sequence(x, exact.initial_state(B), is_init)
         (y * weight).sum().backward()
-    cell = registry.build("cell", {"kind": kind, "size": N}, D)
+    cell = registry.build("cell", {"kind": kind, "size": N}, D).to(device, dtype)
     cell.load_state_dict(exact.state_dict())
-    cell = cell.to(device, dtype)
     engine = RTRL(cell, B)
     x, weight, is_init = x.to(device, dtype), weight.to(device, dtype), is_init.to(device)
     state = cell.initial_state(B)
