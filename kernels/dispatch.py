@@ -108,7 +108,7 @@ class Op:
 
     def _can_run(self, backend: str, device: str, dtype: torch.dtype, fits: bool) -> bool:
         if backend == "cpu":
-            return device == "cpu" and dtype in self.dtypes["cpu"] and build.available(self.folder)
+            return device == "cpu" and dtype in self.dtypes["cpu"] and build.available(self.folder, dtype)
         if backend == "triton":
             interpreted = os.environ.get("TRITON_INTERPRET") == "1"
             on_device = device == "cuda" or (device == "cpu" and interpreted)

@@ -6,6 +6,7 @@ A cell's state is one tensor [B, S] (LSTM packs h and c). `is_init[t]` means: th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,14 @@ from torch import Tensor, nn
 
 from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
 from kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
+
+
+@dataclass
+class Acted:
+    """What acting computed on a chunk: it is the forward pass, as long as the parameters have not changed since."""
+
+    state_TBS: Tensor  # after each step
+    kept: tuple[Tensor, ...]  # what `read_out` kept of each step, [T, B, ...]
 
 
 class Cell(nn.Module):
@@ -47,13 +56,21 @@ class Cell(nn.Module):
 
     def read_out(
         self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor, weight_PH: Tensor, bias_P: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`masked_step` and a linear layer on its output: `(read_BP, state_BS)`. Cells with a kernel override this."""
-        y_BH, state_BS = self.masked_step(x_BD, state_BS, is_init_B)
-        return nn.functional.linear(y_BH, weight_PH, bias_P), state_BS
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """`masked_step` and a linear layer on its output: `(read_BP, state_BS, kept)`.
 
-    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
-        """T steps; the state is multiplied by zero where `is_init` before the step: `(y_TBH, final state_BS)`."""
+        Cells with a kernel override this; `kept` is what their `sequence` can use again, nothing by default.
+        """
+        y_BH, state_BS = self.masked_step(x_BD, state_BS, is_init_B)
+        return nn.functional.linear(y_BH, weight_PH, bias_P), state_BS, ()
+
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """T steps; the state is multiplied by zero where `is_init` before the step: `(y_TBH, final state_BS)`.
+
+        With `acted`, made by `read_out` from the same inputs and parameters, a cell may leave the forward pass out.
+        """
         keep_TB1 = (~is_init_TB).to(x_TBD.dtype).unsqueeze(-1)
         outputs = []
         for x_BD, keep_B1 in zip(x_TBD, keep_TB1, strict=True):
@@ -187,7 +204,9 @@ class DiagonalCell(ElementwiseCell):
         c_BN = self.recurrence(drives, self.weight_recurrent.unbind(0), state_BS)
         return self.output(x_BD, c_BN), c_BN
 
-    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
         c_TBN = self.scan(self.drive(x_TBD), state_BS, is_init_TB)
         return self.output(x_TBD, c_TBN), c_TBN[-1]
 

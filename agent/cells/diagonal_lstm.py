@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agent.cells.base import BlockCell
+from agent.cells.base import Acted, BlockCell
 from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
 
 
@@ -38,7 +38,9 @@ class DiagonalLSTM(BlockCell):
         c = g + f * (c - g)
         return torch.sigmoid(drives[2] + vectors[2] * h + vectors[4] * c) * torch.tanh(c), c
 
-    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
         return diagonal_lstm_sequence(self.drive(x_TBD), self.weight_recurrent.flatten(), state_BS, is_init_TB)
 
     def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:

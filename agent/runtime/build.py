@@ -67,7 +67,7 @@ def build_stream(config: Config) -> TaskStream:
         schedule = registry.build(
             "schedule", spec.schedule, [task.steps for task in tasks], spec.cycles, subseed(config.seed, "schedule")
         )
-        return TaskStream(tasks, schedule)
+        return TaskStream(tasks, schedule, spec.share)
     except EnvError as error:
         raise ConfigError(str(error)) from error
 

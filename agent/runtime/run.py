@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from agent.runtime import checkpoint
 from agent.runtime.build import build
 from agent.runtime.logging import Progress, RunLog, write_json
 from agent.runtime.machine import machine
-from agent.runtime.metrics import average_performance, backward_transfer, final, forgetting, learned
+from agent.runtime.metrics import Evaluations, average_performance, backward_transfer, final, forgetting, learned
 from agent.runtime.trainer import Trainer
 
 
@@ -31,7 +32,13 @@ def default_folder(config: Config) -> Path:
     return folder
 
 
-def start(config: Config, folder: Path, *, quiet: bool = False) -> tuple[Trainer, bool]:
+#: called with (environment step, all evaluations so far) after every evaluation
+Listener = Callable[[int, Evaluations], None]
+
+
+def start(
+    config: Config, folder: Path, *, quiet: bool = False, on_evaluation: Listener | None = None
+) -> tuple[Trainer, bool]:
     """Start a run in the new folder `folder`; `(trainer, True at the end of the stream)`.
 
     Raises:
@@ -48,10 +55,12 @@ def start(config: Config, folder: Path, *, quiet: bool = False) -> tuple[Trainer
         raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
     if not quiet:
         print(f"run folder {folder}", file=sys.stderr)
-    return trainer, _train(trainer, quiet=quiet)
+    return trainer, _train(trainer, quiet=quiet, on_evaluation=on_evaluation)
 
 
-def resume(folder: Path, assignments: Sequence[str] = (), *, quiet: bool = False) -> tuple[Trainer, bool]:
+def resume(
+    folder: Path, assignments: Sequence[str] = (), *, quiet: bool = False, on_evaluation: Listener | None = None
+) -> tuple[Trainer, bool]:
     """Go on with the run in `folder` from its newest good checkpoint, with overrides if any.
 
     Raises:
@@ -66,7 +75,7 @@ def resume(folder: Path, assignments: Sequence[str] = (), *, quiet: bool = False
         (folder / "config.yaml").write_text(configs.to_yaml(config))
     if not trainer.rollout.env.exact_state:
         print("note: this environment cannot save its state; fresh episodes start where the run goes on")
-    return trainer, _train(trainer, offset, quiet=quiet)
+    return trainer, _train(trainer, offset, quiet=quiet, on_evaluation=on_evaluation)
 
 
 def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
@@ -105,8 +114,10 @@ def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
     return trainer
 
 
-def _train(trainer: Trainer, offset: int = 0, *, quiet: bool) -> bool:
+def _train(trainer: Trainer, offset: int = 0, *, quiet: bool, on_evaluation: Listener | None) -> bool:
     record = trainer.record
+    if on_evaluation is not None:
+        trainer.on_evaluation = on_evaluation
     progress = Progress(trainer.stream.total_steps, trainer.step, quiet)
     try:
         log = RunLog(record.folder, offset, trainer.step)
@@ -128,8 +139,14 @@ def _train(trainer: Trainer, offset: int = 0, *, quiet: bool) -> bool:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask to stop after the current chunk; a second one stops at once."""
+    """SIGINT and SIGTERM ask to stop after the current chunk; a second one stops at once.
+
+    In a thread (a trial of Ray Tune) nothing is caught: signals belong to the main thread.
+    """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
 
     def note(number: int, frame: Any) -> None:
         if received:

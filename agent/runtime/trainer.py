@@ -45,6 +45,8 @@ class Trainer:
         self.clocked = overrides(strategies, "on_clock")
         self.copies, self.steps = self.config.rollout.copies, self.config.rollout.steps
         self.step, self.segment = 0, -1
+        #: called after every evaluation, by whoever tunes this run
+        self.on_evaluation: Callable[[int, Evaluations], None] = lambda step, evaluations: None
 
     def train(self, log: RunLog, progress: Progress, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end of the stream.
@@ -152,6 +154,7 @@ class Trainer:
             scalars |= plasticity(self.rollout.policy, experience.chunk)
         log.scalars(self.step, scalars)
         self.evaluations.save(self.record.folder / "evaluation.npz")
+        self.on_evaluation(self.step, self.evaluations)
 
     def performance(self) -> dict[str, float]:
         """The last evaluation of every task."""

@@ -212,7 +212,7 @@ def test_the_learner_adds_up_replayed_copies_without_giving_them_a_carry() -> No
     objective = ActorCritic(policy.distribution)
     learner = Learner(policy, engine, objective, torch.optim.SGD(policy.parameters(), 0.0), [], 0.0, torch.Generator())
     learner.batch_hooks = [Append()]  # type: ignore[list-item]
-    learner._step(make_context(policy, objective, B, 4), live, {}, None)
+    learner._step(make_context(policy, objective, B, 4), live, {}, None, None)
     got = gradients_of(policy)
     policy.zero_grad()
     both = concatenate([live, replayed])
