@@ -406,12 +406,34 @@ def check(raw: Mapping[str, Any]) -> Config:
         check_name("strategy", name)
         if not isinstance(options, Mapping):
             raise ConfigError(f"strategy_options.{name} is {options!r}; it must be a mapping of options")
+    _check_runners(config)
     kinds = [strategy["kind"] for strategy in config.strategy]
     for kind in kinds:
         if kinds.count(kind) > 1:
             raise ConfigError(f"strategy {kind} is listed twice; give each strategy once")
     config.strategy = [{**config.strategy_options.get(s["kind"], {}), **s} for s in config.strategy]
     return config
+
+
+def _check_runners(config: Config) -> None:
+    runtime, copies = config.runtime, config.rollout.copies
+    runners, cpus = runtime.env_runners, runtime.cpus_per_runner
+    if cpus > 1 and not cpus.is_integer():
+        raise ConfigError(f"runtime.cpus_per_runner is {cpus:g}; above 1 it must be an integer")
+    if not runners:
+        return
+    if runtime.backend != "ray":
+        raise ConfigError(f"runtime.env_runners is {runners}, which needs runtime.backend=ray, not {runtime.backend}")
+    if runtime.workers > 1:
+        raise ConfigError(
+            f"runtime.env_runners is {runners} and runtime.workers {runtime.workers}; runners feed one learner, so set "
+            "one of them to its default"
+        )
+    if copies % runners:
+        raise ConfigError(
+            f"rollout.copies is {copies}, which {runners} runtime.env_runners cannot share; use "
+            f"{max(1, round(copies / runners)) * runners}"
+        )
 
 
 def load(name: str, assignments: Sequence[str] = ()) -> Config:

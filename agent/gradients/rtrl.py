@@ -26,11 +26,12 @@ from agent.gradients.base import GradientEngine
 
 @dataclass
 class Trace:
-    """A chunk, and the recurrent parameters that it was made with."""
+    """A chunk of the copies `index` (None: all in order), and the recurrent parameters that it was made with."""
 
     x_TBD: Tensor
     state_TBS: Tensor
     is_init_TB: Tensor
+    index: Tensor | None
     parameters: tuple[Tensor, Tensor, Tensor]
     advanced: bool = False
 
@@ -99,10 +100,18 @@ class RTRL(GradientEngine):
         return weight.flatten(0, 1), small[:gates].flatten(), small[gates:]
 
     @torch.no_grad()
-    def trace(self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, *, only_pass: bool = False) -> Trace:
+    def trace(
+        self,
+        x_TBD: Tensor,
+        state_TBS: Tensor,
+        is_init_TB: Tensor,
+        index: Tensor | None = None,
+        *,
+        only_pass: bool = False,
+    ) -> Trace:
         cell = self.cell
         parameters = (cell.weight_input.clone(), cell.bias.clone(), cell.weight_recurrent.clone())
-        trace = Trace(x_TBD, state_TBS, is_init_TB, parameters)
+        trace = Trace(x_TBD, state_TBS, is_init_TB, index, parameters)
         self.only_pass = trace if only_pass else None
         return trace
 
@@ -113,15 +122,20 @@ class RTRL(GradientEngine):
     @torch.no_grad()
     def _move(self, trace: Trace, boundary_BS: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Advance the carry over the chunk; with a boundary, its product with the old carry."""
+        index, weight_BGND, small_BMN = trace.index, self.weight_BGND, self.small_BMN
+        if index is not None:
+            weight_BGND, small_BMN = weight_BGND[index], small_BMN[index]
         weight_GND, small_MN, self.max_jacobian = self.cell.advance_carry(
-            self.weight_BGND,
-            self.small_BMN,
+            weight_BGND,
+            small_BMN,
             trace.parameters,
             trace.x_TBD,
             trace.state_TBS,
             trace.is_init_TB,
             boundary_BS,
         )
+        if index is not None:
+            self.weight_BGND[index], self.small_BMN[index] = weight_BGND, small_BMN
         trace.advanced, self.only_pass = True, None
         return weight_GND, small_MN
 
@@ -129,9 +143,10 @@ class RTRL(GradientEngine):
         for carry in (self.weight_BGND, self.small_BMN):
             carry.masked_fill_(mask_B.view(-1, *([1] * (carry.dim() - 1))), 0.0)
 
-    def reset_units(self, units: Tensor) -> None:
-        self.weight_BGND[:, :, units] = 0.0
-        self.small_BMN[:, :, units] = 0.0
+    def reset_units(self, units: Tensor, index: Tensor | None = None) -> None:
+        copies = torch.arange(self.copies, device=units.device) if index is None else index
+        for carry in (self.weight_BGND, self.small_BMN):
+            carry[copies.unsqueeze(-1), :, units] = 0.0
 
     def exact_parameters(self) -> list[str]:
         return self.cell.recurrent_parameters()

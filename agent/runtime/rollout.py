@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ class Experience:
     state_TBS: Tensor  # memory before each step, before any reset
     episode_return_TB: Tensor  # return of the episodes that ended, where `done_TB`
     done_TB: Tensor
+    copies: Tensor | None = None  # int64, which of the run's copies these are; None: all of them in order
     acted: Acted | None = None  # what the forward pass of acting left for learning, if the cell keeps anything
 
 
@@ -82,6 +84,18 @@ class Rollout:
             self.previous_action = self.previous_action.masked_fill(mask_B.unsqueeze(-1), 0.0)
         if self.policy.with_reward:
             self.previous_reward = self.previous_reward.masked_fill(mask_B, 0.0)
+
+    def reset_units(self, units: Tensor) -> None:
+        """Zero what the memory of every copy holds of the re-initialised `units` (int64)."""
+        self.policy.cell.reset_units(self.state_BS, units)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Whatever must run while this is used: nothing, the environments live in this process."""
+        return nullcontext()
+
+    def timing(self) -> dict[str, float]:
+        """Scalars for the log that depend on the clock."""
+        return {}
 
     def inputs(self) -> Inputs:
         """What the policy reads now."""
@@ -172,7 +186,7 @@ class Rollout:
             state=state_TBS[0],
         )
         acted = Acted(after_TBS, kept) if kept else None
-        return Experience(chunk, seen["x"], state_TBS, seen["episode_return"], seen["done"], acted)
+        return Experience(chunk, seen["x"], state_TBS, seen["episode_return"], seen["done"], acted=acted)
 
     def _final_value(self, seen: dict[str, Tensor], records: list[dict[str, Any]], after_TBS: Tensor) -> Tensor:
         """Value of the true last observation of truncated episodes, read with the memory of that episode, [T, B]."""
@@ -212,6 +226,8 @@ class Rollout:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` returned. Environments that cannot save their state start fresh episodes."""
+        if "runners" in saved:
+            raise ValueError(f"it was made with runtime.env_runners={len(saved['runners'])}, and now it is 0")
         self.env.load_state_dict(saved["env"])
         device = self.env.device
         self.state_BS = saved["state"].to(device)

@@ -44,18 +44,20 @@ def start(
     Raises:
         ConfigError: the folder holds a run already, or the config is impossible.
         DiskError: the folder cannot be written.
+        ClusterError: environment runners are asked for and cannot start.
     """
     if (folder / "config.yaml").exists():
         raise ConfigError(f"{folder} already holds a run; use `lifelong resume {folder}`, --resume, or another --out")
     trainer = build(config, folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(configs.to_yaml(config))
-    except OSError as error:
-        raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
-    if not quiet:
-        print(f"run folder {folder}", file=sys.stderr)
-    return trainer, _train(trainer, quiet=quiet, on_evaluation=on_evaluation)
+    with trainer.rollout.running():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(configs.to_yaml(config))
+        except OSError as error:
+            raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
+        if not quiet:
+            print(f"run folder {folder}", file=sys.stderr)
+        return trainer, _train(trainer, quiet=quiet, on_evaluation=on_evaluation)
 
 
 def resume(
@@ -75,7 +77,8 @@ def resume(
         (folder / "config.yaml").write_text(configs.to_yaml(config))
     if not trainer.rollout.env.exact_state:
         print("note: this environment cannot save its state; fresh episodes start where the run goes on")
-    return trainer, _train(trainer, offset, quiet=quiet, on_evaluation=on_evaluation)
+    with trainer.rollout.running():
+        return trainer, _train(trainer, offset, quiet=quiet, on_evaluation=on_evaluation)
 
 
 def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:

@@ -15,6 +15,7 @@ from agent.runtime.metrics import Evaluations, average_performance
 from agent.runtime.plasticity import plasticity
 from agent.runtime.record import Record
 from agent.runtime.rollout import Experience, Rollout
+from agent.runtime.runners import RunnerRollout
 from agent.strategies.base import Context, Strategy, overrides
 from envs.stream import TaskStream
 
@@ -31,7 +32,7 @@ class Trainer:
         self,
         record: Record,
         stream: TaskStream,
-        rollout: Rollout,
+        rollout: Rollout | RunnerRollout,
         learner: Learner,
         strategies: list[Strategy],
         evaluator: Evaluator,
@@ -45,6 +46,7 @@ class Trainer:
         self.clocked = overrides(strategies, "on_clock")
         self.copies, self.steps = self.config.rollout.copies, self.config.rollout.steps
         self.step, self.segment = 0, -1
+        self.frames = 0  # steps of the last chunk, all its copies together
         #: called after every evaluation, by whoever tunes this run
         self.on_evaluation: Callable[[int, Evaluations], None] = lambda step, evaluations: None
 
@@ -61,10 +63,11 @@ class Trainer:
             experience = self.rollout.collect(self.steps)
             metrics, reset_units = self.learner.update(self.context(), experience)
             for units in reset_units:
-                self.rollout.policy.cell.reset_units(self.rollout.state_BS, units)
+                self.rollout.reset_units(units)
             for strategy in self.strategies:
                 strategy.after_chunk(self.context(), experience)
-            self.step += self.copies * self.steps
+            self.frames = experience.chunk.copies * experience.chunk.steps
+            self.step += self.frames
             for strategy in self.clocked:
                 strategy.on_clock(self.context(), self.source)
             self.record.add(metrics, experience)
@@ -122,7 +125,7 @@ class Trainer:
 
     def due(self, every: int) -> bool:
         """Whether a multiple of `every` was passed in the last chunk."""
-        return self.step // every != (self.step - self.copies * self.steps) // every
+        return self.step // every != (self.step - self.frames) // every
 
     def at_border(self) -> bool:
         """Whether the segment in training has just ended."""
@@ -143,7 +146,7 @@ class Trainer:
             kind = spec["kind"].rpartition(":")[2].lower()
             scalars |= {f"strategy/{kind}/{name}": value for name, value in strategy.report().items()}
         log.scalars(self.step, scalars)
-        log.clock(self.step, {"speed/env_steps_per_second": progress.rate(self.step)})
+        log.clock(self.step, {"speed/env_steps_per_second": progress.rate(self.step), **self.rollout.timing()})
 
     def evaluate(self, log: RunLog, experience: Experience | None) -> None:
         """Evaluate every task and write evaluation.npz."""
