@@ -81,9 +81,9 @@ class ELSTM(DiagonalCell):
         small_BMN: Tensor,
         parameters: tuple[Tensor, Tensor, Tensor],
         x_TBD: Tensor,
-        state_TBN: Tensor,
+        state_TBS: Tensor,
         is_init_TB: Tensor,
-        boundary_BN: Tensor | None,
+        boundary_BS: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         weight, bias, vectors = parameters
         return elstm_advance(
@@ -93,9 +93,9 @@ class ELSTM(DiagonalCell):
             weight,
             bias,
             vectors.flatten(),
-            state_TBN,
+            state_TBS,
             is_init_TB,
-            boundary_BN=boundary_BN,
+            boundary_BN=boundary_BS,
         )
 
     def sequence(
