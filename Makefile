@@ -23,7 +23,7 @@ test-all: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/pip install -q -c constraints.txt sb3-contrib
-	for name in kernels train envs; do OMP_NUM_THREADS=2 $(BIN)/lifelong bench $$name || exit 1; done
+	for name in kernels train envs runners; do OMP_NUM_THREADS=2 $(BIN)/lifelong bench $$name || exit 1; done
 
 gpu:
 	$(PYTHON) benchmarks/gpu.py

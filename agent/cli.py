@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import config as configs
-from agent.errors import CheckpointError, ClusterError, ConfigError, DiskError, EnvError, unknown_name
+from agent.errors import CheckpointError, ClusterError, ConfigError, DiskError, EnvError, LedgerError, unknown_name
 from agent.registry import REGISTRY
 
 STOPPED = 3
@@ -64,19 +65,26 @@ def parser() -> Parser:
     report.add_argument("folders", metavar="RUN", type=Path, nargs="+", help="run folders, or folders of runs")
     report.add_argument("--out", type=Path, metavar="DIR", help="where the page goes; default: the first folder")
 
+    sweep = commands.add_parser("sweep", help="tune a run config with Ray Tune; the same command goes on")
+    sweep.add_argument("config", metavar="CONFIG", help="a bundled name (see `lifelong list sweep`) or a path")
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="folder of the sweep; default sweeps/<name>")
+
+    verify = commands.add_parser("verify", help="check that the ledger of a sweep holds")
+    verify.add_argument("folder", metavar="SWEEP", type=Path, help="folder of a sweep, such as sweeps/strategies")
+
     bench = commands.add_parser("bench", help="run a benchmark of benchmarks/")
     bench.add_argument("name", metavar="NAME")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
 
     listing = commands.add_parser("list", help="the parts that a config can name")
-    listing.add_argument("kind", metavar="KIND", nargs="?", help="config, " + ", ".join(REGISTRY))
+    listing.add_argument("kind", metavar="KIND", nargs="?", help="config, sweep, " + ", ".join(REGISTRY))
 
     show = commands.add_parser("show", help="the resolved config: includes, defaults and overrides")
     show.add_argument("config", metavar="CONFIG")
 
-    for command in (run, resume, evaluate, show):
+    for command in (run, resume, evaluate, show, sweep):
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
-    for command in (run, resume):
+    for command in (run, resume, sweep):
         command.add_argument("--quiet", action="store_true", help="no progress")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
     return top
@@ -103,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, CheckpointError, EnvError) as error:
         print(f"lifelong: {error}", file=sys.stderr)
         return 2
-    except (DiskError, ClusterError) as error:
+    except (DiskError, ClusterError, LedgerError) as error:
         print(f"lifelong: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -193,6 +201,39 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from agent.runtime import sweep_plan
+
+    plan = sweep_plan.load(options.config, options.overrides)
+    folder: Path = options.out or Path("sweeps") / plan.sweep.name
+    from agent.runtime import report, sweep, sweep_report
+
+    results = sweep.sweep(plan, folder, quiet=options.quiet)
+    if results is None:
+        words = ["sweep", options.config, *options.overrides, "--out", str(folder)]
+        print(
+            f"stopped; what is finished is kept; go on with: {_command('lifelong')} {shlex.join(words)}",
+            file=sys.stderr,
+        )
+        return STOPPED
+    out = report.console()
+    out.print(sweep_report.tuning_cells(results.tuning).rich())
+    if results.evaluation:
+        out.print()
+        out.print(sweep_report.evaluation_cells(results).rich())
+    print("\n".join(results.verdict))
+    print(f"watch:  {_command('tensorboard')} --logdir {folder}")
+    print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from agent.runtime import ledger, sweep_report
+
+    print("\n".join(sweep_report.verdict(options.folder, ledger.verify(options.folder))))
+    return 0
+
+
 def _check_run(folder: Path) -> None:
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder} is no run: it has no config.yaml; runs are folders such as runs/quickstart/0")
@@ -216,7 +257,9 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    kinds = {"config": {name: str(path) for name, path in configs.bundled().items()}, **REGISTRY}
+    files = {"config": configs.CONFIG_FOLDER, "sweep": configs.SWEEP_FOLDER}
+    kinds = {kind: {n: str(path) for n, path in configs.bundled(folder).items()} for kind, folder in files.items()}
+    kinds |= REGISTRY
     if options.kind is not None and options.kind not in kinds:
         raise ConfigError(unknown_name("kind", options.kind, kinds))
     for kind in [options.kind] if options.kind else kinds:
@@ -242,6 +285,8 @@ COMMANDS = {
     "resume": _resume,
     "eval": _eval,
     "report": _report,
+    "sweep": _sweep,
+    "verify": _verify,
     "bench": _bench,
     "list": _list,
     "show": _show,

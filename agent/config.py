@@ -22,6 +22,7 @@ from agent.errors import ConfigError, choice, unknown_name
 from agent.registry import REGISTRY, check_name
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
+SWEEP_FOLDER = CONFIG_FOLDER / "sweeps"
 
 Part = dict[str, Any]
 
@@ -58,6 +59,8 @@ class StreamConfig:
     schedule: Part = part("schedule", "sequential")
     steps_per_task: int = bounded(200_000, 1)
     cycles: int = bounded(1, 1)
+    #: train on this first share of the stream only: the beginning of a lifetime, for tuning
+    share: float = bounded(1.0, 0.0)
     boundaries: str = field(default="given", metadata={"choices": ("given", "hidden")})
     task_id: str = field(default="hidden", metadata={"choices": ("hidden", "observed")})
     #: tasks whose spaces differ are refused ("same"), or padded to the largest and masked ("pad")
@@ -184,13 +187,13 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
 
 
-def bundled() -> dict[str, Path]:
-    """The configs that ship with the package: name -> path."""
-    return {path.stem: path for path in sorted(CONFIG_FOLDER.glob("*.yaml"))}
+def bundled(bundle: Path = CONFIG_FOLDER) -> dict[str, Path]:
+    """The configs that ship with the package in `bundle`: name -> path."""
+    return {path.stem: path for path in sorted(bundle.glob("*.yaml"))}
 
 
-def find(name: str, folder: Path | None = None) -> Path:
-    """The file that `name` stands for: a path (relative to `folder`), or a bundled config.
+def find(name: str, folder: Path | None = None, bundle: Path = CONFIG_FOLDER) -> Path:
+    """The file that `name` stands for: a path (relative to `folder`), or a bundled config of `bundle`.
 
     Raises:
         ConfigError: there is no such file.
@@ -198,11 +201,11 @@ def find(name: str, folder: Path | None = None) -> Path:
     path = (folder or Path.cwd()) / name
     if path.is_file():
         return path
-    if name in bundled():
-        return bundled()[name]
+    if name in bundled(bundle):
+        return bundled(bundle)[name]
     if name.endswith((".yaml", ".yml")) or "/" in name:
         raise ConfigError(f"no config file {name!r}")
-    raise ConfigError(unknown_name("config", name, bundled()))
+    raise ConfigError(unknown_name("config", name, bundled(bundle)))
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,9 +224,11 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read(name: str, folder: Path | None = None, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read(
+    name: str, folder: Path | None = None, seen: tuple[Path, ...] = (), bundle: Path = CONFIG_FOLDER
+) -> dict[str, Any]:
     """The raw mapping of a config file with its includes merged."""
-    path = find(name, folder).resolve()
+    path = find(name, folder, bundle).resolve()
     if path in seen:
         raise ConfigError(f"{path.name}: include goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
     try:
@@ -237,7 +242,7 @@ def read(name: str, folder: Path | None = None, seen: tuple[Path, ...] = ()) -> 
     includes = raw.pop("include", [])
     merged: dict[str, Any] = {}
     for include in [includes] if isinstance(includes, str) else includes:
-        merged = merge(merged, read(str(include), path.parent, (*seen, path)))
+        merged = merge(merged, read(str(include), path.parent, (*seen, path), bundle))
     merged = merge(merged, raw)
     if not seen:
         merged.setdefault("name", path.stem)
@@ -254,12 +259,21 @@ def override(raw: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
         key, equals, text = assignment.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {assignment!r} must have the form key=value")
-        value = parse_yaml(text, f"override {key}")
-        nested: Any = value
-        for step in reversed(key.split(".")):
-            nested = {step: nested}
-        raw = _assign(raw, nested, key)
+        raw = put(raw, key, parse_yaml(text, f"override {key}"))
     return raw
+
+
+def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """`raw` with `value` at the dotted `key`.
+
+    Raises:
+        ConfigError: the key leads through something that is no mapping or list.
+    """
+    nested: Any = value
+    for step in reversed(key.split(".")):
+        nested = {step: nested}
+    result: dict[str, Any] = _assign(raw, nested, key)
+    return result
 
 
 def _assign(raw: Any, nested: Any, key: str) -> Any:
@@ -392,12 +406,34 @@ def check(raw: Mapping[str, Any]) -> Config:
         check_name("strategy", name)
         if not isinstance(options, Mapping):
             raise ConfigError(f"strategy_options.{name} is {options!r}; it must be a mapping of options")
+    _check_runners(config)
     kinds = [strategy["kind"] for strategy in config.strategy]
     for kind in kinds:
         if kinds.count(kind) > 1:
             raise ConfigError(f"strategy {kind} is listed twice; give each strategy once")
     config.strategy = [{**config.strategy_options.get(s["kind"], {}), **s} for s in config.strategy]
     return config
+
+
+def _check_runners(config: Config) -> None:
+    runtime, copies = config.runtime, config.rollout.copies
+    runners, cpus = runtime.env_runners, runtime.cpus_per_runner
+    if cpus > 1 and not cpus.is_integer():
+        raise ConfigError(f"runtime.cpus_per_runner is {cpus:g}; above 1 it must be an integer")
+    if not runners:
+        return
+    if runtime.backend != "ray":
+        raise ConfigError(f"runtime.env_runners is {runners}, which needs runtime.backend=ray, not {runtime.backend}")
+    if runtime.workers > 1:
+        raise ConfigError(
+            f"runtime.env_runners is {runners} and runtime.workers {runtime.workers}; runners feed one learner, so set "
+            "one of them to its default"
+        )
+    if copies % runners:
+        raise ConfigError(
+            f"rollout.copies is {copies}, which {runners} runtime.env_runners cannot share; use "
+            f"{max(1, round(copies / runners)) * runners}"
+        )
 
 
 def load(name: str, assignments: Sequence[str] = ()) -> Config:

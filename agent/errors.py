@@ -6,7 +6,16 @@ from collections.abc import Iterable
 
 from envs.errors import EnvError, unknown_name
 
-__all__ = ["CheckpointError", "ClusterError", "ConfigError", "DiskError", "EnvError", "choice", "unknown_name"]
+__all__ = [
+    "CheckpointError",
+    "ClusterError",
+    "ConfigError",
+    "DiskError",
+    "EnvError",
+    "LedgerError",
+    "choice",
+    "unknown_name",
+]
 
 
 class ConfigError(ValueError):
@@ -19,6 +28,10 @@ class CheckpointError(ValueError):
 
 class ClusterError(RuntimeError):
     """A Ray cluster that cannot be reached, is too small or failed, as one sentence (exit 1)."""
+
+
+class LedgerError(RuntimeError):
+    """A sweep whose ledger shows that its protocol was broken, as one sentence (exit 1)."""
 
 
 class DiskError(RuntimeError):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import torch
 from torch import Tensor, nn
 
 from agent import registry
-from agent.cells.base import Cell
+from agent.cells.base import Acted, Cell
 from agent.config import PolicyConfig
 from agent.modules.encoders import Encoder
 from agent.modules.heads import ActorHead, Distribution, distribution_of
@@ -34,6 +34,15 @@ class Outputs:
 
     policy: Tensor
     value: Tensor
+
+
+class Step(NamedTuple):
+    """One step of the policy."""
+
+    outputs: Outputs
+    state_BS: Tensor  # after the step
+    x_BD: Tensor  # the cell's input
+    kept: tuple[Tensor, ...]  # what the cell can use again when it learns (see `Cell.read_out`)
 
 
 class Policy(nn.Module):
@@ -71,6 +80,8 @@ class Policy(nn.Module):
         self.critic = nn.Linear(self.cell.output_size, 1)
         nn.init.orthogonal_(self.critic.weight, 1.0)
         nn.init.zeros_(self.critic.bias)
+        # a plain tuple: looking four parameters up through three modules costs more than a read-out of 64 copies
+        self._read_parts = (self.actor.linear.weight, self.critic.weight, self.actor.linear.bias, self.critic.bias)
         self._read: tuple[Tensor, Tensor]
         self._read_versions: list[tuple[int, int]] = []
 
@@ -92,8 +103,7 @@ class Policy(nn.Module):
 
     def read_out(self) -> tuple[Tensor, Tensor]:
         """Weight [P + 1, H] and bias of actor and critic side by side; the same tensors until a parameter changes."""
-        actor, critic = self.actor.linear, self.critic
-        parts = (actor.weight, critic.weight, actor.bias, critic.bias)
+        parts = self._read_parts
         if torch.is_grad_enabled():
             return torch.cat(parts[:2]), torch.cat(parts[2:])
         versions = [(part.data_ptr(), part._version) for part in parts]
@@ -112,16 +122,19 @@ class Policy(nn.Module):
         """Actor and critic on the cell's output y [..., H], in one product."""
         return self.outputs(nn.functional.linear(y, *self.read_out()), inputs)
 
-    def step(self, inputs: Inputs, state_BS: Tensor, is_init_B: Tensor) -> tuple[Outputs, Tensor, Tensor]:
-        """One step of every copy: `(outputs, next state, cell input x_BD)`; the state is reset where `is_init_B`."""
+    def step(self, inputs: Inputs, state_BS: Tensor, is_init_B: Tensor) -> Step:
+        """One step of every copy; the state is reset where `is_init_B`."""
         x_BD = self.encode(inputs)
-        read_BP, state_BS = self.cell.read_out(x_BD, state_BS, is_init_B, *self.read_out())
-        return self.outputs(read_BP, inputs), state_BS, x_BD
+        read_BP, state_BS, kept = self.cell.read_out(x_BD, state_BS, is_init_B, *self.read_out())
+        return Step(self.outputs(read_BP, inputs), state_BS, x_BD, kept)
 
-    def sequence(self, chunk: Chunk, state_BS: Tensor) -> Outputs:
-        """The outputs [T, B, ...] of a whole chunk under the current parameters, starting from `state_BS`."""
+    def sequence(self, chunk: Chunk, state_BS: Tensor, acted: Acted | None = None) -> Outputs:
+        """The outputs [T, B, ...] of a whole chunk under the current parameters, starting from `state_BS`.
+
+        `acted`: what acting computed, if the parameters are still those that acted (see `Cell.sequence`).
+        """
         inputs = inputs_of(chunk)
-        y_TBH, _ = self.cell.sequence(self.encode(inputs), state_BS, chunk.is_init)
+        y_TBH, _ = self.cell.sequence(self.encode(inputs), state_BS, chunk.is_init, acted)
         return self.heads(y_TBH, inputs)
 
 

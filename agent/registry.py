@@ -28,6 +28,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "cnn": "agent.modules.encoders:CNN",
     },
     "cell": {
+        "diagonal_gru": "agent.cells.diagonal_gru:DiagonalGRU",
+        "diagonal_lstm": "agent.cells.diagonal_lstm:DiagonalLSTM",
         "elstm": "agent.cells.elstm:ELSTM",
         "gru": "agent.cells.gru:GRU",
         "lstm": "agent.cells.lstm:LSTM",

@@ -35,7 +35,7 @@ try:
     from torch import Tensor
 
     from agent import config as configs
-    from agent.cells.elstm import ELSTM
+    from agent import registry
     from agent.gradients.rtrl import RTRL
     from agent.runtime.build import build
     from agent.runtime.machine import machine, versions
@@ -46,12 +46,14 @@ try:
     from kernels import dispatch
     from kernels.advantages import gae, vtrace
     from kernels.diag_scan import diag_scan
+    from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
     from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
     from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
     from kernels.gru_sequence import gru_sequence
     from kernels.lstm_sequence import lstm_sequence
     from kernels.project import project
     from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
+    from kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
 except ImportError as problem:
     if __name__ != "__main__":
         raise
@@ -192,6 +194,24 @@ def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, 
         gates = 2 if op == "elstm_local" else 3
         run = elstm_local if op == "elstm_local" else diagonal_gru_local
         return run(normal(T, B, gates * N), normal(gates * N), normal(T, B, N), is_init, backend=backend)
+    if op == "diagonal_lstm_sequence":
+        inputs = (normal(T, B, 3 * N, grad=True), normal(5 * N, **weights), normal(B, 2 * N, grad=True))
+        outputs = diagonal_lstm_sequence(*inputs, is_init, backend=backend)
+        return (*outputs, *gradients(outputs, inputs))
+    if op == "diagonal_lstm_local":
+        return diagonal_lstm_local(normal(T, B, 3 * N), normal(5 * N), normal(T, B, 2 * N), is_init, backend=backend)
+    if op == "rtrl_block_boundary":
+        carry, index = normal(B, 2, 3, N, D), torch.arange(B - 1, -1, -2, device=device)
+        rows = normal(B, 2, N)
+        return (
+            rtrl_block_boundary(carry, rows, backend=backend),
+            rtrl_block_boundary(carry, rows[: len(index)], index, backend=backend),
+        )
+    if op in ("rtrl_block_advance", "rtrl_block_advance_vector"):
+        J = torch.tanh(normal(T, B, 2, 2, N)).masked_fill(is_init[..., None, None, None], 0.0) / 2
+        if op == "rtrl_block_advance_vector":
+            return (rtrl_block_advance_vector(normal(B, 2, 5, N), J, normal(T, B, 2, 5, N), backend=backend),)
+        return (rtrl_block_advance(normal(B, 2, 3, N, D), J, normal(T, B, 2, 3, N), normal(T, B, D), backend=backend),)
     if op == "elstm_step":
         return (elstm_step(normal(B, 2 * N), normal(2 * N), normal(B, N), is_init[0], backend=backend),)
     if op in ("elstm_layer", "elstm_advance"):
@@ -238,13 +258,13 @@ def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, 
         rows = boundary[: len(index)].contiguous()
         return rtrl_boundary(carry, boundary, backend=backend), rtrl_boundary(carry, rows, index, backend=backend)
     if op == "project":
-        basis = torch.linalg.qr(make.normal(D + N, min(D, N)).cpu())[0].to(device)
-        return (project(normal(N, D + N), basis, backend=backend),)
+        basis, left = (torch.linalg.qr(normal(n, min(D, N)).cpu())[0].to(device) for n in (D + N, N))
+        return (project(normal(N, D + N), basis, left, backend=backend),)
     raise AssertionError(f"no case for {op}")
 
 
-#: ops that have a Triton backend, and ops that do not
-FUSED = (
+#: every op; all of them have a Triton backend
+OPS = (
     "elstm_sequence",
     "elstm_step",
     "elstm_local",
@@ -256,8 +276,17 @@ FUSED = (
     "rtrl_boundary",
     "gae",
     "vtrace",
+    "diagonal_gru_sequence",
+    "diagonal_gru_local",
+    "diagonal_lstm_sequence",
+    "diagonal_lstm_local",
+    "rtrl_block_advance",
+    "rtrl_block_advance_vector",
+    "rtrl_block_boundary",
+    "gru_sequence",
+    "lstm_sequence",
+    "project",
 )
-PLAIN = ("diagonal_gru_sequence", "diagonal_gru_local", "gru_sequence", "lstm_sequence", "project")
 
 
 def check_op(op: str, backend: str, device: torch.device, sizes: Sizes) -> Row:
@@ -273,20 +302,21 @@ def check_op(op: str, backend: str, device: torch.device, sizes: Sizes) -> Row:
 # ---- checks: gradients, environments, training -----------------------------------------------------------------------
 
 
-def check_exactness(device: torch.device, sizes: Sizes, dtype: torch.dtype, backend: str, bar: float) -> Row:
+def check_exactness(kind: str, device: torch.device, sizes: Sizes, dtype: torch.dtype, backend: str, bar: float) -> Row:
     """Gradient of a history of several chunks by RTRL against backpropagation through all of it in float64."""
     chunks, T, B, N, D = sizes.exactness
     torch.manual_seed(0)
-    exact = ELSTM(D, size=N, weight_std=0.5).double()
+    exact = registry.build("cell", {"kind": kind, "size": N}, D).double()
+    for parameter in exact.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
     make = Inputs(torch.device("cpu"))
     x, is_init = make.normal(chunks * T, B, D).double(), make.flags(chunks * T, B)
     weight = make.normal(chunks * T, B, N).double() / (chunks * T * B) ** 0.5
     with dispatch.force("reference"):
         y, _ = exact.sequence(x, exact.initial_state(B), is_init)
         (y * weight).sum().backward()
-    cell = ELSTM(D, size=N)
+    cell = registry.build("cell", {"kind": kind, "size": N}, D).to(device, dtype)
     cell.load_state_dict(exact.state_dict())
-    cell = cell.to(device, dtype)
     engine = RTRL(cell, B)
     x, weight, is_init = x.to(device, dtype), weight.to(device, dtype), is_init.to(device)
     state = cell.initial_state(B)
@@ -307,7 +337,7 @@ def check_exactness(device: torch.device, sizes: Sizes, dtype: torch.dtype, back
         got, true = cell.get_parameter(name).grad, expected[name].grad
         assert got is not None and true is not None, f"{name} got no gradient"
         worst = max(worst, relative_rms(got, true))
-    name = f"rtrl exact, {str(dtype).removeprefix('torch.')}, {backend}"
+    name = f"rtrl exact, {kind}, {str(dtype).removeprefix('torch.')}, {backend}"
     return Row(name, "PASS" if worst <= bar else "FAIL", worst, f"error, at most {bar:g}", f"{chunks} chunks of {T}")
 
 
@@ -515,15 +545,17 @@ def measure_per_step(device: torch.device, sizes: Sizes) -> list[Row]:
 
 def parts(device: torch.device, backends: Sequence[str], sizes: Sizes) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every check and measurement: (name, function without arguments)."""
-    for op in (*FUSED, *PLAIN):
+    for op in OPS:
         for backend in backends:
-            if op in FUSED or backend != "triton":
-                yield f"{op} {backend}", lambda op=op, backend=backend: check_op(op, backend, device, sizes)
-    for dtype, backend, bar in ((torch.float32, backends[0], 1e-4), (torch.float64, "torch", 1e-10)):
-        yield (
-            f"rtrl exact, {str(dtype).removeprefix('torch.')}, {backend}",
-            lambda dtype=dtype, backend=backend, bar=bar: check_exactness(device, sizes, dtype, backend, bar),
-        )
+            yield f"{op} {backend}", lambda op=op, backend=backend: check_op(op, backend, device, sizes)
+    for kind in ("elstm", "diagonal_gru", "diagonal_lstm"):
+        for dtype, backend, bar in ((torch.float32, backends[0], 1e-4), (torch.float64, "torch", 1e-10)):
+            yield (
+                f"rtrl exact, {kind}, {str(dtype).removeprefix('torch.')}, {backend}",
+                lambda kind=kind, dtype=dtype, backend=backend, bar=bar: check_exactness(
+                    kind, device, sizes, dtype, backend, bar
+                ),
+            )
     for name in ENVIRONMENTS:
         if name not in ADAPTERS:
             yield f"env {name}", lambda name=name: check_env(name, device, sizes)

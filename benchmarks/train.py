@@ -123,31 +123,36 @@ def paired(a: Callable[[int], None], b: Callable[[int], None], batch: int, chunk
 def main(json_file: Path | None) -> dict[str, Any]:
     """Measure, print the table, and write the JSON."""
     torch.set_num_threads(THREADS)
-    found: dict[str, Any] = {}
+    found: dict[str, dict[str, float]] = {}
     detail: dict[str, Any] = {}
     size = {"state": STATE, "epochs": 1, "minibatches": 1, "threads": THREADS}
+
+    def note(name: str, pair: dict[str, Any], labels: tuple[str, str], env: str, copies: int, steps: int) -> None:
+        at = f"{env} B={copies} T={steps} N={STATE}"
+        found.setdefault(name, {})[at] = pair["ratio"]
+        detail[f"{name} {at}"] = {**pair, **size, "env": env, "copies": copies, "steps": steps}
+        print(
+            f"{name:<26} {at:<28} {pair['ratio']:6.2f}   {labels[0]} {pair['a']:>9,.0f}/s   "
+            f"{labels[1]} {pair['b']:>9,.0f}/s",
+            flush=True,
+        )
+
     for env in ("CartPole", "TMaze"):
         for copies in (64, 1024):
             chunks = CHUNKS if copies == 64 else 3
             ours, other = lifelong("rtrl", env, copies, STEPS), lifelong("bptt", env, copies, STEPS)
             pair = paired(ours, other, copies * STEPS, (chunks, chunks))
-            name = f"rtrl_share_of_bptt_speed/{env}/{copies}"
-            detail[name] = {**pair, **size, "copies": copies, "steps": STEPS, "env": env}
-            print(f"{name:<42} {pair['ratio']:6.2f}   rtrl {pair['a']:>9,.0f}/s   bptt {pair['b']:>9,.0f}/s")
-    found["rtrl_share_of_bptt_speed"] = min(d["ratio"] for d in detail.values())
+            note("rtrl_share_of_bptt_speed", pair, ("rtrl", "bptt"), env, copies, STEPS)
     if importlib.util.find_spec("sb3_contrib"):
         for name, gradient, shared, steps in (
             ("ppo_over_sb3", "bptt", False, SB3_STEPS),
+            ("ppo_over_sb3", "bptt", False, STEPS),
             ("ppo_rtrl_over_sb3", "rtrl", False, SB3_STEPS),
             ("ppo_over_sb3_shared_lstm", "bptt", True, SB3_STEPS),
-            (f"ppo_over_sb3_{STEPS}_steps", "bptt", False, STEPS),
         ):
             ours, theirs = lifelong(gradient, "CartPole", COPIES, steps), stable_baselines(shared, steps)
             pair = paired(ours, theirs, COPIES * steps, (CHUNKS * STEPS // steps, 1))
-            found[name] = pair["ratio"]
-            sb3 = {"sb3_shared_lstm": shared}
-            detail[name] = {**pair, **size, **sb3, "copies": COPIES, "steps": steps, "env": "CartPole"}
-            print(f"{name:<42} {pair['ratio']:6.2f}   ours {pair['a']:>9,.0f}/s   sb3 {pair['b']:>10,.0f}/s")
+            note(name, pair, ("ours", "sb3"), "CartPole", COPIES, steps)
     else:
         print("sb3-contrib is not installed; `pip install sb3-contrib` to measure ppo_over_sb3")
     return finish("train", {"ratios": found, "detail": detail}, json_file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -152,28 +152,29 @@ class TaskStream:
     Args:
         tasks: the tasks, in order.
         schedule: what is trained when.
+        share: the stream ends after this first share of the schedule; what comes before does not depend on it.
 
     Raises:
-        EnvError: drift over tasks of more than one environment.
+        EnvError: drift over tasks of more than one environment, or a share outside (0, 1].
     """
 
-    def __init__(self, tasks: Sequence[Task], schedule: Schedule) -> None:
+    def __init__(self, tasks: Sequence[Task], schedule: Schedule, share: float = 1.0) -> None:
+        if not 0 < share <= 1:
+            raise EnvError(f"stream.share is {share:g}; it must lie in (0, 1]")
         self.tasks = list(tasks)
         self.schedule = schedule
+        #: length of the stream in environment steps
+        self.total_steps = max(1, round(share * schedule.total_steps))
+        #: the segments in order
+        self.segments = [
+            replace(segment, end=min(segment.end, self.total_steps))
+            for segment in schedule.segments
+            if segment.start < self.total_steps
+        ]
         if isinstance(schedule, Drift) and len({task.group() for task in self.tasks}) > 1:
             raise EnvError(
                 "schedule drift moves the parameters of one environment; its tasks use several (or other options)"
             )
-
-    @property
-    def total_steps(self) -> int:
-        """Length of the stream in environment steps."""
-        return self.schedule.total_steps
-
-    @property
-    def segments(self) -> list[Segment]:
-        """The segments in order."""
-        return self.schedule.segments
 
     @property
     def smooth(self) -> bool:
@@ -181,8 +182,8 @@ class TaskStream:
         return isinstance(self.schedule, Drift)
 
     def segment_at(self, step: int) -> int:
-        """Index of the segment that `step` lies in."""
-        return self.schedule.segment_at(step)
+        """Index of the segment that `step` lies in (the last one after the end)."""
+        return min(self.schedule.segment_at(step), len(self.segments) - 1)
 
     def tasks_at(self, step: int, copies: int) -> Tensor:
         """The task of every one of `copies` copies at `step`, int64 [B] on the host."""

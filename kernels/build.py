@@ -1,12 +1,12 @@
-"""Compiles the `cpu` backends: plain C with raw pointers, one small shared object per op, on first use.
+"""Compiles the `cpu` backends: plain C with raw pointers, one small shared object per op and dtype, on first use.
 
 The object goes into a per-user cache ($XDG_CACHE_HOME or ~/.cache, then lifelong/kernels) under a key of source,
 compiler version, flags and CPU model, by atomic rename, so concurrent workers and several machines on one home are
 safe. ctypes releases the GIL during a call. Without a compiler, or when the cache cannot be written, `available` is
 False after one log line and the dispatcher takes the torch backend.
 
-A `cpu.c` is a template: it is compiled twice into one object, with `real` = float and `FN(name)` = name_f32, and with
-`real` = double and `FN(name)` = name_f64.
+A `cpu.c` is a template: `real` is float and `FN(name)` name_f32, or `real` is double and `FN(name)` name_f64. Only what
+runs is compiled, and training runs in float.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any
 import torch
 
 FLAGS = ("-std=gnu99", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-_TEMPLATES = (("float", "f32", 1), ("double", "f64", 0))
+_FLOAT, _DOUBLE = ("float", "f32", 1), ("double", "f64", 0)  # complex numbers are pairs of them
+_TEMPLATES = {torch.float32: _FLOAT, torch.float64: _DOUBLE, torch.complex64: _FLOAT, torch.complex128: _DOUBLE}
 _log = logging.getLogger("lifelong.kernels")
 _warned = False
 
@@ -37,11 +38,11 @@ class BuildError(RuntimeError):
     """The C code of an op could not be compiled or loaded."""
 
 
-def available(folder: str) -> bool:
+def available(folder: str, dtype: torch.dtype) -> bool:
     """Whether the C code of the package `folder` is built (building it now if need be); logs the first failure."""
     global _warned
     try:
-        library(folder)
+        library(folder, dtype)
     except BuildError as error:
         if not _warned:
             _warned = True
@@ -50,37 +51,40 @@ def available(folder: str) -> bool:
     return True
 
 
-def library(folder: str) -> ctypes.CDLL:
+def library(folder: str, dtype: torch.dtype) -> ctypes.CDLL:
     """The loaded shared object of the package `folder`. Raises BuildError."""
-    result = _library(folder)
+    result = _library(folder, dtype)
     if isinstance(result, BuildError):
         raise result
     return result
 
 
-def function(folder: str, name: str, signature: str) -> dict[torch.dtype, Callable[..., Any]]:
-    """The C function `name` of a package, by dtype.
+class function(dict[torch.dtype, Callable[..., Any]]):
+    """The C function `name` of a package, by dtype; each is loaded, and compiled if need be, when it is asked for.
 
     `signature` has a letter per argument: i int64, p pointer (an int, or None for NULL), d double. The C function
     returns nothing.
     """
-    kinds = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
-    functions = {}
-    for dtype, suffix in ((torch.float32, "f32"), (torch.float64, "f64")):
-        entry = getattr(library(folder), f"{name}_{suffix}")
-        entry.argtypes = [kinds[letter] for letter in signature]
-        entry.restype = None
-        functions[dtype] = entry
-    return functions
+
+    def __init__(self, folder: str, name: str, signature: str) -> None:
+        super().__init__()
+        kinds = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
+        self.folder, self.name, self.kinds = folder, name, [kinds[letter] for letter in signature]
+
+    def __missing__(self, dtype: torch.dtype) -> Callable[..., Any]:
+        entry = getattr(library(self.folder, dtype), f"{self.name}_{_TEMPLATES[dtype][1]}")
+        entry.argtypes, entry.restype = self.kinds, None
+        self[dtype] = entry
+        return entry  # type: ignore[no-any-return]
 
 
 @functools.cache
-def _library(folder: str) -> ctypes.CDLL | BuildError:
+def _library(folder: str, dtype: torch.dtype) -> ctypes.CDLL | BuildError:
     try:
         compiler, version = _compiler()
-        source = _source(folder)
+        source = _source(folder, dtype)
         key = hashlib.sha256("\n".join([source, version, *FLAGS, _cpu_model()]).encode()).hexdigest()[:32]
-        path = _cache_folder() / f"{folder.rpartition('.')[2]}-{key}.so"
+        path = _cache_folder() / f"{folder.rpartition('.')[2]}-{_TEMPLATES[dtype][1]}-{key}.so"
         if not path.exists():
             _compile(compiler, source, path)
         return ctypes.CDLL(str(path))
@@ -90,17 +94,18 @@ def _library(folder: str) -> ctypes.CDLL | BuildError:
         return BuildError(f"{type(error).__name__}: {error}")
 
 
-def _source(folder: str) -> str:
+def _source(folder: str, dtype: torch.dtype) -> str:
     spec = importlib.util.find_spec(folder)
     if spec is None or not spec.submodule_search_locations:
         raise BuildError(f"no package {folder}")
-    body = (Path(spec.submodule_search_locations[0]) / "cpu.c").read_text()
-    parts = [(Path(__file__).parent / "common.h").read_text()]
-    for real, suffix, single in _TEMPLATES:
-        parts.append(f"#define real {real}\n#define FN(name) name##_{suffix}\n#define SINGLE {single}\n")
-        parts.append((Path(__file__).parent / "template.h").read_text())
-        parts.append(body)
-        parts.append("#undef real\n#undef FN\n#undef SINGLE\n")
+    here = Path(__file__).parent
+    real, suffix, single = _TEMPLATES[dtype]
+    parts = (
+        (here / "common.h").read_text(),
+        f"#define real {real}\n#define FN(name) name##_{suffix}\n#define SINGLE {single}\n",
+        (here / "template.h").read_text(),
+        (Path(spec.submodule_search_locations[0]) / "cpu.c").read_text(),
+    )
     return "\n".join(parts)
 
 

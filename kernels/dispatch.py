@@ -1,8 +1,8 @@
 """Which backend runs an op, and a record of the choice.
 
-`auto` means: on CPU tensors `cpu` if it can be built, else `torch`; on CUDA tensors `triton` if it can be imported,
-else `torch`. The environment variable LIFELONG_KERNELS, read when this module is imported, replaces `auto` for every op
-that has the named backend; `force` does the same for a while.
+`auto` means: on CPU tensors `cpu` if it can be built, else `torch`; on CUDA tensors `triton` if it can be imported and
+the op is not too wide for it, else `torch`. The environment variable LIFELONG_KERNELS, read when this module is
+imported, replaces `auto` for every op that has the named backend; `force` does the same for a while.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from kernels import build
 BACKENDS = ("reference", "torch", "cpu", "triton")
 _MODULES = {"reference": "reference", "torch": "torch_backend", "cpu": "cpu", "triton": "triton_backend"}
 _COMPILED_DTYPES = (torch.float32, torch.float64)
+#: Units up to which a dense cell runs all its steps in one Triton program a block of copies: beyond, a program reads so
+#: large a recurrent weight at every step that one product per step over all copies is faster.
+DENSE_UNITS = 256
 _log = logging.getLogger("lifelong.kernels")
 _chosen: dict[str, str] = {}
 _forced = os.environ.get("LIFELONG_KERNELS", "auto")  # asking the environment at every call would cost microseconds
@@ -49,6 +52,7 @@ class Op:
 
     `folder` is the package that holds them (`kernels.elstm`), whose C functions are compiled from its
     `cpu.c`; `cpu_dtypes` and `triton_dtypes` say what the compiled backends take; `torch` and `reference` take any.
+    `triton_units` is the most units that `triton` takes, None for any number.
     """
 
     def __init__(
@@ -58,18 +62,24 @@ class Op:
         backends: tuple[str, ...] = BACKENDS,
         cpu_dtypes: tuple[torch.dtype, ...] = _COMPILED_DTYPES,
         triton_dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+        triton_units: int | None = None,
     ) -> None:
         self.name, self.folder, self.backends = name, folder, backends
         self.dtypes = {"cpu": cpu_dtypes, "triton": triton_dtypes}
-        self._cache: dict[tuple[str, str, torch.dtype], tuple[str, Any]] = {}
+        self.triton_units = triton_units
+        self._cache: dict[tuple[str, str, torch.dtype, bool], tuple[str, Any]] = {}
 
-    def module(self, backend: str, sample: torch.Tensor) -> Any:
-        """The backend's module for tensors like `sample`. ValueError if an explicit `backend` cannot run there."""
+    def module(self, backend: str, sample: torch.Tensor, units: int = 0) -> Any:
+        """The backend's module for tensors like `sample` (and `units` units, for an op with a limit of them).
+
+        Raises ValueError if an explicit `backend` cannot run there.
+        """
         if backend == "auto":
             if _forced != "auto" and _forced not in BACKENDS:
                 raise ValueError(f"LIFELONG_KERNELS={_forced!r} is no backend; valid: {', '.join(BACKENDS)}")
             backend = _forced if _forced in self.backends else "auto"
-        key = (backend, sample.device.type, sample.dtype)
+        fits = self.triton_units is None or units <= self.triton_units
+        key = (backend, sample.device.type, sample.dtype, fits)
         hit = self._cache.get(key)
         if hit is None:
             name = self._choose(*key)
@@ -83,25 +93,27 @@ class Op:
     def _load(self, backend: str) -> ModuleType:
         return importlib.import_module(f"{self.folder}.{_MODULES[backend]}")
 
-    def _choose(self, backend: str, device: str, dtype: torch.dtype) -> str:
-        usable = [name for name in self.backends if self._can_run(name, device, dtype)]
+    def _choose(self, backend: str, device: str, dtype: torch.dtype, fits: bool) -> str:
+        usable = [name for name in self.backends if self._can_run(name, device, dtype, fits)]
         if backend == "auto":
             order = ("triton", "torch") if device == "cuda" else ("cpu", "torch")
             return next((name for name in order if name in usable), "reference")
         if backend not in usable:
+            width = "" if fits else f" with more than {self.triton_units} units"
             raise ValueError(
-                f"{self.name} cannot run on backend {backend!r} for {dtype} tensors on {device}; "
+                f"{self.name} cannot run on backend {backend!r} for {dtype} tensors on {device}{width}; "
                 f"these can: {', '.join(usable)}"
             )
         return backend
 
-    def _can_run(self, backend: str, device: str, dtype: torch.dtype) -> bool:
+    def _can_run(self, backend: str, device: str, dtype: torch.dtype, fits: bool) -> bool:
         if backend == "cpu":
-            return device == "cpu" and dtype in self.dtypes["cpu"] and build.available(self.folder)
+            return device == "cpu" and dtype in self.dtypes["cpu"] and build.available(self.folder, dtype)
         if backend == "triton":
             interpreted = os.environ.get("TRITON_INTERPRET") == "1"
             on_device = device == "cuda" or (device == "cpu" and interpreted)
-            return on_device and dtype in self.dtypes["triton"] and importlib.util.find_spec("triton") is not None
+            known = dtype in self.dtypes["triton"] and importlib.util.find_spec("triton") is not None
+            return on_device and known and fits
         return True
 
 

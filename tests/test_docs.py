@@ -12,6 +12,7 @@ import pytest
 
 from agent import config as configs
 from agent import registry
+from agent.runtime.sweep_plan import GroupConfig, SweepConfig
 from envs.registry import ADAPTERS, ENVIRONMENTS
 from envs.tasks import environment_class
 
@@ -59,6 +60,25 @@ def test_every_key_is_documented_with_its_default_and_choices(key: str) -> None:
         assert float(default.replace(",", "")) == spec.default
     elif spec.metadata.get("default"):
         assert default == f"`{spec.metadata['default']}`"
+
+
+def documented_sweep_keys() -> dict[str, dataclasses.Field[Any]]:
+    groups = {f"groups.NAME.{key}": spec for key, spec in keys(GroupConfig)}
+    return {**dict(keys(SweepConfig)), **groups}
+
+
+def test_every_key_of_a_sweep_is_documented_with_its_default_and_choices() -> None:
+    table, known = rows("sweep.md"), documented_sweep_keys()
+    described = {key for key, cells in table.items() if len(cells) == 3 and cells[0] not in ("type", "---")}
+    assert described == set(known)
+    for key, spec in known.items():
+        kind, default, meaning = table[key]
+        assert meaning
+        if "choices" in spec.metadata:
+            assert kind.split(", ") == list(spec.metadata["choices"])
+            assert default == spec.default
+        elif isinstance(spec.default, (int, float)):
+            assert float(default.replace(",", "")) == spec.default and f"≥ {spec.metadata['low']:g}" in kind
 
 
 def test_no_key_is_documented_that_is_not_there() -> None:

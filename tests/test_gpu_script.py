@@ -51,7 +51,7 @@ def test_a_wrong_kernel_fails_and_the_other_parts_still_run(
 
 def test_a_cell_that_forgets_its_carry_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.RTRL, "advance", lambda self, trace: None)
-    row = gpu.check_exactness(CPU, gpu.TINY, torch.float64, "torch", 1e-10)
+    row = gpu.check_exactness("elstm", CPU, gpu.TINY, torch.float64, "torch", 1e-10)
     assert row.status == "FAIL"
 
 

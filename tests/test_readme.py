@@ -14,6 +14,7 @@ import pytest
 from agent import cli
 from agent import config as configs
 from agent.registry import REGISTRY
+from agent.runtime import sweep_plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -105,7 +106,9 @@ def test_every_command_line_is_understood(page: Path, tmp_path: Path, monkeypatc
         elif options.command == "bench":
             assert (ROOT / "benchmarks" / f"{options.name}.py").is_file(), line
         elif options.command == "list" and options.kind:
-            assert options.kind in {"config", *REGISTRY}, line
+            assert options.kind in {"config", "sweep", *REGISTRY}, line
+        elif options.command == "sweep":
+            sweep_plan.load(options.config, options.overrides + rest)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

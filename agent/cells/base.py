@@ -1,4 +1,4 @@
-"""The recurrent cell contract, and the base class that gives a new element-wise cell exact RTRL for free.
+"""The recurrent cell contract, and the base classes that give a new element-wise cell exact RTRL for free.
 
 Shapes: T steps, B copies, D cell input, N units, S state, H output, G gates, K element-wise weight vectors.
 A cell's state is one tensor [B, S] (LSTM packs h and c). `is_init[t]` means: the state is reset before consuming x[t].
@@ -6,12 +6,22 @@ A cell's state is one tensor [B, S] (LSTM packs h and c). `is_init[t]` means: th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kernels.rtrl import rtrl_advance, rtrl_advance_vector
+from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
+from kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
+
+
+@dataclass
+class Acted:
+    """What acting computed on a chunk: it is the forward pass, as long as the parameters have not changed since."""
+
+    state_TBS: Tensor  # after each step
+    kept: tuple[Tensor, ...]  # what `read_out` kept of each step, [T, B, ...]
 
 
 class Cell(nn.Module):
@@ -46,13 +56,21 @@ class Cell(nn.Module):
 
     def read_out(
         self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor, weight_PH: Tensor, bias_P: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`masked_step` and a linear layer on its output: `(read_BP, state_BS)`. Cells with a kernel override this."""
-        y_BH, state_BS = self.masked_step(x_BD, state_BS, is_init_B)
-        return nn.functional.linear(y_BH, weight_PH, bias_P), state_BS
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """`masked_step` and a linear layer on its output: `(read_BP, state_BS, kept)`.
 
-    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
-        """T steps; the state is multiplied by zero where `is_init` before the step: `(y_TBH, final state_BS)`."""
+        Cells with a kernel override this; `kept` is what their `sequence` can use again, nothing by default.
+        """
+        y_BH, state_BS = self.masked_step(x_BD, state_BS, is_init_B)
+        return nn.functional.linear(y_BH, weight_PH, bias_P), state_BS, ()
+
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """T steps; the state is multiplied by zero where `is_init` before the step: `(y_TBH, final state_BS)`.
+
+        With `acted`, made by `read_out` from the same inputs and parameters, a cell may leave the forward pass out.
+        """
         keep_TB1 = (~is_init_TB).to(x_TBD.dtype).unsqueeze(-1)
         outputs = []
         for x_BD, keep_B1 in zip(x_TBD, keep_TB1, strict=True):
@@ -80,29 +98,88 @@ class Cell(nn.Module):
         return []
 
 
-class DiagonalCell(Cell):
-    """A cell whose state is updated element by element: c'_n = r(u^1_n .. u^G_n, v^1_n .. v^K_n, c_n).
+class ElementwiseCell(Cell):
+    """A cell that couples no two units: what `DiagonalCell` and `BlockCell` share.
 
-    The drives u^g = W^g x + b^g are dense in the input; the recurrence r couples no two units, so the sensitivity of
-    the state to (W, b, v) keeps the shape of (W, b, v) per copy, and RTRL is exact at the cost of the parameters
-    (Irie, Gopalakrishnan, Schmidhuber 2024, arXiv 2305.19044, section 3).
+    Each unit has `PARTS` numbers of state, and the state [B, PARTS*N] is one part after the other. The drives
+    u^g = W^g x + b^g are dense in the input; the recurrence is element-wise, with weight vectors v^k. So the
+    sensitivity of the state to (W, b, v) keeps the shape of (W, b, v) per copy and part, and RTRL is exact at the cost
+    of the parameters (Irie, Gopalakrishnan, Schmidhuber 2024, arXiv 2305.19044, section 3).
 
     A new cell declares `GATES` (names of the drives) and `VECTORS` (names of the element-wise weights) and writes
     `recurrence`. All derivatives that RTRL needs come from autograd on detached states (`local_derivatives`).
     """
 
-    jacobian: ClassVar[str] = "diagonal"
+    PARTS: ClassVar[int] = 1
     GATES: ClassVar[tuple[str, ...]] = ()
     VECTORS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, input_size: int, *, size: int = 128) -> None:
-        super().__init__(input_size, state_size=size, output_size=size)
+        super().__init__(input_size, state_size=self.PARTS * size, output_size=size)
         self.size = size
         self.weight_input = nn.Parameter(torch.empty(len(self.GATES) * size, input_size))  # [G*N, D]
         self.bias = nn.Parameter(torch.zeros(len(self.GATES) * size))  # [G*N]
         self.weight_recurrent = nn.Parameter(torch.empty(len(self.VECTORS), size))  # [K, N]
         nn.init.normal_(self.weight_input, std=1.0 / max(1, input_size) ** 0.5)
         nn.init.normal_(self.weight_recurrent, std=0.1)
+
+    def drive(self, x: Tensor) -> Tensor:
+        """All drives at once, [..., G*N]."""
+        return nn.functional.linear(x, self.weight_input, self.bias)
+
+    def recurrent_parameters(self) -> list[str]:
+        """The parameters that the carry covers: their gradient is exact under RTRL."""
+        return ["weight_input", "bias", "weight_recurrent"]
+
+    def advance_carry(
+        self,
+        weight_BGND: Tensor,
+        small_BMN: Tensor,
+        parameters: tuple[Tensor, Tensor, Tensor],
+        x_TBD: Tensor,
+        state_TBS: Tensor,
+        is_init_TB: Tensor,
+        boundary_BS: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Move the RTRL carry over a chunk, in place. Subclasses with a fused kernel override this.
+
+        Args:
+            weight_BGND: sensitivities of the state to the input weights; for each part of the state, all G gates.
+            small_BMN: those to the biases, then to the element-wise weights, M = G + K; again for each part.
+            parameters: (weight_input, bias, weight_recurrent) that the chunk was made with.
+            x_TBD: cell inputs.
+            state_TBS: the state before each step, before any reset.
+            is_init_TB: reset flags.
+            boundary_BS: dL/dstate_0, whose product with the old carry is then returned.
+
+        Returns:
+            `(grad_GND, grad_MN, largest entry of |dstate_t/dstate_{t-1}|)`; the first two are None without a boundary.
+        """
+        raise NotImplementedError
+
+    def carry_gradient(
+        self, weight_BGND: Tensor, small_BMN: Tensor, boundary_BS: Tensor, index: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`(grad_GND, grad_MN)`: dL/dstate_0 times the carry of the copies `index` (int64; all in order by default)."""
+        raise NotImplementedError
+
+    def taps(self) -> dict[str, tuple[list[str], str | None]]:
+        return {"input": (["weight_input"], "bias")}
+
+    def presynaptic(self, x_MD: Tensor, state_MS: Tensor) -> dict[str, Tensor]:
+        return {"input": x_MD}
+
+    def elementwise_parameters(self) -> list[str]:
+        return ["weight_recurrent"]
+
+
+class DiagonalCell(ElementwiseCell):
+    """A cell whose state is updated element by element: c'_n = r(u^1_n .. u^G_n, v^1_n .. v^K_n, c_n).
+
+    See `ElementwiseCell`.
+    """
+
+    jacobian: ClassVar[str] = "diagonal"
 
     def recurrence(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], c: Tensor) -> Tensor:
         """c' from the drives [..., N] (one a gate), weight vectors [N] and the state c [..., N], element by element."""
@@ -111,10 +188,6 @@ class DiagonalCell(Cell):
     def output(self, x: Tensor, c: Tensor) -> Tensor:
         """The cell's output [..., H] from the input and the new state; the state itself by default."""
         return c
-
-    def drive(self, x: Tensor) -> Tensor:
-        """All drives at once, [..., G*N]."""
-        return nn.functional.linear(x, self.weight_input, self.bias)
 
     def scan(self, u_TBGN: Tensor, state_BN: Tensor, is_init_TB: Tensor) -> Tensor:
         """The states c_TBN after each step, from the drives [T, B, G*N]. Subclasses with a kernel override this."""
@@ -131,13 +204,11 @@ class DiagonalCell(Cell):
         c_BN = self.recurrence(drives, self.weight_recurrent.unbind(0), state_BS)
         return self.output(x_BD, c_BN), c_BN
 
-    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
         c_TBN = self.scan(self.drive(x_TBD), state_BS, is_init_TB)
         return self.output(x_TBD, c_TBN), c_TBN[-1]
-
-    def recurrent_parameters(self) -> list[str]:
-        """The parameters that the carry covers: their gradient is exact under RTRL."""
-        return ["weight_input", "bias", "weight_recurrent"]
 
     @torch.no_grad()
     def local_derivatives(
@@ -173,36 +244,102 @@ class DiagonalCell(Cell):
         small_BMN: Tensor,
         parameters: tuple[Tensor, Tensor, Tensor],
         x_TBD: Tensor,
-        state_TBN: Tensor,
+        state_TBS: Tensor,
         is_init_TB: Tensor,
-        boundary_BN: Tensor | None,
+        boundary_BS: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Move the RTRL carry over a chunk, in place. Subclasses with a fused kernel override this.
-
-        Args:
-            weight_BGND: sensitivities of the state to the input weights.
-            small_BMN: those to the biases, then to the element-wise weights, M = G + K.
-            parameters: (weight_input, bias, weight_recurrent) that the chunk was made with.
-            x_TBD: cell inputs.
-            state_TBN: the state before each step, before any reset.
-            is_init_TB: reset flags.
-            boundary_BN: dL/dstate_0, whose product with the old carry is then returned.
-
-        Returns:
-            `(grad_GND, grad_MN, largest |dc_t/dc_{t-1}|)`; the first two are None without a boundary.
-        """
         weight, bias, vectors = parameters
         u_TBGN = nn.functional.linear(x_TBD, weight, bias)
-        a_TBN, local, vector = self.local_derivatives(u_TBGN, vectors, state_TBN, is_init_TB)
-        _, grad_GND = rtrl_advance(weight_BGND, a_TBN, local, x_TBD, boundary_BN=boundary_BN)
-        _, grad_MN = rtrl_advance_vector(small_BMN, a_TBN, torch.cat([local, vector], 2), boundary_BN=boundary_BN)
+        a_TBN, local, vector = self.local_derivatives(u_TBGN, vectors, state_TBS, is_init_TB)
+        _, grad_GND = rtrl_advance(weight_BGND, a_TBN, local, x_TBD, boundary_BN=boundary_BS)
+        _, grad_MN = rtrl_advance_vector(small_BMN, a_TBN, torch.cat([local, vector], 2), boundary_BN=boundary_BS)
         return grad_GND, grad_MN, a_TBN.abs().max()
 
-    def taps(self) -> dict[str, tuple[list[str], str | None]]:
-        return {"input": (["weight_input"], "bias")}
+    def carry_gradient(
+        self, weight_BGND: Tensor, small_BMN: Tensor, boundary_BS: Tensor, index: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        small = small_BMN if index is None else small_BMN[index]
+        return rtrl_boundary(weight_BGND, boundary_BS, index), torch.einsum("bn,bmn->mn", boundary_BS, small)
 
-    def presynaptic(self, x_MD: Tensor, state_MS: Tensor) -> dict[str, Tensor]:
-        return {"input": x_MD}
 
-    def elementwise_parameters(self) -> list[str]:
-        return ["weight_recurrent"]
+class BlockCell(ElementwiseCell):
+    """A cell whose units have a state of two parts: (h, c)'_n = r(u^1_n .. u^G_n, v^1_n .. v^K_n, h_n, c_n).
+
+    The state [B, 2N] is h, then c; its Jacobian consists of 2x2 blocks, one a unit. The output is h. See
+    `ElementwiseCell`.
+    """
+
+    jacobian: ClassVar[str] = "block"
+    PARTS: ClassVar[int] = 2
+
+    def recurrence(
+        self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], h: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(h', c') from the drives [..., N] (one a gate), weight vectors [N] and h, c [..., N], element by element."""
+        raise NotImplementedError
+
+    def output(self, x: Tensor, state: Tensor) -> Tensor:
+        """The cell's output [..., H] from the input and the new state [..., 2N]."""
+        return state[..., : self.size]
+
+    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        drives, vectors = self.drive(x_BD).split(self.size, -1), self.weight_recurrent.unbind(0)
+        state_BS = torch.cat(self.recurrence(drives, vectors, *state_BS.chunk(2, -1)), -1)
+        return self.output(x_BD, state_BS), state_BS
+
+    @torch.no_grad()
+    def local_derivatives(
+        self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Derivatives of every state (h, c)_t at a fixed state before it, all T steps at once.
+
+        Args:
+            u_TBGN: drives [T, B, G*N].
+            vectors_KN: the element-wise weights.
+            state_TBS: the state before each step, before any reset.
+            is_init_TB: reset flags.
+
+        Returns:
+            `(J_TB22N, l_TB2GN, lv_TB2KN)`, the third axis being the part that is differentiated: by the state before
+            the step (zero where it was reset), by the drives, by the weights.
+        """
+        T, B, N = *state_TBS.shape[:2], self.size
+        keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
+        with torch.enable_grad():
+            parts = tuple(part.detach().requires_grad_() for part in (state_TBS * keep_TB1).chunk(2, -1))
+            drives = tuple(u.detach().requires_grad_() for u in u_TBGN.split(N, -1))
+            vectors = tuple(v.detach().expand(T, B, N).requires_grad_() for v in vectors_KN.unbind(0))
+            after = self.recurrence(drives, vectors, *parts)
+            inputs = (*parts, *drives, *vectors)
+            rows = [torch.autograd.grad(a.sum(), inputs, retain_graph=True, materialize_grads=True) for a in after]
+        every = torch.stack([torch.stack(row, dim=2) for row in rows], dim=2)
+        J_TB22N, local, vector = every.split((2, len(drives), len(vectors)), 3)
+        return J_TB22N * keep_TB1[..., None, None], local, vector
+
+    def advance_carry(
+        self,
+        weight_BGND: Tensor,
+        small_BMN: Tensor,
+        parameters: tuple[Tensor, Tensor, Tensor],
+        x_TBD: Tensor,
+        state_TBS: Tensor,
+        is_init_TB: Tensor,
+        boundary_BS: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        grads: tuple[Tensor | None, Tensor | None] = (None, None)
+        if boundary_BS is not None:
+            grads = self.carry_gradient(weight_BGND, small_BMN, boundary_BS, None)
+        weight, bias, vectors = parameters
+        u_TBGN = nn.functional.linear(x_TBD, weight, bias)
+        J_TB22N, local, vector = self.local_derivatives(u_TBGN, vectors, state_TBS, is_init_TB)
+        rtrl_block_advance(weight_BGND.unflatten(1, (2, -1)), J_TB22N, local, x_TBD)
+        rtrl_block_advance_vector(small_BMN.unflatten(1, (2, -1)), J_TB22N, torch.cat([local, vector], 3))
+        return *grads, J_TB22N.abs().max()
+
+    def carry_gradient(
+        self, weight_BGND: Tensor, small_BMN: Tensor, boundary_BS: Tensor, index: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        boundary_B2N = boundary_BS.unflatten(-1, (2, -1))
+        small = (small_BMN if index is None else small_BMN[index]).unflatten(1, (2, -1))
+        grad_GND = rtrl_block_boundary(weight_BGND.unflatten(1, (2, -1)), boundary_B2N, index)
+        return grad_GND, torch.einsum("bin,bimn->mn", boundary_B2N, small)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agent.cells.base import DiagonalCell
+from agent.cells.base import Acted, DiagonalCell
 from kernels.elstm import ElstmAct, elstm_advance, elstm_layer, elstm_local, elstm_sequence
 
 
@@ -41,6 +41,15 @@ class ELSTM(DiagonalCell):
         for weight in (self.output_input, self.output_state):
             bound = (input_size + size) ** -0.5
             nn.init.uniform_(weight, -bound, bound)
+        # a plain tuple: a module looks its parameters up one by one, at every step
+        self._act_weights = (
+            self.weight_input,
+            self.bias,
+            self.weight_recurrent,
+            self.output_input,
+            self.output_state,
+            self.output_bias,
+        )
 
     def recurrence(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], c: Tensor) -> Tensor:
         f = torch.sigmoid(drives[0] + vectors[0] * c)
@@ -52,22 +61,11 @@ class ELSTM(DiagonalCell):
 
     def read_out(
         self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor, weight_PH: Tensor, bias_P: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         if torch.is_grad_enabled():
             return super().read_out(x_BD, state_BS, is_init_B, weight_PH, bias_P)
-        return self._act(
-            x_BD,
-            self.weight_input,
-            self.bias,
-            self.weight_recurrent,
-            self.output_input,
-            self.output_state,
-            self.output_bias,
-            weight_PH,
-            bias_P,
-            state_BS,
-            is_init_B,
-        )
+        read_BP, c_BN, gate_BN = self._act(x_BD, *self._act_weights, weight_PH, bias_P, state_BS, is_init_B)
+        return read_BP, c_BN, () if gate_BN is None else (gate_BN,)
 
     def local_derivatives(
         self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBN: Tensor, is_init_TB: Tensor
@@ -83,9 +81,9 @@ class ELSTM(DiagonalCell):
         small_BMN: Tensor,
         parameters: tuple[Tensor, Tensor, Tensor],
         x_TBD: Tensor,
-        state_TBN: Tensor,
+        state_TBS: Tensor,
         is_init_TB: Tensor,
-        boundary_BN: Tensor | None,
+        boundary_BS: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         weight, bias, vectors = parameters
         return elstm_advance(
@@ -95,12 +93,14 @@ class ELSTM(DiagonalCell):
             weight,
             bias,
             vectors.flatten(),
-            state_TBN,
+            state_TBS,
             is_init_TB,
-            boundary_BN=boundary_BN,
+            boundary_BN=boundary_BS,
         )
 
-    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
         h_TBN, c_BN, _, _ = elstm_layer(
             x_TBD,
             self.weight_input,
@@ -111,6 +111,7 @@ class ELSTM(DiagonalCell):
             self.output_bias,
             state_BS,
             is_init_TB,
+            known=None if acted is None else (acted.state_TBS, acted.kept[0]),
         )
         return h_TBN, c_BN
 

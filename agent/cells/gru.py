@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from agent.cells.base import Cell
+from agent.cells.base import Acted, Cell
 from kernels.gru_sequence import gru_sequence
 
 
@@ -33,7 +33,9 @@ class GRU(Cell):
         h_BN = n + z * (state_BS - n)
         return h_BN, h_BN
 
-    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
         # Only n's recurrent bias is multiplied by a gate; those of r and z are part of the input's drive.
         outside, inside = self.hidden.bias.split((2 * self.size, self.size))
         bias = self.input.bias + nn.functional.pad(outside, (0, self.size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from agent.cells.base import Cell
+from agent.cells.base import Acted, Cell
 from kernels.lstm_sequence import lstm_sequence
 
 
@@ -35,7 +35,9 @@ class LSTM(Cell):
         h_BN = torch.sigmoid(o) * torch.tanh(c_BN)
         return h_BN, torch.cat([h_BN, c_BN], -1)
 
-    def sequence(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[Tensor, Tensor]:
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
         return lstm_sequence(self.input(x_TBD), self.hidden.weight, state_BS, is_init_TB)
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:

@@ -45,15 +45,24 @@ class GradientEngine:
         """
         return state_BS
 
-    def trace(self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, *, only_pass: bool = False) -> Any:
+    def trace(
+        self,
+        x_TBD: Tensor,
+        state_TBS: Tensor,
+        is_init_TB: Tensor,
+        index: Tensor | None = None,
+        *,
+        only_pass: bool = False,
+    ) -> Any:
         """What `advance` needs of a chunk, with the parameters that produced it.
 
         Args:
             x_TBD: cell inputs.
             state_TBS: state before each step, before any reset.
             is_init_TB: reset flags.
-            only_pass: there will be one backward pass over all copies before `advance`, so that an engine may read its
-                carry for the gradient and move it at the same time.
+            index: int64 copies of the chunk; None means all copies in order.
+            only_pass: there will be one backward pass over all these copies before `advance`, so that an engine may
+                read its carry for the gradient and move it at the same time.
         """
         return None
 
@@ -63,8 +72,8 @@ class GradientEngine:
     def reset(self, mask_B: Tensor) -> None:
         """Zero the carry of the copies in `mask_B`, whose state was reset outside a chunk."""
 
-    def reset_units(self, units: Tensor) -> None:
-        """Zero the carry of re-initialised `units` (int64), whose history no longer counts."""
+    def reset_units(self, units: Tensor, index: Tensor | None = None) -> None:
+        """Zero the carry of re-initialised `units` (int64), whose history no longer counts, in the copies `index`."""
 
     def exact_parameters(self) -> list[str]:
         """Names of the cell's parameters whose gradient is exact over the whole history, not truncated at T."""

@@ -1,4 +1,4 @@
-"""Exact real-time recurrent learning for cells with a diagonal state Jacobian, one batched matmul a chunk.
+"""Exact real-time recurrent learning for cells that couple no two units, one batched matmul a chunk.
 
 Williams & Zipser 1989; element-wise cells: Irie, Gopalakrishnan, Schmidhuber 2024 (arXiv 2305.19044). The chunked form
 exchanges the order of summation of per-step RTRL, so it is the same gradient, with the carry read once and written once
@@ -8,6 +8,7 @@ per T steps instead of at every step: for c_t = r(u_t, v, c_{t-1}) with u_t = W 
     dL/dW = (inside the chunk) + sum_b dL/dc_0[b] S_0[b]
 
 A reset at step t makes a_t zero, which removes all older history from the products. Memory does not grow with history.
+A cell with two parts of state a unit (h, c) has a 2x2 block in place of a_t and a pair in place of dc_t/du_t.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agent.cells.base import DiagonalCell
+from agent.cells.base import ElementwiseCell
 from agent.errors import choice
 from agent.gradients.base import GradientEngine
-from kernels.rtrl import rtrl_boundary
 
 
 @dataclass
 class Trace:
-    """A chunk, and the recurrent parameters that it was made with."""
+    """A chunk of the copies `index` (None: all in order), and the recurrent parameters that it was made with."""
 
     x_TBD: Tensor
-    state_TBN: Tensor
+    state_TBS: Tensor
     is_init_TB: Tensor
+    index: Tensor | None
     parameters: tuple[Tensor, Tensor, Tensor]
     advanced: bool = False
 
@@ -40,18 +41,20 @@ class _Boundary(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, state_BN: Tensor, engine: RTRL, index: Tensor | None, *parameters: Tensor
+        ctx: Any, state_BS: Tensor, engine: RTRL, index: Tensor | None, *parameters: Tensor
     ) -> Tensor:
         ctx.engine, ctx.index = engine, index
-        return state_BN.view_as(state_BN)
+        return state_BS.view_as(state_BS)
 
     @staticmethod
-    def backward(ctx: Any, grad_BN: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return (None, None, None, *ctx.engine.boundary(grad_BN, ctx.index))
+    def backward(ctx: Any, grad_BS: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return (None, None, None, *ctx.engine.boundary(grad_BS, ctx.index))
 
 
 class RTRL(GradientEngine):
-    """Exact RTRL. The carry has the recurrent parameters' shape, once a copy: [B, G, N, D], [B, G, N], [B, K, N].
+    """Exact RTRL. The carry has the recurrent parameters' shape, once a copy and part of a unit's state: one part in a
+    diagonal cell, [B, G, N, D] for the input weights and [B, G + K, N] for biases and element-wise weights; with two
+    parts all of h's sensitivities come first, then all of c's: [B, 2G, N, D] and [B, 2(G + K), N].
 
     Args:
         cell: the recurrent cell.
@@ -63,18 +66,18 @@ class RTRL(GradientEngine):
         ConfigError: unknown `carry_dtype`.
     """
 
-    jacobians: ClassVar[tuple[str, ...]] = ("diagonal",)
-    cell: DiagonalCell
+    jacobians: ClassVar[tuple[str, ...]] = ("diagonal", "block")
+    cell: ElementwiseCell
 
-    def __init__(self, cell: DiagonalCell, copies: int, *, carry_dtype: str = "float32") -> None:
+    def __init__(self, cell: ElementwiseCell, copies: int, *, carry_dtype: str = "float32") -> None:
         super().__init__(cell, copies)
         choice("carry_dtype of gradient rtrl", carry_dtype, ("float32", "bfloat16"))
         gates, vectors, N, D = len(cell.GATES), len(cell.VECTORS), cell.size, cell.input_size
         like = cell.weight_input
         stored = torch.bfloat16 if carry_dtype == "bfloat16" else like.dtype
-        self.weight_BGND = torch.zeros(copies, gates, N, D, device=like.device, dtype=stored)
-        self.small_BMN = torch.zeros(copies, gates + vectors, N, device=like.device, dtype=like.dtype)
-        self.bias_BGN, self.vector_BKN = self.small_BMN.split([gates, vectors], 1)
+        self.weight_BGND = torch.zeros(copies, cell.PARTS * gates, N, D, device=like.device, dtype=stored)
+        small = cell.PARTS * (gates + vectors)
+        self.small_BMN = torch.zeros(copies, small, N, device=like.device, dtype=like.dtype)
         self.max_jacobian = torch.zeros((), device=like.device)
         self.only_pass: Trace | None = None
 
@@ -85,23 +88,30 @@ class RTRL(GradientEngine):
         )
         return attached
 
-    def boundary(self, grad_BN: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The carry's term of dL/dW [G*N, D], dL/db [G*N] and dL/dv [K, N], given dL/dstate_0 [B, N]."""
+    def boundary(self, grad_BS: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The carry's term of dL/dW [G*N, D], dL/db [G*N] and dL/dv [K, N], given dL/dstate_0 [B, S]."""
         if self.only_pass is not None:  # nobody reads the old carry again: take the gradient while it is advanced
-            weight, small = self._move(self.only_pass, grad_BN.contiguous())
+            weight, small = self._move(self.only_pass, grad_BS.contiguous())
             assert weight is not None
             assert small is not None
         else:
-            weight = rtrl_boundary(self.weight_BGND, grad_BN.contiguous(), index)
-            small = torch.einsum("bn,bmn->mn", grad_BN, self.small_BMN if index is None else self.small_BMN[index])
+            weight, small = self.cell.carry_gradient(self.weight_BGND, self.small_BMN, grad_BS.contiguous(), index)
         gates = len(self.cell.GATES)
         return weight.flatten(0, 1), small[:gates].flatten(), small[gates:]
 
     @torch.no_grad()
-    def trace(self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, *, only_pass: bool = False) -> Trace:
+    def trace(
+        self,
+        x_TBD: Tensor,
+        state_TBS: Tensor,
+        is_init_TB: Tensor,
+        index: Tensor | None = None,
+        *,
+        only_pass: bool = False,
+    ) -> Trace:
         cell = self.cell
         parameters = (cell.weight_input.clone(), cell.bias.clone(), cell.weight_recurrent.clone())
-        trace = Trace(x_TBD, state_TBS, is_init_TB, parameters)
+        trace = Trace(x_TBD, state_TBS, is_init_TB, index, parameters)
         self.only_pass = trace if only_pass else None
         return trace
 
@@ -110,17 +120,22 @@ class RTRL(GradientEngine):
             self._move(trace, None)
 
     @torch.no_grad()
-    def _move(self, trace: Trace, boundary_BN: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def _move(self, trace: Trace, boundary_BS: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Advance the carry over the chunk; with a boundary, its product with the old carry."""
+        index, weight_BGND, small_BMN = trace.index, self.weight_BGND, self.small_BMN
+        if index is not None:
+            weight_BGND, small_BMN = weight_BGND[index], small_BMN[index]
         weight_GND, small_MN, self.max_jacobian = self.cell.advance_carry(
-            self.weight_BGND,
-            self.small_BMN,
+            weight_BGND,
+            small_BMN,
             trace.parameters,
             trace.x_TBD,
-            trace.state_TBN,
+            trace.state_TBS,
             trace.is_init_TB,
-            boundary_BN,
+            boundary_BS,
         )
+        if index is not None:
+            self.weight_BGND[index], self.small_BMN[index] = weight_BGND, small_BMN
         trace.advanced, self.only_pass = True, None
         return weight_GND, small_MN
 
@@ -128,9 +143,10 @@ class RTRL(GradientEngine):
         for carry in (self.weight_BGND, self.small_BMN):
             carry.masked_fill_(mask_B.view(-1, *([1] * (carry.dim() - 1))), 0.0)
 
-    def reset_units(self, units: Tensor) -> None:
-        self.weight_BGND[:, :, units] = 0.0
-        self.small_BMN[:, :, units] = 0.0
+    def reset_units(self, units: Tensor, index: Tensor | None = None) -> None:
+        copies = torch.arange(self.copies, device=units.device) if index is None else index
+        for carry in (self.weight_BGND, self.small_BMN):
+            carry[copies.unsqueeze(-1), :, units] = 0.0
 
     def exact_parameters(self) -> list[str]:
         return self.cell.recurrent_parameters()
@@ -139,9 +155,8 @@ class RTRL(GradientEngine):
         return {"carry_max_jacobian": self.max_jacobian, "carry_max": self.weight_BGND.abs().max()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"weight": self.weight_BGND, "bias": self.bias_BGN, "vector": self.vector_BKN}
+        return {"weight": self.weight_BGND, "small": self.small_BMN}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
         self.weight_BGND.copy_(saved["weight"])
-        self.bias_BGN.copy_(saved["bias"])
-        self.vector_BKN.copy_(saved["vector"])
+        self.small_BMN.copy_(saved["small"])

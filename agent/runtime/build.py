@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from agent.runtime.machine import versions
 from agent.runtime.metrics import Evaluations
 from agent.runtime.record import Record
 from agent.runtime.rollout import Rollout
+from agent.runtime.runners import Copies, RunnerRollout
 from agent.runtime.trainer import Trainer
 from agent.strategies.base import Strategy
 from envs.stream import TaskStream
@@ -68,7 +70,7 @@ def build_stream(config: Config) -> TaskStream:
         schedule = registry.build(
             "schedule", spec.schedule, [task.steps for task in tasks], spec.cycles, subseed(config.seed, "schedule")
         )
-        return TaskStream(tasks, schedule)
+        return TaskStream(tasks, schedule, spec.share)
     except EnvError as error:
         raise ConfigError(str(error)) from error
 
@@ -125,11 +127,67 @@ def check_strategies(config: Config, strategies: list[Strategy], objective: Obje
             )
 
 
+def check_runners(config: Config, objective: Objective) -> None:
+    """Refuse environment runners for an objective that takes the data for its own policy's."""
+    if config.runtime.env_runners and not objective.off_policy:
+        valid = [name for name in registry.REGISTRY["objective"] if registry.load("objective", name).off_policy]
+        raise ConfigError(
+            f"runtime.env_runners is {config.runtime.env_runners}, so the policy that acts lags behind, which "
+            f"objective {config.objective['kind']} does not correct for; use objective {' or '.join(valid)}"
+        )
+
+
 def build_optimizer(config: Config, policy: Policy) -> torch.optim.Optimizer:
     """The optimiser over all parameters, in one fused kernel a step where torch has one."""
     fused = {"fused": True} if config.optimizer["kind"] in ("adam", "adamw", "sgd") else {}
     optimizer: torch.optim.Optimizer = registry.build("optimizer", {**fused, **config.optimizer}, policy.parameters())
     return optimizer
+
+
+def build_env(
+    config: Config,
+    stream: TaskStream,
+    num_envs: int,
+    device: torch.device,
+    seed: int,
+    *,
+    evaluation: bool = False,
+    ages: bool = False,
+) -> TaskEnv:
+    """`num_envs` copies of the stream's environments."""
+    return TaskEnv(
+        stream.tasks,
+        num_envs,
+        device=device,
+        seed=seed,
+        evaluation=evaluation,
+        random_initial_age=ages,
+        spaces=config.stream.spaces,
+    )
+
+
+def build_policy(config: Config, env: TaskEnv) -> Policy:
+    """The policy for the spaces and tasks of `env`.
+
+    Raises:
+        ConfigError: an encoder, cell or head that does not fit.
+    """
+    observed = config.stream.task_id == "observed"
+    if config.policy.heads == "per_task" and not observed:
+        raise ConfigError("policy.heads is per_task, but stream.task_id is hidden; set it to observed")
+    try:
+        return Policy(config.policy, env.single_observation_space, env.single_action_space, len(env.tasks), observed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_runner(config: Config, copies: int, seed: int) -> Rollout:
+    """The rollout of an environment runner, on the CPU, with all its randomness from `seed`."""
+    device = torch.device("cpu")
+    ages = config.rollout.random_initial_age
+    env = build_env(config, build_stream(config), copies, device, subseed(seed, "training"), ages=ages)
+    generator = torch.Generator().manual_seed(subseed(seed, "actions"))
+    return Rollout(env, build_policy(config, env), generator, reset_memory_on=config.policy.reset_memory_on)
 
 
 def build(config: Config, folder: Path, workers: Workers = ALONE) -> Trainer:
@@ -162,26 +220,13 @@ def _build(config: Config, folder: Path, device: torch.device, stream: TaskStrea
         return subseed(config.seed, *names, *((f"worker {workers.rank}",) if workers.rank else ()))
 
     def environment(name: str, num_envs: int, *, evaluation: bool = False, ages: bool = False, key: int = 0) -> TaskEnv:
-        return TaskEnv(
-            stream.tasks,
-            num_envs,
-            device=device,
-            seed=subseed(config.seed, name, key) if evaluation else own_seed(name, key),
-            evaluation=evaluation,
-            random_initial_age=ages,
-            spaces=config.stream.spaces,
-        )
+        seed = subseed(config.seed, name, key) if evaluation else own_seed(name, key)
+        return build_env(config, stream, num_envs, device, seed, evaluation=evaluation, ages=ages)
 
-    env = environment("training", copies, ages=config.rollout.random_initial_age)
-    observed = config.stream.task_id == "observed"
-    if config.policy.heads == "per_task" and not observed:
-        raise ConfigError("policy.heads is per_task, but stream.task_id is hidden; set it to observed")
-    try:
-        policy = Policy(
-            config.policy, env.single_observation_space, env.single_action_space, len(stream.tasks), observed
-        ).to(device)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    runners = config.runtime.env_runners
+    # with runners, one copy to know the spaces from: the others live there
+    env = environment("training", 1 if runners else copies, ages=config.rollout.random_initial_age)
+    policy = build_policy(config, env).to(device)
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.workers = workers
@@ -192,12 +237,25 @@ def _build(config: Config, folder: Path, device: torch.device, stream: TaskStrea
         )
     strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
     check_strategies(config, strategies, objective, workers)
+    check_runners(config, objective)
 
     def generator(name: str) -> torch.Generator:
         return torch.Generator(device=device).manual_seed(own_seed(name))
 
     reset_memory_on = config.policy.reset_memory_on
-    rollout = Rollout(env, policy, generator("actions"), reset_memory_on=reset_memory_on)
+    rollout: Rollout | RunnerRollout
+    if runners:
+        rollout = RunnerRollout(
+            policy,
+            engine,
+            partial(build_runner, config),
+            [subseed(config.seed, "runner", runner) for runner in range(runners)],
+            Copies(torch.zeros(copies, dtype=torch.int64), device, env.exact_state),
+            cpus=config.runtime.cpus_per_runner,
+            address=config.runtime.address,
+        )
+    else:
+        rollout = Rollout(env, policy, generator("actions"), reset_memory_on=reset_memory_on)
 
     def fresh_rollout(step: int) -> Rollout:
         fresh = environment("source", copies, key=step)

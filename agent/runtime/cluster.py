@@ -145,7 +145,7 @@ def worker_resources(ray: Any, config: Config) -> dict[str, float]:
 
 
 def check_resources(ray: Any, config: Config) -> None:
-    """Refuse a cluster whose nodes cannot hold the workers and environment runners; Ray would wait for ever.
+    """Refuse a cluster whose nodes cannot hold the workers; Ray would wait for ever.
 
     Raises:
         ClusterError: one sentence with what is needed and what there is.
@@ -155,14 +155,12 @@ def check_resources(ray: Any, config: Config) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(int(min(node.get(name, 0.0) // amount for name, amount in bundle.items())) for node in nodes)
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    needed = runtime.workers * bundle["CPU"] + runtime.env_runners * runtime.cpus_per_runner
-    if room >= runtime.workers and cpus >= needed:
+    if room >= runtime.workers:
         return
     has = f"{cpus:g} CPUs and {sum(node.get('GPU', 0.0) for node in nodes):g} GPUs on {len(nodes)} node(s)"
     each = " and ".join(f"{amount:g} {name}" for name, amount in bundle.items())
-    runners = f" and {runtime.env_runners} runner(s) of {runtime.cpus_per_runner:g} CPU" if runtime.env_runners else ""
     raise ClusterError(
-        f"the run needs {runtime.workers} worker(s) of {each} each{runners}, but the Ray cluster has {has}; lower "
+        f"the run needs {runtime.workers} worker(s) of {each} each, but the Ray cluster has {has}; lower "
         "runtime.workers or runtime.threads, or add nodes"
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from agent.cells.base import Acted
 from agent.gradients.base import GradientEngine
 from agent.objectives.base import Metrics, Objective
 from agent.parallel import ALONE, Workers
@@ -57,15 +58,17 @@ class Learner:
         Returns:
             Scalars of the last minibatch, and the units that strategies re-initialised.
         """
-        chunk = experience.chunk
+        chunk, copies = experience.chunk, experience.copies
         once = self.objective.epochs == self.objective.minibatches == 1
-        trace = self.engine.trace(experience.x_TBD, experience.state_TBS, chunk.is_init, only_pass=once)
+        trace = self.engine.trace(experience.x_TBD, experience.state_TBS, chunk.is_init, copies, only_pass=once)
         with torch.no_grad():
             prepared = self.objective.prepare(chunk)
         reset_units: list[Tensor] = []
+        acted = experience.acted
         for _ in range(self.objective.epochs):
             for index in self._minibatches(chunk):
-                metrics = self._step(ctx, chunk, prepared, index)
+                metrics = self._step(ctx, chunk, prepared, index, copies, acted)
+                acted = None  # the parameters have changed
                 for strategy in self.after_hooks:
                     units = strategy.after_update(ctx)
                     if units is not None:
@@ -86,16 +89,25 @@ class Learner:
         for index in order.chunk(self.objective.minibatches):
             yield index.to(chunk.reward.device)
 
-    def _step(self, ctx: Context, chunk: Chunk, prepared: dict[str, Tensor], index: Tensor | None) -> Metrics:
+    def _step(
+        self,
+        ctx: Context,
+        chunk: Chunk,
+        prepared: dict[str, Tensor],
+        index: Tensor | None,
+        copies: Tensor | None = None,
+        acted: Acted | None = None,
+    ) -> Metrics:
         batch = chunk if index is None else chunk.select(index)
         prepared = prepared if index is None else {name: x.index_select(1, index) for name, x in prepared.items()}
         live = batch.copies
         for strategy in self.batch_hooks:
             batch = strategy.transform_batch(ctx, batch)
-        state = self.engine.attach(batch.state[:live], index)
+        rows = index if copies is None else copies if index is None else copies[index]  # of the carry
+        state = self.engine.attach(batch.state[:live], rows)
         if batch.copies > live:  # replayed sequences start from their stored state and have no carry
             state = torch.cat([state, batch.state[live:]])
-        outputs = self.policy.sequence(batch, state)
+        outputs = self.policy.sequence(batch, state, acted if batch is chunk else None)
         loss, metrics = self.objective.loss(outputs, batch, prepared)
         for strategy in self.loss_hooks:
             extra = strategy.extra_loss(ctx, batch, outputs, live)

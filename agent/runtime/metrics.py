@@ -77,6 +77,15 @@ class Evaluations:
         low, high = np.array(self.scores).T
         return (self.tensor().mean(axis=2) - low) / (high - low)
 
+    def only(self, tasks: Sequence[int]) -> Evaluations:
+        """The evaluations of some of the tasks, given by their indices."""
+        chosen = Evaluations(
+            [self.tasks[i] for i in tasks], [self.scores[i] for i in tasks], [self.training_end[i] for i in tasks]
+        )
+        for step, returns in zip(self.steps, self.returns, strict=True):
+            chosen.add(step, returns[list(tasks)])
+        return chosen
+
     def save(self, path: Path) -> None:
         """Write `evaluation.npz` atomically; the same data gives the same bytes (zip members carry no clock time)."""
         temporary = path.with_name(path.name + ".tmp")

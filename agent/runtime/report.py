@@ -292,10 +292,10 @@ def _run_cells(summary: Mapping[str, Any]) -> Cells:
     for task in summary["tasks"]:
         learned, final = _number(task["learned"]), _number(task["final"])
         kept = f"{final / learned:.0%}" if learned > 0 and math.isfinite(final) else "–"
-        rows.append([str(task["name"]), _text(learned), _text(final), kept])
+        rows.append([str(task["name"]), number_text(learned), number_text(final), kept])
     totals = [
-        ["average performance", "", _text(_number(summary["average_performance"])), ""],
-        ["forgetting", "", _text(_number(summary["forgetting"])), ""],
+        ["average performance", "", number_text(_number(summary["average_performance"])), ""],
+        ["forgetting", "", number_text(_number(summary["forgetting"])), ""],
     ]
     return Cells(["task", "learned", "final", "kept"], rows, totals, left=1)
 
@@ -308,8 +308,8 @@ def _comparison_cells(runs: Sequence[RunData]) -> Cells:
             group.label,
             str(group.seeds),
             _text_range(group.values("average_performance")),
-            _text(_median(group.values("forgetting"))),
-            *(_text(_median(group.task_values(task, "final"))) for task in tasks),
+            number_text(_median(group.values("forgetting"))),
+            *(number_text(_median(group.task_values(task, "final"))) for task in tasks),
             f"{_median(group.values('steps_per_second')):,.0f}",
         ]
         for group in group_runs(runs)
@@ -329,7 +329,8 @@ def _median(values: Iterable[float]) -> float:
     return median(defined) if defined else math.nan
 
 
-def _text(value: float) -> str:
+def number_text(value: float) -> str:
+    """Two decimals; a dash for what is undefined."""
     return "–" if math.isnan(value) else f"{value + 0.0:.2f}".replace("-0.00", "0.00")
 
 
@@ -337,8 +338,8 @@ def _text_range(values: Sequence[float]) -> str:
     """`median (min..max)`; only the number itself if there is one run."""
     defined = [value for value in values if not math.isnan(value)]
     if len(defined) < 2:
-        return _text(_median(defined))
-    return f"{_text(median(defined))} ({_text(min(defined))}..{_text(max(defined))})"
+        return number_text(_median(defined))
+    return f"{number_text(median(defined))} ({number_text(min(defined))}..{number_text(max(defined))})"
 
 
 # ---- plots -----------------------------------------------------------------------------------------------------------
@@ -349,7 +350,7 @@ def plot_run(run: RunData, path: Path) -> None:
 
     Where the task in training is known, the steps are shaded in its colour and a strip above names it.
     """
-    figure = _figure(8.6, 4.0)
+    figure = new_figure(8.6, 4.0)
     axes = figure.add_subplot()
     steps, performance = run.evaluations.steps, run.evaluations.performance()
     title = f"{run.config_name} · {run.strategy} · seed {run.summary['seed']}"
@@ -362,7 +363,7 @@ def plot_run(run: RunData, path: Path) -> None:
     for task in range(len(run.evaluations.tasks)):
         axes.plot(steps, performance[:, task], marker="o" if len(steps) <= 40 else "", markersize=3, **_line(task))
     _label_ends(axes, run.evaluations.tasks, performance[-1].tolist(), points_high=72 * 3.0)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_comparison(runs: Sequence[RunData], path: Path) -> None:
@@ -375,13 +376,13 @@ def plot_comparison(runs: Sequence[RunData], path: Path) -> None:
     groups = {name: group_runs(members) for name, members in configs.items()}
     tasks = {name: _task_names(members) for name, members in configs.items()}
     heights = [max(4.0, 1.2 + len(tasks[name]) * (0.2 * len(groups[name]) + 0.15)) for name in configs]
-    figure = _figure(12.0, sum(heights))
+    figure = new_figure(12.0, sum(heights))
     grid = figure.add_gridspec(len(configs), 2, width_ratios=(1.35, 1), height_ratios=heights)
     for row, name in enumerate(configs):
         title = f"{name}: average performance over all tasks"
         _plot_average(figure.add_subplot(grid[row, 0]), title, groups[name], 72 * (heights[row] - 1.0))
         _plot_tasks(figure.add_subplot(grid[row, 1]), groups[name], tasks[name])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_average(axes: Axes, title: str, groups: Sequence[Group], points_high: float) -> None:
@@ -424,7 +425,7 @@ def _plot_tasks(axes: Axes, groups: Sequence[Group], tasks: Sequence[str]) -> No
     axes.invert_yaxis()
     axes.set_title("each task: bar at the end, mark when learned", fontsize=10, loc="left", color=INK, pad=8)
     axes.set_xlabel("performance (0 useless, 1 solved)")
-    _strip(axes, grid="x")
+    strip_axes(axes, grid="x")
     axes.tick_params(axis="y", length=0)
 
 
@@ -444,7 +445,7 @@ def _over_steps(
     axes.set_title(title, fontsize=10, loc="left", color=INK, pad=title_pad)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("performance (0 useless, 1 solved)")
-    _strip(axes, grid="y")
+    strip_axes(axes, grid="y")
 
 
 def _shade(axes: Axes, segment: Mapping[str, Any], tasks: Sequence[str], points_wide: float) -> None:
@@ -525,7 +526,7 @@ def _line(index: int) -> dict[str, Any]:
     return {"color": PALETTE[index % len(PALETTE)], "linestyle": style, "linewidth": 1.8}
 
 
-def _strip(axes: Axes, grid: str) -> None:
+def strip_axes(axes: Axes, grid: str) -> None:
     """Leave only the marks that carry data: no frame, a pale grid in one direction."""
     axes.spines[:].set_visible(False)
     axes.set_axisbelow(True)
@@ -535,14 +536,15 @@ def _strip(axes: Axes, grid: str) -> None:
     axes.yaxis.label.set(color=INK, size=9)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure of its own, in inches; pyplot and its global state are not touched."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG; the folder is made if it is not there."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
@@ -559,8 +561,6 @@ def html(runs: Sequence[RunData], out_dir: Path) -> Path:
     Returns:
         Path of the page.
     """
-    import jinja2
-
     out_dir.mkdir(parents=True, exist_ok=True)
     sections = []
     for number, (name, members) in enumerate(by_config(runs).items(), start=1):
@@ -573,15 +573,25 @@ def html(runs: Sequence[RunData], out_dir: Path) -> Path:
                 file = f"{prefix}-{len(pages) + 1}-{_slug(run.strategy)}-seed-{run.summary['seed']}.png"
                 pages.append(_run_page(run, group.label, out_dir / "plots" / file))
         sections.append(
-            {"name": name, "cells": _comparison_cells(members).without_first(), "plot": _embed(plot), "runs": pages}
+            {"name": name, "cells": _comparison_cells(members).without_first(), "plot": embed(plot), "runs": pages}
         )
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string((Path(__file__).parent / "report.html.j2").read_text())
     path = out_dir / "report.html"
-    path.write_text(template.render(sections=sections, count=len(runs)))
+    path.write_text(render("report.html.j2", sections=sections, count=len(runs)))
     return path
+
+
+def render(template: str, **content: Any) -> str:
+    """A page from one of the templates beside this file."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(**content)
 
 
 def _run_page(run: RunData, label: str, plot: Path) -> dict[str, Any]:
@@ -591,19 +601,19 @@ def _run_page(run: RunData, label: str, plot: Path) -> dict[str, Any]:
     return {
         "title": f"{label}, seed {summary['seed']}",
         "path": str(run.path),
-        "average_performance": _text(_number(summary["average_performance"])),
-        "forgetting": _text(_number(summary["forgetting"])),
+        "average_performance": number_text(_number(summary["average_performance"])),
+        "forgetting": number_text(_number(summary["forgetting"])),
         "env_steps": f"{summary['env_steps']:,}",
         "steps_per_second": f"{_number(summary['steps_per_second']):,.0f}",
         "cells": _run_cells(summary),
-        "plot": _embed(plot),
+        "plot": embed(plot),
         "config": yaml.safe_dump(summary["config"], sort_keys=False),
         "versions": summary["versions"],
         "machine": summary["machine"],
     }
 
 
-def _embed(path: Path) -> str:
+def embed(path: Path) -> str:
     """A PNG as a data address."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from agent.cells.base import Acted
 from agent.policy import Inputs, Policy
 from envs.tasks import TaskEnv
 from replay.chunk import Chunk
@@ -22,6 +24,8 @@ class Experience:
     state_TBS: Tensor  # memory before each step, before any reset
     episode_return_TB: Tensor  # return of the episodes that ended, where `done_TB`
     done_TB: Tensor
+    copies: Tensor | None = None  # int64, which of the run's copies these are; None: all of them in order
+    acted: Acted | None = None  # what the forward pass of acting left for learning, if the cell keeps anything
 
 
 class Rollout:
@@ -75,11 +79,23 @@ class Rollout:
 
     def _forget(self, mask_B: Tensor) -> None:
         """The memory of the copies in `mask_B` is reset before their next step."""
-        self.is_init = self.is_init | mask_B
+        self.is_init = mask_B if self.is_init is self.nowhere else self.is_init | mask_B
         if self.policy.with_action:
             self.previous_action = self.previous_action.masked_fill(mask_B.unsqueeze(-1), 0.0)
         if self.policy.with_reward:
             self.previous_reward = self.previous_reward.masked_fill(mask_B, 0.0)
+
+    def reset_units(self, units: Tensor) -> None:
+        """Zero what the memory of every copy holds of the re-initialised `units` (int64)."""
+        self.policy.cell.reset_units(self.state_BS, units)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Whatever must run while this is used: nothing, the environments live in this process."""
+        return nullcontext()
+
+    def timing(self) -> dict[str, float]:
+        """Scalars for the log that depend on the clock."""
+        return {}
 
     def inputs(self) -> Inputs:
         """What the policy reads now."""
@@ -90,7 +106,7 @@ class Rollout:
         """One step of every copy, under `no_grad`. Returns what was seen and done, one tensor [B, ...] each."""
         inputs, is_init, state = self.inputs(), self.is_init, self.state_BS
         distribution = self.policy.distribution
-        outputs, self.state_BS, x = self.policy.step(inputs, state, is_init)
+        outputs, self.state_BS, x, kept = self.policy.step(inputs, state, is_init)
         if self.deterministic:
             action = distribution.mode(outputs.policy)
         else:
@@ -119,6 +135,7 @@ class Rollout:
             # not part of the chunk
             "x": x,
             "state": state,
+            "kept": kept,
             "final_obs": info["final_obs"],
             "final_action": self.previous_action,
             "episode_return": info["episode_return"],
@@ -133,13 +150,20 @@ class Rollout:
     def collect(self, steps: int) -> Experience:
         """Act for T steps."""
         records = [self.act() for _ in range(steps)]
-        ends = ("final_obs", "final_action")  # needed only where an episode was truncated
-        seen = {key: _over_time([record[key] for record in records]) for key in records[0] if key not in ends}
+        apart = (
+            "final_obs",
+            "final_action",
+            "state",
+            "kept",
+        )  # the first two count only where an episode was truncated
+        seen = {key: _over_time([record[key] for record in records]) for key in records[0] if key not in apart}
+        states = torch.stack([*(record["state"] for record in records), self.state_BS])
+        state_TBS, after_TBS = states[:-1], states[1:]
+        kept = tuple(torch.stack(rows) for rows in zip(*(record["kept"] for record in records), strict=True))
         env = self.env
         seen["task"] = env.task_device_B.expand(steps, -1)
         seen["action_mask"] = env.action_mask_BA.expand(steps, -1, -1)
-        outputs, _, _ = self.policy.step(self.inputs(), self.state_BS, self.is_init)
-        state_TBS = seen["state"]
+        outputs = self.policy.step(self.inputs(), self.state_BS, self.is_init).outputs
         chunk = Chunk(
             obs=seen["obs"],
             previous_action=seen["previous_action"],
@@ -154,16 +178,17 @@ class Rollout:
             log_prob=self.policy.distribution.log_prob(seen["policy"], seen["action"]),
             policy=seen["policy"],
             value=seen["value"],
-            final_value=self._final_value(seen, records),
+            final_value=self._final_value(seen, records, after_TBS),
             target=seen["target"],
             target_mask=seen["target_mask"],
             weight=seen["valid"].to(seen["reward"].dtype),
             bootstrap_value=outputs.value,
             state=state_TBS[0],
         )
-        return Experience(chunk, seen["x"], state_TBS, seen["episode_return"], seen["done"])
+        acted = Acted(after_TBS, kept) if kept else None
+        return Experience(chunk, seen["x"], state_TBS, seen["episode_return"], seen["done"], acted=acted)
 
-    def _final_value(self, seen: dict[str, Tensor], records: list[dict[str, Tensor]]) -> Tensor:
+    def _final_value(self, seen: dict[str, Tensor], records: list[dict[str, Any]], after_TBS: Tensor) -> Tensor:
         """Value of the true last observation of truncated episodes, read with the memory of that episode, [T, B]."""
         truncated = seen["truncated"] & ~seen["terminated"]
         value = torch.zeros_like(seen["reward"])
@@ -177,12 +202,11 @@ class Rollout:
             "task": seen["task"],
             "action_mask": seen["action_mask"],
         }
-        after = torch.cat([seen["state"][1:], self.state_BS.unsqueeze(0)])
         dense = truncated.is_cuda
         rows = {key: tensor.flatten(0, 1) if dense else tensor[truncated] for key, tensor in fields.items()}
-        state = after.flatten(0, 1) if dense else after[truncated]
+        state = after_TBS.flatten(0, 1) if dense else after_TBS[truncated]
         no_reset = torch.zeros(state.shape[0], dtype=torch.bool, device=state.device)
-        outputs, _, _ = self.policy.step(Inputs(**rows), state, no_reset)
+        outputs = self.policy.step(Inputs(**rows), state, no_reset).outputs
         if dense:
             return torch.where(truncated, outputs.value.view_as(value), value)
         value[truncated] = outputs.value
@@ -202,6 +226,8 @@ class Rollout:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` returned. Environments that cannot save their state start fresh episodes."""
+        if "runners" in saved:
+            raise ValueError(f"it was made with runtime.env_runners={len(saved['runners'])}, and now it is 0")
         self.env.load_state_dict(saved["env"])
         device = self.env.device
         self.state_BS = saved["state"].to(device)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from agent.runtime import checkpoint
 from agent.runtime.build import build
 from agent.runtime.logging import NoLog, Progress, RunLog, write_json
 from agent.runtime.machine import machine
-from agent.runtime.metrics import average_performance, backward_transfer, final, forgetting, learned
+from agent.runtime.metrics import Evaluations, average_performance, backward_transfer, final, forgetting, learned
 from agent.runtime.trainer import Order, Trainer
 
 
@@ -33,18 +34,24 @@ def default_folder(config: Config) -> Path:
     return folder
 
 
-def start(config: Config, folder: Path, *, quiet: bool = False) -> tuple[Trainer, bool]:
+#: called with (environment step, all evaluations so far) after every evaluation
+Listener = Callable[[int, Evaluations], None]
+
+
+def start(
+    config: Config, folder: Path, *, quiet: bool = False, on_evaluation: Listener | None = None
+) -> tuple[Trainer, bool]:
     """Start a run in the new folder `folder`; `(trainer, True at the end of the stream)`.
 
     Raises:
         ConfigError: the folder holds a run already, or the config is impossible.
         DiskError: the folder cannot be written.
-        ClusterError: the cluster of a Ray run cannot be reached, is too small or failed.
+        ClusterError: a cluster is needed and cannot be reached, is too small or failed.
     """
     if (folder / "config.yaml").exists():
         raise ConfigError(f"{folder} already holds a run; use `lifelong resume {folder}`, --resume, or another --out")
     trainer = build(config, folder, _planned(config))
-    with _backend(config, folder):
+    with _backend(trainer):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(configs.to_yaml(config))
@@ -52,10 +59,12 @@ def start(config: Config, folder: Path, *, quiet: bool = False) -> tuple[Trainer
             raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
         if not quiet:
             print(f"run folder {folder}", file=sys.stderr)
-        return trainer, _train(trainer, quiet=quiet)
+        return trainer, _train(trainer, quiet=quiet, on_evaluation=on_evaluation)
 
 
-def resume(folder: Path, assignments: Sequence[str] = (), *, quiet: bool = False) -> tuple[Trainer, bool]:
+def resume(
+    folder: Path, assignments: Sequence[str] = (), *, quiet: bool = False, on_evaluation: Listener | None = None
+) -> tuple[Trainer, bool]:
     """Go on with the run in `folder` from its newest good checkpoint, with overrides if any.
 
     Raises:
@@ -64,12 +73,17 @@ def resume(folder: Path, assignments: Sequence[str] = (), *, quiet: bool = False
     """
     config = load_config(folder, assignments)
     trainer, offset = reopen(config, folder, _planned(config))
-    with _backend(config, folder):
+    with _backend(trainer):
         if assignments:
             (folder / "config.yaml").write_text(configs.to_yaml(config))
         if not trainer.rollout.env.exact_state:
             print("note: this environment cannot save its state; fresh episodes start where the run goes on")
-        return trainer, _train(trainer, offset, quiet=quiet)
+        return trainer, _train(trainer, offset, quiet=quiet, on_evaluation=on_evaluation)
+
+
+def _on_workers(config: Config) -> bool:
+    """Whether Ray Train's workers do the learning. Environment runners feed a learner in this process."""
+    return config.runtime.backend == "ray" and not config.runtime.env_runners
 
 
 def _planned(config: Config) -> Workers:
@@ -77,13 +91,13 @@ def _planned(config: Config) -> Workers:
     return Workers(0, config.runtime.workers)
 
 
-def _backend(config: Config, folder: Path) -> AbstractContextManager[None]:
-    """What must be there while the run goes on: nothing, or a cluster that can do it."""
-    if config.runtime.backend == "inline":
-        return nullcontext()
+def _backend(trainer: Trainer) -> AbstractContextManager[None]:
+    """What must run while the trainer does: environment runners, a cluster for the workers, or nothing."""
+    if not _on_workers(trainer.config):
+        return trainer.rollout.running()
     from agent.runtime import cluster
 
-    return cluster.ready(config, folder)
+    return cluster.ready(trainer.config, trainer.record.folder)
 
 
 def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
@@ -131,11 +145,13 @@ def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
     return trainer
 
 
-def _train(trainer: Trainer, offset: int = 0, *, quiet: bool) -> bool:
+def _train(trainer: Trainer, offset: int = 0, *, quiet: bool, on_evaluation: Listener | None) -> bool:
+    if on_evaluation is not None:
+        trainer.on_evaluation = on_evaluation
     progress = Progress(trainer.stream.total_steps, trainer.step, quiet)
     try:
         with stop_signals() as stop:
-            if trainer.config.runtime.backend == "inline":
+            if not _on_workers(trainer.config):
                 return train(trainer, offset, progress, stop)
             from agent.runtime import cluster
 
@@ -176,8 +192,14 @@ def train(
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask to stop after the current chunk; a second one stops at once."""
+    """SIGINT and SIGTERM ask to stop after the current chunk; a second one stops at once.
+
+    In a thread (a trial of Ray Tune) nothing is caught: signals belong to the main thread.
+    """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
 
     def note(number: int, frame: Any) -> None:
         if received:

@@ -17,6 +17,7 @@ from agent.runtime.metrics import Evaluations, average_performance
 from agent.runtime.plasticity import plasticity
 from agent.runtime.record import Record
 from agent.runtime.rollout import Experience, Rollout
+from agent.runtime.runners import RunnerRollout
 from agent.strategies.base import Context, Strategy, overrides
 from envs.stream import TaskStream
 
@@ -43,7 +44,7 @@ class Trainer:
         self,
         record: Record,
         stream: TaskStream,
-        rollout: Rollout,
+        rollout: Rollout | RunnerRollout,
         learner: Learner,
         strategies: list[Strategy],
         evaluator: Evaluator,
@@ -58,7 +59,10 @@ class Trainer:
         self.clocked = overrides(strategies, "on_clock")
         self.copies, self.steps = self.config.rollout.copies, self.config.rollout.steps
         self.step, self.segment = 0, -1
-        self.logged = 0  # chunks at the last line of the log
+        self.logged = 0  # step at the last line of the log
+        self.frames = 0  # steps of the last chunk, all its copies together
+        #: called after every evaluation, by whoever tunes this run
+        self.on_evaluation: Callable[[int, Evaluations], None] = lambda step, evaluations: None
 
     def train(
         self, log: RunLog | NoLog, progress: Progress, asked: Callable[[], Order | bool] = lambda: Order.GO_ON
@@ -75,10 +79,11 @@ class Trainer:
             experience = self.rollout.collect(self.steps)
             metrics, reset_units = self.learner.update(self.context(), experience)
             for units in reset_units:
-                self.rollout.policy.cell.reset_units(self.rollout.state_BS, units)
+                self.rollout.reset_units(units)
             for strategy in self.strategies:
                 strategy.after_chunk(self.context(), experience)
-            self.step += self.copies * self.steps
+            self.frames = experience.chunk.copies * experience.chunk.steps * self.workers.count
+            self.step += self.frames
             for strategy in self.clocked:
                 strategy.on_clock(self.context(), self.source)
             self.record.add(metrics, experience)
@@ -138,7 +143,7 @@ class Trainer:
 
     def due(self, every: int) -> bool:
         """Whether a multiple of `every` was passed in the last chunk."""
-        return self.step // every != (self.step - self.copies * self.steps) // every
+        return self.step // every != (self.step - self.frames) // every
 
     def at_border(self) -> bool:
         """Whether the segment in training has just ended."""
@@ -162,10 +167,10 @@ class Trainer:
             reports = self.workers.gather(strategy.report())
             scalars |= {f"strategy/{kind}/{name}": sum(r[name] for r in reports) / len(reports) for name in reports[0]}
         log.scalars(self.step, scalars)
-        chunks = self.step // (self.copies * self.steps)
-        speed = self.workers.speed((chunks - self.logged) * self.rollout.env.num_envs * self.steps)
-        self.logged = chunks
-        log.clock(self.step, {"speed/env_steps_per_second": progress.rate(self.step), **speed})
+        clock = {"speed/env_steps_per_second": progress.rate(self.step)}
+        clock |= self.workers.speed((self.step - self.logged) // self.workers.count)
+        self.logged = self.step
+        log.clock(self.step, {**clock, **self.rollout.timing()})
 
     def evaluate(self, log: RunLog | NoLog, experience: Experience | None) -> None:
         """Evaluate every task and write evaluation.npz."""
@@ -177,6 +182,7 @@ class Trainer:
         log.scalars(self.step, scalars)
         if self.workers.rank == 0:
             self.evaluations.save(self.record.folder / "evaluation.npz")
+        self.on_evaluation(self.step, self.evaluations)
 
     def performance(self) -> dict[str, float]:
         """The last evaluation of every task."""
@@ -233,7 +239,7 @@ class Trainer:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; strategies that were not there before start afresh."""
         self.step, self.segment = saved["step"], saved["segment"]
-        self.logged = self.step // (self.copies * self.steps)
+        self.logged = self.step
         self.rollout.policy.load_state_dict(saved["policy"])
         self.learner.optimizer.load_state_dict(saved["optimizer"])
         self.learner.engine.load_state_dict(saved["carry"])

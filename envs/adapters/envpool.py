@@ -28,12 +28,15 @@ class OneHotEncoder(SpaceEncoder):
     def __init__(self, space: Box) -> None:
         super().__init__(space)
         height, width, _ = space.shape
-        self.space = Box(0.0, 1.0, (height * width * sum(MINIGRID_IDS),), np.float32)
+        self.size = height * width * sum(MINIGRID_IDS)
+        self.space = Box(0.0, 1.0, (self.size,), np.float32)
+        cell = torch.arange(0, self.size, sum(MINIGRID_IDS)).unsqueeze(-1)
+        part = torch.tensor([0, *MINIGRID_IDS[:-1]]).cumsum(0)
+        self.first = (cell + part).flatten()  # where the one-hot of each id begins
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        ids = torch.from_numpy(np.asarray(array))
-        parts = [ids[..., i, None] == torch.arange(count) for i, count in enumerate(MINIGRID_IDS)]
-        return torch.cat(parts, -1).flatten(1).float()
+        ids = torch.from_numpy(np.asarray(array)).flatten(1)
+        return torch.zeros(len(ids), self.size).scatter_(1, self.first + ids, 1.0)
 
 
 class EnvPoolEnv(ExternalEnv):

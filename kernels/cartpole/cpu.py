@@ -22,19 +22,17 @@ def step(
     """See `kernels.cartpole.cartpole_step`."""
     inputs = [x.contiguous() for x in (physics_B4, action_B, fresh_B4, age_B, return_B, limit_B, constants_6B)]
     B = physics_B4.shape[0]
-    physics, final = torch.empty(2, B, 4).unbind(0)
-    terminated, truncated, done = torch.empty(3, B, dtype=torch.bool).unbind(0)
     outputs = Stepped(
-        physics,
-        final,
+        torch.empty(B, 4),
+        torch.empty(B, 4),
         torch.empty_like(age_B),
         torch.empty_like(return_B),
         torch.empty_like(age_B),
         torch.empty_like(return_B),
         torch.empty_like(return_B),
-        terminated,
-        truncated,
-        done,
+        torch.empty(B, dtype=torch.bool),
+        torch.empty(B, dtype=torch.bool),
+        torch.empty(B, dtype=torch.bool),
     )
     _STEP[torch.float32](B, *[x.data_ptr() for x in inputs], *[x.data_ptr() for x in outputs])
     return outputs

@@ -1,9 +1,16 @@
-/* h_t = a_t (m_t h_{t-1}) + b_t, forward and backward, real and complex (interleaved). Blocks of SCAN_ROWS copies run over
-   all steps; every element is independent of the others, so the thread count changes nothing. With `reverse` the steps
+/* h_t = a_t (m_t h_{t-1}) + b_t, forward and backward, real and complex (interleaved). A block of copies runs over all
+   steps: the more of them lie side by side, the longer the runs of memory that are read and written at a time, as long as
+   one step of the block stays in the first cache. Every element is independent of the others, so neither the blocks nor the
+   threads change anything. With `reverse` the steps
    run from the last to the first; "previous" and "next" below are in running order. */
-#ifndef SCAN_ROWS
-#define SCAN_ROWS 4
+#ifndef SCAN_BYTES
+#define SCAN_BYTES 8192 /* of one array, per step of a block */
 #endif
+
+static inline i64 FN(scan_rows)(i64 B, i64 width, i64 threads) {
+    i64 fit = MAX(1, SCAN_BYTES / (i64)(sizeof(real) * width));
+    return MIN(fit, (B + threads - 1) / threads);
+}
 
 /* What step s (time t) reads: h0, the step before, or zeros where the copy is reset or there is no h0. */
 static inline const real *FN(scan_previous)(i64 s, i64 t, i64 b, i64 B, i64 width, i64 back, const real *h0,
@@ -31,11 +38,11 @@ static inline void FN(scan_row_complex)(i64 n, const real *restrict a, const rea
 /* width is N, or 2 N numbers if complex. h0 and init may be NULL. */
 void FN(diag_scan_forward)(i64 T, i64 B, i64 width, i64 threads, i64 reverse, i64 is_complex, const real *a,
                            const real *b, const real *h0, const uint8_t *init, const real *zeros, real *h) {
-    i64 back = reverse ? -1 : 1;
-#pragma omp parallel for schedule(static) num_threads(team(T * B * width, threads)) if (team(T * B * width, threads) > 1)
-    for (i64 first = 0; first < B; first += SCAN_ROWS)
+    i64 back = reverse ? -1 : 1, size = team(T * B * width, threads), rows = FN(scan_rows)(B, width, size);
+#pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
+    for (i64 first = 0; first < B; first += rows)
         for (i64 s = 0; s < T; s++)
-            for (i64 row = first; row < MIN(B, first + SCAN_ROWS); row++) {
+            for (i64 row = first; row < MIN(B, first + rows); row++) {
                 i64 t = reverse ? T - 1 - s : s, at = (t * B + row) * width;
                 const real *p = FN(scan_previous)(s, t, row, B, width, back, h0, h, init, zeros);
                 if (is_complex) FN(scan_row_complex)(width, a + at, b + at, p, h + at);
@@ -74,10 +81,10 @@ static inline void FN(scan_back_row_complex)(i64 n, real keep, const real *restr
 void FN(diag_scan_backward)(i64 T, i64 B, i64 width, i64 threads, i64 reverse, i64 is_complex, const real *a,
                             const real *h0, const uint8_t *init, const real *zeros, const real *h, const real *dh,
                             const real *dfinal, real *da, real *db, real *dh0) {
-    i64 back = reverse ? -1 : 1;
-#pragma omp parallel for schedule(static) num_threads(team(T * B * width, threads)) if (team(T * B * width, threads) > 1)
-    for (i64 first = 0; first < B; first += SCAN_ROWS) {
-        i64 last = MIN(B, first + SCAN_ROWS);
+    i64 back = reverse ? -1 : 1, size = team(T * B * width, threads), rows = FN(scan_rows)(B, width, size);
+#pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
+    for (i64 first = 0; first < B; first += rows) {
+        i64 last = MIN(B, first + rows);
         if (dfinal) memcpy(dh0 + first * width, dfinal + first * width, sizeof(real) * (last - first) * width);
         else memset(dh0 + first * width, 0, sizeof(real) * (last - first) * width);
         for (i64 s = T - 1; s >= 0; s--)

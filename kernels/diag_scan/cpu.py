@@ -9,8 +9,6 @@ from kernels.arguments import pointer, zero_row
 
 _FORWARD = build.function("kernels.diag_scan", "diag_scan_forward", "iiiiii" + "p" * 6)
 _BACKWARD = build.function("kernels.diag_scan", "diag_scan_backward", "iiiiii" + "p" * 10)
-for _table in (_FORWARD, _BACKWARD):
-    _table[torch.complex64], _table[torch.complex128] = _table[torch.float32], _table[torch.float64]
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

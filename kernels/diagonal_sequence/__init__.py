@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import Op, check, check_mask
 
-_SEQUENCE = Op("diagonal_gru_sequence", "kernels.diagonal_sequence", backends=("reference", "torch", "cpu"))
-_LOCAL = Op("diagonal_gru_local", "kernels.diagonal_sequence", backends=("reference", "torch", "cpu"))
+_SEQUENCE = Op("diagonal_gru_sequence", "kernels.diagonal_sequence")
+_LOCAL = Op("diagonal_gru_local", "kernels.diagonal_sequence")
 
 
 class _Sequence(torch.autograd.Function):

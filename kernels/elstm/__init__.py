@@ -183,38 +183,53 @@ class _Layer(torch.autograd.Function):
         bias_out: torch.Tensor,
         c0: torch.Tensor,
         is_init: torch.Tensor,
+        known: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         T, B, D = x.shape
         rows = x.reshape(T * B, D)
-        u = torch.addmm(bias, rows, weight.t()).view(T, B, -1)
-        c = impl.forward(u, v, c0, is_init)
-        o = torch.addmm(bias_out, rows, weight_out.t()).addmm_(c.view(T * B, -1), recurrent_out.t())
-        h = impl.gate(o.view_as(c), c)
-        ctx.impl = impl
-        ctx.save_for_backward(x, weight, v, weight_out, recurrent_out, c0, is_init, u, c, o)
+        narrow = hasattr(impl, "forward_narrow") and impl.NARROW >= D
+        u = x.new_empty(0) if narrow else torch.addmm(bias, rows, weight.t()).view(T, B, -1)
+        if known is not None:
+            c, gate = known
+            h = gate * c
+        else:
+            if narrow:
+                c, o = impl.forward_narrow(x, weight, bias, v, weight_out, bias_out, c0, is_init)
+            else:
+                c = impl.forward(u, v, c0, is_init)
+                o = torch.addmm(bias_out, rows, weight_out.t()).view_as(c)
+            gate = o.view(T * B, -1).addmm_(c.reshape(T * B, -1), recurrent_out.t()).view_as(c)
+            h = impl.gate(gate, c)
+        ctx.impl, ctx.narrow = impl, narrow
+        ctx.save_for_backward(x, weight, bias, v, weight_out, recurrent_out, c0, is_init, u, c, gate)
         ctx.mark_non_differentiable(u)
         ctx.set_materialize_grads(False)
-        return h, c[-1].clone(), c, u
+        return h, c[-1].clone(), c if known is None else c.view_as(c), u
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, dh: torch.Tensor | None, dfinal: torch.Tensor | None, dc: torch.Tensor | None, _: None
     ) -> Any:
-        x, weight, v, weight_out, recurrent_out, c0, is_init, u, c, o = ctx.saved_tensors
+        x, weight, bias, v, weight_out, recurrent_out, c0, is_init, u, c, gate = ctx.saved_tensors
+        impl, needs_dx = ctx.impl, ctx.needs_input_grad[1]
         dh = torch.zeros_like(c) if dh is None else dh
-        dgate, dc = ctx.impl.gate_backward(o.view_as(c), c, dh, dc)
-        rows, c_rows, dgate_rows = x.reshape(-1, x.shape[-1]), c.view(o.shape), dgate.view(o.shape)
-        dc.view(o.shape).addmm_(dgate_rows, recurrent_out)
-        du, dv, dc0 = ctx.impl.backward(u, v, c0, is_init, c, dc, dfinal)
-        du_rows = du.view(len(rows), -1)
-        dx = None
-        if ctx.needs_input_grad[1]:
-            dx = (du_rows @ weight).addmm_(dgate_rows, weight_out).view_as(x)
-        return (
-            None, dx, _weight_gradient(du_rows, rows), du_rows.sum(0), dv, _weight_gradient(dgate_rows, rows),
-            dgate_rows.t() @ c_rows, dgate_rows.sum(0), dc0, None,
-        )  # fmt: skip
+        dgate, dc = impl.gate_backward(gate, c, dh, dc)
+        rows, c_rows = x.reshape(-1, x.shape[-1]), c.reshape(-1, c.shape[-1])
+        dgate_rows = dgate.view(c_rows.shape)
+        dc.view(c_rows.shape).addmm_(dgate_rows, recurrent_out)
+        drecurrent_out = dgate_rows.t() @ c_rows
+        if ctx.narrow:
+            dx, dweight, dbias, dv, dweight_out, dbias_out, dc0 = impl.backward_narrow(
+                x, weight, bias, v, weight_out, c0, is_init, c, dc, dfinal, dgate, needs_dx
+            )
+        else:
+            du, dv, dc0 = impl.backward(u, v, c0, is_init, c, dc, dfinal)
+            du_rows = du.view(len(rows), -1)
+            dx = (du_rows @ weight).addmm_(dgate_rows, weight_out).view_as(x) if needs_dx else None
+            dweight, dbias = _weight_gradient(du_rows, rows), du_rows.sum(0)
+            dweight_out, dbias_out = _weight_gradient(dgate_rows, rows), dgate_rows.sum(0)
+        return None, dx, dweight, dbias, dv, dweight_out, drecurrent_out, dbias_out, dc0, None, None
 
 
 def _weight_gradient(d_RM: torch.Tensor, x_RD: torch.Tensor) -> torch.Tensor:
@@ -233,14 +248,17 @@ def elstm_layer(
     c0_BN: torch.Tensor,
     is_init_TB: torch.Tensor,
     *,
+    known: tuple[torch.Tensor, torch.Tensor] | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A whole eLSTM layer, input projection and output gate included: equations 5-7 of the paper as one autograd node.
 
     x_TBD; weight (2N, D), bias (2N) and v (2N) of forget gate and candidate; weight_out (N, D), recurrent_out (N, N)
     and bias_out (N) of the output gate o = sigmoid(W_o x + U_o c + b_o); h = o * c. c0 and is_init as in
-    `elstm_sequence`. Returns (h_TBN, c_BN, c_TBN, u_TB2N): the output, the last state, all states, and the drive (no
-    gradient flows through it) that `elstm_advance` wants. Gradients to everything else, from h, c_BN and c_TBN.
+    `elstm_sequence`. known: (c_TBN, o_TBN) if these weights have already been through this chunk, as they have when the
+    policy acted (`ElstmAct`); then only the backward pass is left to do. Returns (h_TBN, c_BN, c_TBN, u_TB2N): the
+    output, the last state, all states, and the drive (no gradient flows through it) that `elstm_advance` can use, or an
+    empty tensor where a kernel for narrow inputs never stored it. Gradients to everything else, from h, c_BN and c_TBN.
     """
     op = "elstm_layer"
     if x_TBD.ndim != 3 or x_TBD.shape[0] == 0:
@@ -254,10 +272,12 @@ def elstm_layer(
     check(op, "bias_out", bias_out, (N,), x_TBD)
     check(op, "c0", c0_BN, (B, N), x_TBD)
     check_mask(op, "is_init", is_init_TB, (T, B), x_TBD)
+    for name, tensor in zip(("known states", "known gates"), known or (), strict=False):
+        check(op, name, tensor, (T, B, N), x_TBD)
     impl = _LAYER.module(backend, x_TBD)
     if hasattr(impl, "layer"):
         return impl.layer(x_TBD, weight, bias, v_2N, weight_out, recurrent_out, bias_out, c0_BN, is_init_TB)
-    return _Layer.apply(impl, x_TBD, weight, bias, v_2N, weight_out, recurrent_out, bias_out, c0_BN, is_init_TB)
+    return _Layer.apply(impl, x_TBD, weight, bias, v_2N, weight_out, recurrent_out, bias_out, c0_BN, is_init_TB, known)
 
 
 class ElstmAct:
@@ -266,7 +286,7 @@ class ElstmAct:
 
     The weights are transposed once and packed again only when one of them has changed. Called with the arguments of
     `elstm_layer` for one step (x_BD and is_init_B instead of x_TBD and is_init_TB) and the read-out's weight_PN and
-    bias_P before the state. Returns (read_BP, c_BN).
+    bias_P before the state. Returns (read_BP, c_BN, gate_BN), the last None where it was not kept.
     """
 
     def __init__(self) -> None:
@@ -288,12 +308,12 @@ class ElstmAct:
         is_init_B: torch.Tensor,
         *,
         backend: str = "auto",
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         impl = _STEP.module(backend, x_BD)
         if not hasattr(impl, "act"):
             arguments = (weight, bias, v_2N.flatten(), weight_out, recurrent_out, bias_out, c_BN, is_init_B[None])
             h_TBN, c_BN, _, _ = elstm_layer(x_BD[None], *arguments, backend=backend)
-            return torch.nn.functional.linear(h_TBN[0], weight_read_PN, bias_read_P), c_BN
+            return torch.nn.functional.linear(h_TBN[0], weight_read_PN, bias_read_P), c_BN, None
         weights = (weight, bias, v_2N, weight_out, recurrent_out, bias_out, weight_read_PN, bias_read_P)
         versions = [(w.data_ptr(), w._version) for w in weights]
         if versions != self._versions:
@@ -301,5 +321,5 @@ class ElstmAct:
             packed = (w.t(), b, v.flatten(), w_out.t(), r_out.t(), b_out, read, b_read)
             self._packed = tuple(tensor.contiguous() for tensor in packed)
             self._versions = versions
-        result: tuple[torch.Tensor, torch.Tensor] = impl.act(x_BD, self._packed, c_BN, is_init_B)
+        result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = impl.act(x_BD, self._packed, c_BN, is_init_B)
         return result

@@ -217,6 +217,109 @@ void FN(elstm_advance_narrow)(i64 T, i64 B, i64 D, i64 N, i64 threads, i64 bf16,
     }
 }
 
+/* ---- the layer for a narrow input: drives are computed where they are used and never stored ---- */
+
+/* y[0:width] += sum_d w[d, 0:width] x[d]; rows of w lie `stride` apart. */
+static inline void FN(elstm_drive)(i64 width, i64 D, i64 stride, const real *restrict x, const real *restrict w,
+                                   real *restrict y) {
+    for (i64 d = 0; d < D; d++)
+#pragma omp simd
+        for (i64 n = 0; n < width; n++) y[n] += w[d * stride + n] * x[d];
+}
+
+/* c [T,B,N], and o [T,B,N] the part of the output gate that comes from x and the bias. weight [D,2N], weight_out [D,N]. */
+void FN(elstm_forward_narrow)(i64 T, i64 B, i64 D, i64 N, i64 threads, const real *x, const real *weight,
+                              const real *bias, const real *v, const real *weight_out, const real *bias_out,
+                              const real *c0, const uint8_t *init, const real *zeros, real *c, real *o) {
+#pragma omp parallel for schedule(static) num_threads(team(T * B * N, threads)) if (team(T * B * N, threads) > 1)
+    for (i64 first = 0; first < B; first += ROWS)
+        for (i64 t = 0; t < T; t++)
+            for (i64 b = first; b < MIN(B, first + ROWS); b++) {
+                i64 i = t * B + b;
+                const real *before = FN(elstm_previous)(t, b, B, N, c0, c, init, zeros);
+                for (i64 n0 = 0; n0 < N; n0 += UNITS) {
+                    i64 width = MIN(UNITS, N - n0);
+                    real u[2 * UNITS], vs[2 * UNITS];
+                    for (i64 gate = 0; gate < 2; gate++) {
+                        memcpy(u + gate * width, bias + gate * N + n0, sizeof(real) * width);
+                        memcpy(vs + gate * width, v + gate * N + n0, sizeof(real) * width);
+                        FN(elstm_drive)(width, D, 2 * N, x + i * D, weight + gate * N + n0, u + gate * width);
+                    }
+                    FN(elstm_forward_row)(width, u, vs, before + n0, c + i * N + n0);
+                    memcpy(o + i * N + n0, bias_out + n0, sizeof(real) * width);
+                    FN(elstm_drive)(width, D, N, x + i * D, weight_out + n0, o + i * N + n0);
+                }
+            }
+}
+
+/* Rows of a group's sums [3 D + 5, N]: dweight of both drives and of the output gate (D each), their biases, both v. */
+void FN(elstm_backward_narrow)(i64 T, i64 B, i64 D, i64 N, i64 threads, i64 group, const real *x, const real *weight,
+                               const real *bias, const real *v, const real *weight_out, const real *c0,
+                               const uint8_t *init, const real *zeros, const real *c, const real *dc,
+                               const real *dfinal, const real *dgate, real *sums, real *dc0, real *dx) {
+    i64 groups = (B + group - 1) / group, rows = 3 * D + 5;
+#pragma omp parallel for schedule(static) num_threads(team(T * B * N, threads)) if (team(T * B * N, threads) > 1)
+    for (i64 g = 0; g < groups; g++) {
+        real *sum = sums + g * rows * N;
+        memset(sum, 0, sizeof(real) * rows * N);
+        for (i64 b = g * group; b < MIN(B, (g + 1) * group); b++) {
+            real *carry = dc0 + b * N;
+            if (dfinal) memcpy(carry, dfinal + b * N, sizeof(real) * N);
+            else memset(carry, 0, sizeof(real) * N);
+            for (i64 t = T - 1; t >= 0; t--) {
+                i64 i = t * B + b;
+                real keep = init[i] ? 0 : 1;
+                const real *before = FN(elstm_previous)(t, b, B, N, c0, c, init, zeros), *xi = x + i * D;
+                if (dx) memset(dx + i * D, 0, sizeof(real) * D);
+                for (i64 n0 = 0; n0 < N; n0 += UNITS) {
+                    i64 width = MIN(UNITS, N - n0);
+                    real uf[UNITS], uz[UNITS];
+                    memcpy(uf, bias + n0, sizeof(real) * width);
+                    memcpy(uz, bias + N + n0, sizeof(real) * width);
+                    FN(elstm_drive)(width, D, 2 * N, xi, weight + n0, uf);
+                    FN(elstm_drive)(width, D, 2 * N, xi, weight + N + n0, uz);
+                    const real *restrict p = before + n0, *restrict e = dc + i * N + n0, *restrict q = dgate + i * N + n0;
+                    const real *restrict vf = v + n0, *restrict vz = v + N + n0;
+                    real *restrict k = carry + n0, *restrict tail = sum + 3 * D * N + n0;
+#pragma omp simd
+                    for (i64 n = 0; n < width; n++) {
+                        real f = SIGMOID(uf[n] + vf[n] * p[n]);
+                        real z = TANH(uz[n] + vz[n] * p[n]);
+                        real d = k[n] + e[n];
+                        real df = d * (p[n] - z) * f * (1 - f);
+                        real dz = d * (1 - f) * (1 - z * z);
+                        k[n] = keep * (d * f + vf[n] * df + vz[n] * dz);
+                        tail[n] += df;
+                        tail[N + n] += dz;
+                        tail[2 * N + n] += q[n];
+                        tail[3 * N + n] += df * p[n];
+                        tail[4 * N + n] += dz * p[n];
+                        uf[n] = df;
+                        uz[n] = dz;
+                    }
+                    for (i64 d = 0; d < D; d++) {
+                        real *restrict to_f = sum + d * N + n0, *restrict to_z = sum + (D + d) * N + n0;
+                        real *restrict to_o = sum + (2 * D + d) * N + n0, scale = xi[d];
+#pragma omp simd
+                        for (i64 n = 0; n < width; n++) {
+                            to_f[n] += uf[n] * scale;
+                            to_z[n] += uz[n] * scale;
+                            to_o[n] += q[n] * scale;
+                        }
+                        if (dx) {
+                            const real *restrict wf = weight + d * 2 * N + n0, *restrict wo = weight_out + d * N + n0;
+                            real total = 0;
+#pragma omp simd reduction(+ : total)
+                            for (i64 n = 0; n < width; n++) total += uf[n] * wf[n] + uz[n] * wf[N + n] + q[n] * wo[n];
+                            dx[i * D + d] += total;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 /* The output gate over `count` numbers: o = sigmoid(o) in place, h = o c. */
 void FN(elstm_gate)(i64 count, i64 threads, const real *restrict c, real *restrict o, real *restrict h) {
 #pragma omp parallel for simd schedule(static) num_threads(team(count, threads)) if (team(count, threads) > 1)
@@ -269,17 +372,17 @@ static inline void FN(matvec_rows)(i64 rows, i64 K, i64 M, const real *restrict 
             for (i64 i = m; i < M; i++) y[r * M + i] += x[r * x_stride + k] * w[k * M + i];
 }
 
-/* A whole step of the layer and a linear read-out of its output: drive, recurrence, output gate, `read` [B, P]. Weights
-   are input-major, [D, 2N], [D, N], [N, N], but for the read-out's [P, N]. scratch is [blocks, ACT_ROWS, 3N]. */
+/* A whole step of the layer and a linear read-out of its output: drive, recurrence, output gate [B, N], `read` [B, P].
+   Weights are input-major, [D, 2N], [D, N], [N, N], but for the read-out's [P, N]. scratch is [blocks, ACT_ROWS, 2N]. */
 void FN(elstm_act)(i64 B, i64 D, i64 N, i64 P, i64 threads, const real *x, const real *weight, const real *bias,
                    const real *v, const real *weight_out, const real *recurrent_out, const real *bias_out,
                    const real *weight_read, const real *bias_read, const real *c, const uint8_t *init,
-                   const real *zeros, real *scratch, real *read, real *next) {
+                   const real *zeros, real *scratch, real *read, real *next, real *gate) {
     i64 blocks = (B + ACT_ROWS - 1) / ACT_ROWS, work = B * N * (16 + 3 * D + N + P) / 16;
 #pragma omp parallel for schedule(static) num_threads(team(work, threads)) if (team(work, threads) > 1)
     for (i64 block = 0; block < blocks; block++) {
         i64 first = block * ACT_ROWS, rows = MIN(ACT_ROWS, B - first);
-        real *u = scratch + block * ACT_ROWS * 3 * N, *o = u + ACT_ROWS * 2 * N;
+        real *h = scratch + block * ACT_ROWS * 2 * N, *u = h, *o = gate + first * N;
         for (i64 r = 0; r < rows; r++) {
             memcpy(u + r * 2 * N, bias, sizeof(real) * 2 * N);
             memcpy(o + r * N, bias_out, sizeof(real) * N);
@@ -291,10 +394,13 @@ void FN(elstm_act)(i64 B, i64 D, i64 N, i64 P, i64 threads, const real *x, const
                                   next + (first + r) * N);
         FN(matvec_rows)(rows, N, N, next + first * N, N, recurrent_out, o);
         for (i64 r = 0; r < rows; r++) {
-            real *restrict h = o + r * N;
+            real *restrict g = o + r * N;
             const real *restrict after = next + (first + r) * N;
 #pragma omp simd
-            for (i64 n = 0; n < N; n++) h[n] = SIGMOID(h[n]) * after[n];
+            for (i64 n = 0; n < N; n++) {
+                g[n] = SIGMOID(g[n]);
+                h[n] = g[n] * after[n];
+            }
             for (i64 p = 0; p < P; p++) {
                 const real *restrict w = weight_read + p * N;
                 real sum = 0;

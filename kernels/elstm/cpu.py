@@ -12,13 +12,15 @@ _BACKWARD = build.function("kernels.elstm", "elstm_backward", "iiii" + "p" * 12)
 _LOCAL = build.function("kernels.elstm", "elstm_local", "iiii" + "p" * 6)
 _TRACE = build.function("kernels.elstm", "elstm_trace", "iiii" + "p" * 8)
 _NARROW = build.function("kernels.elstm", "elstm_advance_narrow", "iiiiiii" + "p" * 13)
+_FORWARD_NARROW = build.function("kernels.elstm", "elstm_forward_narrow", "iiiii" + "p" * 11)
+_BACKWARD_NARROW = build.function("kernels.elstm", "elstm_backward_narrow", "iiiiii" + "p" * 15)
 _GATE = build.function("kernels.elstm", "elstm_gate", "ii" + "p" * 3)
 _GATE_BACKWARD = build.function("kernels.elstm", "elstm_gate_backward", "ii" + "p" * 6)
-_ACT = build.function("kernels.elstm", "elstm_act", "iiiii" + "p" * 15)
+_ACT = build.function("kernels.elstm", "elstm_act", "iiiii" + "p" * 16)
 _ROWS = 4  # batch rows per block of the weight gradient, as in cpu.c
 _ACT_ROWS = 8  # batch rows per block of a step, as in cpu.c
 NARROW = 16  # widest input that `advance_narrow` takes, as in cpu.c
-_GROUPS, _GROUP = 16, 4  # most groups of copies in `advance_narrow`, and fewest copies per group
+_GROUPS, _GROUP = 16, 4  # most groups of copies whose gradients are summed apart, and fewest copies per group
 
 
 def forward(u_TB2N: torch.Tensor, v_2N: torch.Tensor, c0_BN: torch.Tensor, is_init_TB: torch.Tensor) -> torch.Tensor:
@@ -117,8 +119,7 @@ def advance_narrow(
     S, s, x, state = S_B2ND.contiguous(), s_B4N.contiguous(), x_TBD.contiguous(), state_TBN.contiguous()
     weight_D2N, bias, v, init = weight.t().contiguous(), bias.contiguous(), v_2N.contiguous(), is_init_TB.contiguous()
     boundary = None if boundary_BN is None else boundary_BN.contiguous()
-    group = max(_GROUP, -(-B // _GROUPS))
-    groups = -(-B // group)
+    group, groups = _groups(B)
     top = torch.empty(groups, N, dtype=dtype)
     grad = None if boundary is None else torch.empty((groups, 2, D, N), dtype=dtype)
     grad_s = None if boundary is None else torch.empty((groups, 4, N), dtype=dtype)
@@ -134,6 +135,84 @@ def advance_narrow(
     if grad is None or grad_s is None:
         return None, None, top.max()
     return grad.sum(0).transpose(1, 2).contiguous(), grad_s.sum(0), top.max()
+
+
+def _groups(B: int) -> tuple[int, int]:
+    """Copies per group, and the number of groups."""
+    group = max(_GROUP, -(-B // _GROUPS))
+    return group, -(-B // group)
+
+
+def forward_narrow(
+    x_TBD: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    v_2N: torch.Tensor,
+    weight_out: torch.Tensor,
+    bias_out: torch.Tensor,
+    c0_BN: torch.Tensor,
+    is_init_TB: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(c_TBN, W_o x + b_o), for D <= NARROW."""
+    (T, B, D), N, dtype = x_TBD.shape, c0_BN.shape[1], x_TBD.dtype
+    inputs = (
+        x_TBD.contiguous(),
+        weight.t().contiguous(),
+        bias.contiguous(),
+        v_2N.contiguous(),
+        weight_out.t().contiguous(),
+        bias_out.contiguous(),
+        c0_BN.contiguous(),
+        is_init_TB.contiguous(),
+    )
+    c_TBN, o_TBN = torch.empty((T, B, N), dtype=dtype), torch.empty((T, B, N), dtype=dtype)
+    _FORWARD_NARROW[dtype](
+        T, B, D, N, torch.get_num_threads(), *[tensor.data_ptr() for tensor in inputs], zero_row(N, dtype),
+        c_TBN.data_ptr(), o_TBN.data_ptr(),
+    )  # fmt: skip
+    return c_TBN, o_TBN
+
+
+def backward_narrow(
+    x_TBD: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    v_2N: torch.Tensor,
+    weight_out: torch.Tensor,
+    c0_BN: torch.Tensor,
+    is_init_TB: torch.Tensor,
+    c_TBN: torch.Tensor,
+    dc_TBN: torch.Tensor,
+    dfinal_BN: torch.Tensor | None,
+    dgate_TBN: torch.Tensor,
+    needs_dx: bool,
+) -> tuple[torch.Tensor | None, ...]:
+    """(dx or None, dweight, dbias, dv, dweight_out, dbias_out, dc0), for D <= NARROW; dgate: gradient before the
+    output gate's sigmoid."""
+    (T, B, D), N, dtype = x_TBD.shape, c0_BN.shape[1], x_TBD.dtype
+    inputs = (
+        x_TBD.contiguous(),
+        weight.t().contiguous(),
+        bias.contiguous(),
+        v_2N.contiguous(),
+        weight_out.t().contiguous(),
+        c0_BN.contiguous(),
+        is_init_TB.contiguous(),
+    )
+    dc, dgate = dc_TBN.contiguous(), dgate_TBN.contiguous()
+    dfinal = None if dfinal_BN is None else dfinal_BN.contiguous()
+    c = c_TBN.contiguous()
+    group, groups = _groups(B)
+    sums = torch.empty((groups, 3 * D + 5, N), dtype=dtype)
+    dc0, dx = torch.empty_like(inputs[5]), torch.empty_like(inputs[0]) if needs_dx else None
+    _BACKWARD_NARROW[dtype](
+        T, B, D, N, torch.get_num_threads(), group, *[tensor.data_ptr() for tensor in inputs], zero_row(N, dtype),
+        c.data_ptr(), dc.data_ptr(), pointer(dfinal), dgate.data_ptr(), sums.data_ptr(), dc0.data_ptr(), pointer(dx),
+    )  # fmt: skip
+    matrices, vectors = sums.sum(0).split([3 * D, 5])
+    forget_DN, candidate_DN, out_DN = matrices.split(D)
+    dweight = torch.cat([forget_DN.t(), candidate_DN.t()])
+    return dx, dweight, vectors[:2].flatten(), vectors[3:].flatten(), out_DN.t().contiguous(), vectors[2], dc0
 
 
 def gate(o_TBN: torch.Tensor, c_TBN: torch.Tensor) -> torch.Tensor:
@@ -158,15 +237,15 @@ def gate_backward(
 
 def act(
     x_BD: torch.Tensor, packed: tuple[torch.Tensor, ...], c_BN: torch.Tensor, is_init_B: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(read_BP, c_BN) after one step of the whole layer; no gradient. See `kernels.elstm.ElstmAct`."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(read_BP, c_BN, gate_BN) after one step of the whole layer; no gradient. See `kernels.elstm.ElstmAct`."""
     x, c, init = x_BD.contiguous(), c_BN.contiguous(), is_init_B.contiguous()
-    (B, D), N, dtype, bias_read = x.shape, c.shape[1], x.dtype, packed[-1]
-    P = bias_read.shape[0]
-    read_BP, next_BN = torch.empty(B, P, dtype=dtype), torch.empty_like(c)
-    scratch = torch.empty((-(-B // _ACT_ROWS) * _ACT_ROWS, 3 * N), dtype=dtype)
+    (B, D), N, dtype, P = x.shape, c.shape[1], x.dtype, packed[-1].shape[0]
+    read_BP, next_BN, gate_BN = torch.empty(B, P, dtype=dtype), torch.empty_like(c), torch.empty_like(c)
+    scratch = torch.empty((-(-B // _ACT_ROWS) * _ACT_ROWS, 2 * N), dtype=dtype)
     _ACT[dtype](
         B, D, N, P, torch.get_num_threads(), x.data_ptr(), *[w.data_ptr() for w in packed],
-        c.data_ptr(), init.data_ptr(), zero_row(N, dtype), scratch.data_ptr(), read_BP.data_ptr(), next_BN.data_ptr(),
+        c.data_ptr(), init.data_ptr(), zero_row(N, dtype), scratch.data_ptr(),
+        read_BP.data_ptr(), next_BN.data_ptr(), gate_BN.data_ptr(),
     )  # fmt: skip
-    return read_BP, next_BN
+    return read_BP, next_BN, gate_BN

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import Op, check, check_mask
+from kernels.dispatch import DENSE_UNITS, Op, check, check_mask
 
-_GRU = Op("gru_sequence", "kernels.gru_sequence", backends=("reference", "torch", "cpu"))
+_GRU = Op("gru_sequence", "kernels.gru_sequence", triton_units=DENSE_UNITS)
 
 
 class _Sequence(torch.autograd.Function):
@@ -63,7 +63,7 @@ def gru_sequence(
     check(op, "bias_hn", bias_hn_N, (N,), u_TB3N)
     check(op, "h0", h0_BN, (B, N), u_TB3N)
     check_mask(op, "is_init", is_init_TB, (T, B), u_TB3N)
-    impl = _GRU.module(backend, u_TB3N)
+    impl = _GRU.module(backend, u_TB3N, N)
     if hasattr(impl, "sequence"):
         return impl.sequence(u_TB3N, weight_hh, bias_hn_N, h0_BN, is_init_TB)
     return _Sequence.apply(impl, u_TB3N, weight_hh, bias_hn_N, h0_BN, is_init_TB)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import Op, check, check_mask
+from kernels.dispatch import DENSE_UNITS, Op, check, check_mask
 
-_LSTM = Op("lstm_sequence", "kernels.lstm_sequence", backends=("reference", "torch", "cpu"))
+_LSTM = Op("lstm_sequence", "kernels.lstm_sequence", triton_units=DENSE_UNITS)
 
 
 class _Sequence(torch.autograd.Function):
@@ -55,7 +55,7 @@ def lstm_sequence(
     check(op, "weight_hh", weight_hh, (4 * N, N), u_TB4N)
     check(op, "state", state_B2N, (B, 2 * N), u_TB4N)
     check_mask(op, "is_init", is_init_TB, (T, B), u_TB4N)
-    impl = _LSTM.module(backend, u_TB4N)
+    impl = _LSTM.module(backend, u_TB4N, N)
     if hasattr(impl, "sequence"):
         return impl.sequence(u_TB4N, weight_hh, state_B2N, is_init_TB)
     return _Sequence.apply(impl, u_TB4N, weight_hh, state_B2N, is_init_TB)

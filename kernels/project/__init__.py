@@ -6,7 +6,7 @@ import torch
 
 from kernels.dispatch import Op, check
 
-_PROJECT = Op("project", "kernels.project", backends=("reference", "torch"))
+_PROJECT = Op("project", "kernels.project", backends=("reference", "torch", "triton"))
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor
 
 from agent import config as configuration
-from agent.cells.base import DiagonalCell
+from agent.cells.base import BlockCell, DiagonalCell
 from agent.config import PolicyConfig
 from agent.objectives.base import Objective
 from agent.policy import Policy, inputs_of
@@ -59,7 +59,21 @@ class GatedSum(DiagonalCell):
         return torch.tanh(c)
 
 
-OWN_CELLS = ["tests.agent.support:DiagonalGRU", "tests.agent.support:GatedSum"]
+class Spiral(BlockCell):
+    """Two parts a unit that drive each other; no derivative is written anywhere."""
+
+    GATES = ("decay", "input")
+    VECTORS = ("forward", "back")
+
+    def recurrence(
+        self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], h: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        decay = torch.sigmoid(drives[0] + c)
+        h = decay * h + (1 - decay) * torch.tanh(drives[1] + vectors[0] * c)
+        return h, torch.tanh(decay * c + vectors[1] * h)
+
+
+OWN_CELLS = [f"tests.agent.support:{name}" for name in ("DiagonalGRU", "GatedSum", "Spiral")]
 
 # ---- environments ----------------------------------------------------------------------------------------------------
 

@@ -107,6 +107,20 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
     "cuda without a GPU": (["runtime.device=cuda"], ["runtime.device", "cuda"]),
     "burn-in beyond the chunk": (["strategy={kind: clear, burn_in: 8}"], ["clear", "burn_in", "8"]),
     "cnn on a vector": (["policy.encoder=cnn"], ["cnn", "mlp"]),
+    "runners inline": (["runtime.env_runners=2"], ["runtime.env_runners", "2", "runtime.backend=ray"]),
+    "runners that cannot share": (
+        ["runtime.backend=ray", "runtime.env_runners=3"],
+        ["rollout.copies", "4", "3 runtime.env_runners", "use 3"],
+    ),
+    "runners of two learners": (
+        ["runtime.backend=ray", "runtime.env_runners=2", "runtime.workers=2"],
+        ["runtime.env_runners", "runtime.workers", "one learner"],
+    ),
+    "runners for ppo": (
+        ["runtime.backend=ray", "runtime.env_runners=2", "objective=ppo"],
+        ["runtime.env_runners", "ppo", "actor_critic"],
+    ),
+    "part of two CPUs": (["runtime.cpus_per_runner=1.5"], ["runtime.cpus_per_runner", "1.5", "integer"]),
     "unknown optimizer option": (["optimizer.learning_rate=1"], ["learning_rate", "adam"]),
 }
 

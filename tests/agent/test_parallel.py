@@ -104,8 +104,9 @@ CASES = {
 def part_of(experience: Experience, copies: slice) -> Experience:
     """Some copies of an experience."""
     index = torch.arange(experience.chunk.copies)[copies]
-    rest = {f.name: getattr(experience, f.name)[:, copies] for f in dataclasses.fields(experience) if f.name != "chunk"}
-    return Experience(experience.chunk.select(index), **rest)
+    x_TBD, state_TBS = experience.x_TBD[:, copies], experience.state_TBS[:, copies]
+    episode_return_TB, done_TB = experience.episode_return_TB[:, copies], experience.done_TB[:, copies]
+    return Experience(experience.chunk.select(index), x_TBD, state_TBS, episode_return_TB, done_TB)
 
 
 def learn(workers: Workers, case: str, learner_class: type[Learner] = Learner) -> dict[str, Tensor]:

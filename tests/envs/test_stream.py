@@ -192,3 +192,18 @@ def test_quantiles_are_evenly_spaced_and_neighbours_are_spread(copies: int) -> N
     torch.testing.assert_close(got.sort().values, (torch.arange(copies, dtype=torch.float64) + 0.5) / copies)
     for start in range(0, copies - 20, 20):  # a worker's share of the copies sees every task about alike
         assert abs(float((got[start : start + 20] < 0.5).double().mean()) - 0.5) <= 0.15
+
+
+def test_a_share_ends_the_stream_early_and_changes_nothing_before() -> None:
+    tasks = [Task.from_spec(f"t{i}", {"kind": "CartPole"}, steps) for i, steps in enumerate(STEPS)]
+    schedule = Blurry(STEPS, 2, 0)
+    whole = TaskStream(tasks, schedule)
+    for share in (0.01, 0.3, 0.5, 0.99):
+        part = TaskStream(tasks, schedule, share)
+        assert part.total_steps == round(share * whole.total_steps) == part.segments[-1].end
+        assert [s.start for s in part.segments] == [s.start for s in whole.segments][: len(part.segments)]
+        for step in range(0, part.total_steps, 7):
+            assert part.segment_at(step) == whole.segment_at(step)
+            assert torch.equal(part.tasks_at(step, 16), whole.tasks_at(step, 16))
+    with pytest.raises(EnvError, match=r"stream\.share is 0;"):
+        TaskStream(tasks, schedule, 0)

@@ -27,7 +27,9 @@ def test_a_step_for_acting_equals_the_reference_layer(B: int, D: int, N: int, dt
     for P in (1, 3, 40):
         read, bias = torch.randn(P, N, dtype=dtype) * 0.4, torch.randn(P, dtype=dtype)
         with torch.no_grad():
-            got, following = ElstmAct()(x, *weights, read, bias, c, init)
+            got, following, gate = ElstmAct()(x, *weights, read, bias, c, init)
+        assert gate is not None
+        torch.testing.assert_close(gate * following, expected[0], rtol=0, atol=tolerance)
         torch.testing.assert_close(got, torch.nn.functional.linear(expected[0], read, bias), rtol=0, atol=2 * tolerance)
     torch.testing.assert_close(following, last, rtol=0, atol=tolerance)
 
@@ -40,14 +42,14 @@ def test_acting_follows_the_optimiser(fused: bool) -> None:
     optimizer = torch.optim.Adam(weights, lr=0.1, fused=fused)
     act, x, init = ElstmAct(), torch.randn(4, 3), torch.zeros(4, dtype=torch.bool)
     with torch.no_grad():
-        before, _ = act(x, *weights, c, init)
+        before, _, _ = act(x, *weights, c, init)
     h, _, _, _ = elstm_layer(x[None], *weights[:6], c, init[None])
     torch.nn.functional.linear(h, *weights[6:]).sum().backward()
     optimizer.step()
     torch.autograd.graph.increment_version(weights)
     with torch.no_grad():
-        after, _ = act(x, *weights, c, init)
-        expected, _ = ElstmAct()(x, *weights, c, init)
+        after, _, _ = act(x, *weights, c, init)
+        expected, _, _ = ElstmAct()(x, *weights, c, init)
     assert torch.equal(after, expected) and not torch.allclose(after, before)
 
 

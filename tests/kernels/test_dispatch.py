@@ -13,6 +13,7 @@ import torch
 
 from kernels import dispatch
 from kernels.elstm import elstm_sequence
+from kernels.gru_sequence import gru_sequence
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -118,8 +119,22 @@ def test_every_op_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for source in sorted((ROOT / "kernels").glob("*/cpu.c")):
-        start = time.perf_counter()
-        path = build._cache_folder() / f"{source.parent.name}.so"
-        build._compile(build._compiler()[0], build._source(f"kernels.{source.parent.name}"), path)
-        print(source.parent.name, time.perf_counter() - start)
-        assert path.exists()
+        for dtype in (torch.float32, torch.float64):
+            start = time.perf_counter()
+            path = build._cache_folder() / f"{source.parent.name}-{dtype}.so"
+            build._compile(build._compiler()[0], build._source(f"kernels.{source.parent.name}", dtype), path)
+            print(source.parent.name, dtype, time.perf_counter() - start)
+            assert path.exists()
+
+
+def test_a_dense_cell_too_wide_for_one_triton_program_runs_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    op = dispatch.Op("gru_sequence", "kernels.gru_sequence", triton_units=dispatch.DENSE_UNITS)
+    assert op._choose("auto", "cuda", torch.float32, fits=True) == "triton"
+    assert op._choose("auto", "cuda", torch.float32, fits=False) == "torch"
+    wide = dispatch.DENSE_UNITS + 1
+    weights = torch.zeros(3 * wide, wide), torch.zeros(wide), torch.zeros(1, wide)
+    with pytest.raises(
+        ValueError, match=r"gru_sequence cannot run on backend 'triton' .* more than 256 units; .*torch"
+    ):
+        gru_sequence(torch.zeros(1, 1, 3 * wide), *weights, torch.zeros(1, 1, dtype=torch.bool), backend="triton")

@@ -148,26 +148,34 @@ def layer_problem(T: int, B: int, N: int, D: int, dtype: torch.dtype) -> tuple[l
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 3, 17, 6), (9, 8, 33, 20)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 3, 17, 6), (9, 8, 33, 20), (4, 37, 130, 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("outputs", [[0], [1], [2], [0, 1, 2]])
+@pytest.mark.parametrize("with_known", [False, True])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_layer_equals_the_reference(
-    backend: str, shape: tuple[int, ...], dtype: torch.dtype, outputs: list[int]
+    backend: str, shape: tuple[int, ...], dtype: torch.dtype, outputs: list[int], with_known: bool
 ) -> None:
     inputs, is_init = layer_problem(*shape, dtype)
     results = []
     for name in (backend, "reference"):
-        result = elstm_layer(*inputs, is_init, backend=name)
+        known = None
+        if with_known and name == backend:
+            x, *weights, c0 = (tensor.detach() for tensor in inputs)
+            c = elstm_layer(x, *weights, c0, is_init, backend="reference")[2]
+            known = c, torch.sigmoid(x @ weights[3].T + c @ weights[4].T + weights[5])
+        result = elstm_layer(*inputs, is_init, known=known, backend=name)
         used = gradients(tuple(result[i] for i in outputs), tuple(inputs), allow_unused=True)
-        results.append((*result, *(torch.zeros(1) if g is None or not g.any() else g for g in used)))
+        drive = result[3] if result[3].numel() else inputs[0].detach() @ inputs[1].detach().T + inputs[2].detach()
+        results.append((*result[:3], drive, *(torch.zeros(1) if g is None or not g.any() else g for g in used)))
     for a, b in zip(*results, strict=True):
         assert_close(a, b, 1e-5 if dtype == torch.float32 else 1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_layer_gradcheck(backend: str) -> None:
-    inputs, is_init = layer_problem(3, 2, 2, 3, torch.float64)
+@pytest.mark.parametrize("D", [3, 17])  # 17: wider than the kernel for narrow inputs
+def test_layer_gradcheck(backend: str, D: int) -> None:
+    inputs, is_init = layer_problem(3, 2, 2, D, torch.float64)
     assert gradcheck(lambda *tensors: elstm_layer(*tensors, is_init, backend=backend)[:3], inputs)
 
 

@@ -5,13 +5,21 @@ The interpreter runs about 700 program steps a second, so the cases are tiny.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from kernels.advantages import gae, vtrace
 from kernels.diag_scan import diag_scan
+from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
+from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
 from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
+from kernels.gru_sequence import gru_sequence
+from kernels.lstm_sequence import lstm_sequence
+from kernels.project import project
 from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
+from kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
 from tests.kernels.support import assert_close, gradients
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,17 +43,23 @@ def seed(poisoned_memory: None) -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
-def test_elstm(T: int, B: int, N: int, kind: str) -> None:
-    inputs = (normal(T, B, 2 * N, grad=True), normal(2 * N, grad=True), normal(B, N, grad=True))
-    is_init = resets(T, B, kind)
-    got, expected = (elstm_sequence(*inputs, is_init, backend=name) for name in ("triton", "reference"))
+def same_as_reference(
+    op: Callable[..., tuple[torch.Tensor, torch.Tensor]], inputs: tuple[torch.Tensor, ...], is_init: torch.Tensor
+) -> None:
+    """Outputs and all gradients of a sequence, from both outputs and from each of them alone."""
+    got, expected = (op(*inputs, is_init, backend=name) for name in ("triton", "reference"))
     for a, b in zip((*got, *gradients(got, inputs)), (*expected, *gradients(expected, inputs)), strict=True):
         assert_close(a, b, TOLERANCE)
     for which in (0, 1):
-        got, expected = (elstm_sequence(*inputs, is_init, backend=name) for name in ("triton", "reference"))
+        got, expected = (op(*inputs, is_init, backend=name) for name in ("triton", "reference"))
         for a, b in zip(gradients((got[which],), inputs), gradients((expected[which],), inputs), strict=True):
             assert_close(a, b, TOLERANCE)
+
+
+@pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
+def test_elstm(T: int, B: int, N: int, kind: str) -> None:
+    inputs = (normal(T, B, 2 * N, grad=True), normal(2 * N, grad=True), normal(B, N, grad=True))
+    same_as_reference(elstm_sequence, inputs, resets(T, B, kind))
 
 
 @pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
@@ -134,3 +148,75 @@ def test_diag_scan(T: int, B: int, N: int, kind: str, reverse: bool) -> None:
     bare, plain = (diag_scan(*inputs[:2], reverse=reverse, backend=name) for name in ("triton", "reference"))
     for a, b in zip((*bare, *gradients(bare, inputs[:2])), (*plain, *gradients(plain, inputs[:2])), strict=True):
         assert_close(a, b, TOLERANCE)
+
+
+@pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
+def test_diagonal_gru(T: int, B: int, N: int, kind: str) -> None:
+    inputs = (normal(T, B, 3 * N, grad=True), normal(3 * N, grad=True), normal(B, N, grad=True))
+    same_as_reference(diagonal_gru_sequence, inputs, resets(T, B, kind))
+    u, v, h, is_init = normal(T, B, 3 * N), normal(3 * N), normal(T, B, N), resets(T, B, kind)
+    local = (diagonal_gru_local(u, v, h, is_init, backend=name) for name in ("triton", "reference"))
+    for a, b in zip(*local, strict=True):
+        assert_close(a, b, TOLERANCE)
+
+
+@pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
+def test_diagonal_lstm(T: int, B: int, N: int, kind: str) -> None:
+    inputs = (normal(T, B, 3 * N, grad=True), normal(5 * N, grad=True), normal(B, 2 * N, grad=True))
+    same_as_reference(diagonal_lstm_sequence, inputs, resets(T, B, kind))
+    u, v, state, is_init = normal(T, B, 3 * N), normal(5 * N), normal(T, B, 2 * N), resets(T, B, kind)
+    local = (diagonal_lstm_local(u, v, state, is_init, backend=name) for name in ("triton", "reference"))
+    for a, b in zip(*local, strict=True):
+        assert_close(a, b, TOLERANCE)
+
+
+@pytest.mark.parametrize(("T", "B", "G", "N", "D"), [(1, 2, 1, 5, 3), (3, 3, 2, 17, 70), (4, 1, 2, 40, 9)])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_rtrl_block(T: int, B: int, G: int, N: int, D: int, stored: torch.dtype) -> None:
+    S, l, x = normal(B, 2, G, N, D).to(stored), normal(T, B, 2, G, N), normal(T, B, D)  # noqa: E741
+    J = normal(T, B, 2, 2, N).tanh().masked_fill(resets(T, B, "some")[..., None, None, None], 0.0)
+    got, expected = (rtrl_block_advance(S.clone(), J, l, x, backend=name) for name in ("triton", "reference"))
+    assert_close(got, expected, TOLERANCE if stored == torch.float32 else 5e-3)  # the interpreter truncates
+    s = normal(B, 2, G, N)
+    got, expected = (rtrl_block_advance_vector(s.clone(), J, l, backend=name) for name in ("triton", "reference"))
+    assert_close(got, expected, TOLERANCE)
+    rows, index = normal(B, 2, N), torch.tensor([B - 1, 0, 0], device=DEVICE)
+    for boundary, chosen in ((rows, None), (normal(3, 2, N), index)):
+        got, expected = (rtrl_block_boundary(S, boundary, chosen, backend=name) for name in ("triton", "reference"))
+        assert_close(got, expected, TOLERANCE)
+
+
+DENSE = [(1, 3, 5, "none"), (4, 17, 20, "some"), (3, 2, 16, "all"), (2, 2, 70, "first")]
+
+
+@pytest.mark.parametrize(("T", "B", "N", "kind"), DENSE)
+def test_gru(T: int, B: int, N: int, kind: str) -> None:
+    shapes = [(T, B, 3 * N), (3 * N, N), (N,), (B, N)]
+    same_as_reference(gru_sequence, tuple(normal(*shape, grad=True) for shape in shapes), resets(T, B, kind))
+
+
+@pytest.mark.parametrize(("T", "B", "N", "kind"), DENSE)
+def test_lstm(T: int, B: int, N: int, kind: str) -> None:
+    shapes = [(T, B, 4 * N), (4 * N, N), (B, 2 * N)]
+    same_as_reference(lstm_sequence, tuple(normal(*shape, grad=True) for shape in shapes), resets(T, B, kind))
+
+
+def test_many_copies_of_a_dense_cell_go_through_wider_programs() -> None:
+    T, B, N = 1, 2049, 3
+    is_init = resets(T, B, "some")
+    inputs = (
+        normal(T, B, 3 * N, grad=True),
+        normal(3 * N, N, grad=True),
+        normal(N, grad=True),
+        normal(B, N, grad=True),
+    )
+    same_as_reference(gru_sequence, inputs, is_init)
+
+
+@pytest.mark.parametrize(("M", "N", "K", "J"), [(1, 1, 1, 1), (18, 70, 7, 0), (5, 130, 66, 3), (33, 16, 0, 20)])
+def test_project(M: int, N: int, K: int, J: int) -> None:
+    basis, left = (torch.linalg.qr(torch.randn(n, k))[0].to(DEVICE) for n, k in ((N, K), (M, J)))
+    whole = normal(M, 2 * N)
+    for sides in (None, left):
+        results = [project(whole.clone()[:, ::2], basis, sides, backend=name) for name in ("triton", "reference")]
+        assert_close(results[0], results[1], TOLERANCE)

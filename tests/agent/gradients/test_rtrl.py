@@ -42,7 +42,7 @@ from tests.agent.support import (
     task_env,
 )
 
-DIAGONAL = [name for name in CELLS if registry.load("cell", name).jacobian == "diagonal"] + OWN_CELLS
+EXACT = [name for name in CELLS if registry.load("cell", name).jacobian in RTRL.jacobians] + OWN_CELLS
 RECURRENT = ["cell.weight_input", "cell.bias", "cell.weight_recurrent"]
 B = 5
 
@@ -124,7 +124,7 @@ def max_relative_error(got: dict[str, Tensor], expected: dict[str, Tensor], name
 @pytest.mark.parametrize("only_pass", [False, True])
 @pytest.mark.parametrize("chunks", [3, 6])
 @pytest.mark.parametrize("steps", [1, 7])
-@pytest.mark.parametrize("cell", DIAGONAL)
+@pytest.mark.parametrize("cell", EXACT)
 def test_chunked_rtrl_is_the_gradient_of_the_whole_history_and_bptt_is_not(
     cell: str, steps: int, chunks: int, only_pass: bool, record_property: Any
 ) -> None:
@@ -148,7 +148,7 @@ def test_chunked_rtrl_is_the_gradient_of_the_whole_history_and_bptt_is_not(
     assert max_relative_error(rtrl, expected, others) <= 1e-10
 
 
-@pytest.mark.parametrize("cell", DIAGONAL)
+@pytest.mark.parametrize("cell", EXACT)
 def test_minibatches_over_copies_sum_to_the_gradient_of_the_whole_chunk(cell: str) -> None:
     policy = double_policy(cell)
     parts = split(policy, history(policy, 4, 3), 4)
@@ -212,7 +212,7 @@ def test_the_learner_adds_up_replayed_copies_without_giving_them_a_carry() -> No
     objective = ActorCritic(policy.distribution)
     learner = Learner(policy, engine, objective, torch.optim.SGD(policy.parameters(), 0.0), [], 0.0, torch.Generator())
     learner.batch_hooks = [Append()]  # type: ignore[list-item]
-    learner._step(make_context(policy, objective, B, 4), live, {}, None)
+    learner._step(make_context(policy, objective, B, 4), live, {}, None, None)
     got = gradients_of(policy)
     policy.zero_grad()
     both = concatenate([live, replayed])
@@ -230,17 +230,20 @@ def test_the_learner_adds_up_replayed_copies_without_giving_them_a_carry() -> No
 # ---- against other references ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", DIAGONAL)
+@pytest.mark.parametrize("cell", EXACT)
 def test_the_carry_is_the_numerical_derivative_of_the_state(cell: str) -> None:
     policy = double_policy(cell, size=2)
     data = history(policy, 3, 3)
     engine = RTRL(policy.cell, B)  # type: ignore[arg-type]
     for part in split(policy, data, 3):
         engine.advance(engine.trace(part.x_TBD, part.state_TBS, part.chunk.is_init))
-    carries = {"weight_input": engine.weight_BGND, "bias": engine.bias_BGN, "weight_recurrent": engine.vector_BKN}
+    cell: Any = policy.cell
+    weight = engine.weight_BGND.unflatten(1, (cell.PARTS, -1))
+    bias, vector = engine.small_BMN.unflatten(1, (cell.PARTS, -1)).split([len(cell.GATES), len(cell.VECTORS)], 2)
+    carries = {"weight_input": weight, "bias": bias, "weight_recurrent": vector}
     for name, carry in carries.items():
         parameter = dict(policy.cell.named_parameters())[name]
-        S = carry.reshape(B, *parameter.shape)
+        S = carry.reshape(B, cell.PARTS, parameter.numel())
         for index in range(parameter.numel()):
             sides = []
             for sign in (1, -1):
@@ -248,11 +251,11 @@ def test_the_carry_is_the_numerical_derivative_of_the_state(cell: str) -> None:
                     parameter.view(-1)[index] += sign * 1e-5
                     sides.append(act_through(policy, data)[1])
                     parameter.view(-1)[index] -= sign * 1e-5
-            numeric_BN = (sides[0] - sides[1]) / 2e-5
+            numeric = ((sides[0] - sides[1]) / 2e-5).unflatten(1, (cell.PARTS, 2))
             unit = index // parameter.shape[1] % 2 if name == "weight_input" else index % 2
-            expected = torch.zeros(B, 2, dtype=torch.float64)
-            expected[:, unit] = S.reshape(B, -1)[:, index]
-            torch.testing.assert_close(numeric_BN, expected, rtol=1e-6, atol=1e-8)
+            expected = torch.zeros(B, cell.PARTS, 2, dtype=torch.float64)
+            expected[:, :, unit] = S[:, :, index]
+            torch.testing.assert_close(numeric, expected, rtol=1e-6, atol=1e-8)
 
 
 def literal_rtrl(policy: Policy, data: Chunk, steps: int, rate: float) -> dict[str, Tensor]:
@@ -263,7 +266,7 @@ def literal_rtrl(policy: Policy, data: Chunk, steps: int, rate: float) -> dict[s
     """
     objective = ActorCritic(policy.distribution)
     cell: Any = policy.cell
-    N = cell.size
+    N = cell.state_size
     recurrent = {n: p for n, p in cell.named_parameters() if f"cell.{n}" in RECURRENT and p.numel()}
     S = {n: torch.zeros(B, N, p.numel(), dtype=torch.float64) for n, p in recurrent.items()}
     c = data.state
@@ -319,7 +322,7 @@ class Step(torch.nn.Module):
         return after
 
 
-@pytest.mark.parametrize("cell", DIAGONAL)
+@pytest.mark.parametrize("cell", EXACT)
 def test_the_learner_equals_literal_per_step_rtrl_while_the_parameters_change_from_chunk_to_chunk(cell: str) -> None:
     steps, chunks, rate = 3, 4, 0.05
     policy = double_policy(cell, size=3)
@@ -470,7 +473,7 @@ def single_policy(cell: str) -> Policy:
 
 
 @pytest.mark.parametrize("steps", [1, 8])
-@pytest.mark.parametrize("cell", DIAGONAL)
+@pytest.mark.parametrize("cell", EXACT)
 def test_a_bf16_carry_changes_the_gradient_by_less_than_a_percent(cell: str, steps: int, record_property: Any) -> None:
     policy = single_policy(cell)
     data = random_chunk(policy, 96, B, seed=4)

@@ -139,7 +139,7 @@ def test_the_final_value_is_read_from_the_true_last_observation_with_the_memory_
         rows = inputs_of(chunk)
         for k in range(start, t + 1):
             now = Inputs(*(getattr(rows, name)[k, b : b + 1] for name in vars(rows)))
-            _, state, _ = policy.step(now, state, torch.zeros(1, dtype=torch.bool))
+            _, state, _, _ = policy.step(now, state, torch.zeros(1, dtype=torch.bool))
         last = Inputs(
             finals[t][b : b + 1],
             policy.distribution.features(chunk.action[t, b : b + 1]),
@@ -147,9 +147,9 @@ def test_the_final_value_is_read_from_the_true_last_observation_with_the_memory_
             chunk.task[t, b : b + 1],
             chunk.action_mask[t, b : b + 1],
         )
-        value = policy.step(last, state, torch.zeros(1, dtype=torch.bool))[0].value
+        value = policy.step(last, state, torch.zeros(1, dtype=torch.bool)).outputs.value
         assert abs(float(value) - float(chunk.final_value[t, b])) < 1e-5
-        resetting.append(abs(float(policy.step(last, state, torch.ones(1, dtype=torch.bool))[0].value - value)))
+        resetting.append(abs(float(policy.step(last, state, torch.ones(1, dtype=torch.bool)).outputs.value - value)))
         blind.append(abs(float(chunk.value[t, b] - value)))
     assert max(resetting) > 1e-2 and max(blind) > 1e-2  # the usual mistakes would be seen
 

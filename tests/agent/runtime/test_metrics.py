@@ -191,3 +191,13 @@ def test_state_survives_a_weights_only_load(stream: Evaluations) -> None:
 def test_state_of_other_tasks_is_refused(stream: Evaluations) -> None:
     with pytest.raises(ValueError, match="this run has"):
         Evaluations(["x"], [(0, 1)], [1]).load_state_dict(stream.state_dict())
+
+
+def test_evaluations_of_some_tasks_are_those_tasks_and_nothing_else() -> None:
+    draw = np.random.default_rng(0)
+    evaluations = Evaluations(["a", "b", "c"], [(0, 1), (-1, 1), (0, 10)], [100, 200, 300])
+    for step in (0, 100, 200, 300):
+        evaluations.add(step, draw.normal(size=(3, 4)))
+    some = evaluations.only([2, 0])
+    assert (some.tasks, some.scores, some.training_end) == (["c", "a"], [(0, 10), (0, 1)], [300, 100])
+    assert np.array_equal(some.performance(), evaluations.performance()[:, [2, 0]]) and some.steps == evaluations.steps

@@ -258,3 +258,22 @@ def test_the_online_return_is_the_mean_return_of_the_episodes_that_ended(tmp_pat
     assert scalars["continual/online_return"] == pytest.approx(np.mean(ended[0] + ended[1]))
     assert scalars["loss/total"] == 2.0
     assert "continual/online_return" not in record.flush()
+
+
+def test_learning_from_what_acting_kept_is_learning_from_a_forward_pass() -> None:
+    rollout = count_rollout()
+    rollout.collect(3)
+    experience = rollout.collect(9)
+    chunk, policy = experience.chunk, rollout.policy
+    assert experience.acted is not None
+    results = []
+    for acted in (None, experience.acted):
+        policy.zero_grad()
+        state = chunk.state.clone().requires_grad_()
+        outputs = policy.sequence(chunk, state, acted)
+        (outputs.policy.square().sum() + (outputs.value * chunk.reward).sum()).backward()
+        gradients = [parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None]
+        results.append([outputs.policy.detach(), outputs.value.detach(), state.grad, *gradients])
+    for plain, kept in zip(*results, strict=True):
+        torch.testing.assert_close(kept, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results[1][0], chunk.policy, rtol=0, atol=1e-6)

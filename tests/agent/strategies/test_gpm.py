@@ -149,7 +149,7 @@ def train_on(policy: Policy, strategy: GPM, old: Experience, steps: int = 100) -
             yield old
 
     strategy.on_task_end(ctx, source)
-    engine: Any = (RTRL if policy.cell.jacobian == "diagonal" else BPTT)(policy.cell, B)  # type: ignore[arg-type]
+    engine: Any = (RTRL if policy.cell.jacobian in RTRL.jacobians else BPTT)(policy.cell, B)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(policy.parameters(), 1e-2)
     learner = Learner(policy, engine, objective, optimizer, [strategy], 1.0, torch.Generator())
     for step in range(steps):

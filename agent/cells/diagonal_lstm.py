@@ -1,0 +1,53 @@
+"""Diagonal LSTM: element-wise recurrent weights, 2x2 blocks as Jacobian (ParaLSTM; Danieli et al. 2025, "ParaRNN")."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from agent.cells.base import Acted, BlockCell
+from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
+
+
+class DiagonalLSTM(BlockCell):
+    """f = sigmoid(W_f x + a_f h + p_f c + b_f), g = tanh(W_g x + a_g h + b_g), c' = f c + (1-f) g,
+    o = sigmoid(W_o x + a_o h + p_o c' + b_o), h' = o tanh(c'). State [h | c].
+
+    Args:
+        input_size: D.
+        size: N, the number of units; also the output size.
+        forget_bias: b_f is drawn uniformly from [low, high]: a spread of time constants from the first step on.
+    """
+
+    GATES: ClassVar[tuple[str, ...]] = ("forget", "candidate", "output")
+    VECTORS: ClassVar[tuple[str, ...]] = ("forget", "candidate", "output", "forget_peephole", "output_peephole")
+
+    def __init__(self, input_size: int, *, size: int = 128, forget_bias: Any = (0.0, 4.0)) -> None:
+        super().__init__(input_size, size=size)
+        low, high = (float(b) for b in forget_bias)
+        with torch.no_grad():
+            self.bias[:size].uniform_(low, high)
+
+    def recurrence(
+        self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], h: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        f = torch.sigmoid(drives[0] + vectors[0] * h + vectors[3] * c)
+        g = torch.tanh(drives[1] + vectors[1] * h)
+        c = g + f * (c - g)
+        return torch.sigmoid(drives[2] + vectors[2] * h + vectors[4] * c) * torch.tanh(c), c
+
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return diagonal_lstm_sequence(self.drive(x_TBD), self.weight_recurrent.flatten(), state_BS, is_init_TB)
+
+    def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
+        h_TBN, state_BS = self.sequence(x_BD[None], state_BS, is_init_B[None])
+        return h_TBN[0], state_BS
+
+    def local_derivatives(
+        self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return diagonal_lstm_local(u_TBGN, vectors_KN.flatten(), state_TBS, is_init_TB)

@@ -1,0 +1,47 @@
+"""Triton's compiler accepts every kernel for an H100, which the interpreter cannot tell and which needs no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import OPS, op_results
+from kernels.dispatch import Op
+
+triton = pytest.importorskip("triton")
+
+
+class NoDevice:
+    """As much of a Triton driver as compiling needs: an H100 (capability 9.0, warps of 32) that is not there."""
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_it_compiles_for_an_h100(op: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from triton.runtime.jit import JITFunction
+
+    compiled = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, **kwargs: Any) -> None:
+        compiled.append(run(self, *args, **{**kwargs, "warmup": True}).asm["cubin"])
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton.runtime.driver, "_active", NoDevice())
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(Op, "module", lambda self, backend, sample, units=0: self._load("triton"))
+    op_results(op, (3, 17, 65, 20), torch.device("cpu"), "triton")
+    assert compiled and all(compiled)
