@@ -53,6 +53,8 @@ def parser() -> Parser:
     run.add_argument("config", metavar="CONFIG", help="a bundled name (see `lifelong list config`) or a path")
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder; default runs/<name>/<seed>")
     run.add_argument("--resume", action="store_true", help="go on with the run in the folder if there is one")
+    run.add_argument("--submit", metavar="ADDRESS", help="hand the run to the Jobs API of a Ray cluster and follow it")
+    run.add_argument("--code", type=Path, metavar="DIR", help="with --submit: your own modules, sent along")
 
     resume = commands.add_parser("resume", help="go on with a run, bit for bit, or with changes")
     evaluate = commands.add_parser("eval", help="evaluate the newest checkpoint of a run on all tasks")
@@ -122,6 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     config = configs.load(options.config, options.overrides)
+    if options.submit:
+        return _submit(options, config)
     from agent.runtime import run
 
     folder: Path = options.out or Path("runs") / config.name / str(config.seed)
@@ -130,6 +134,17 @@ def _run(options: argparse.Namespace) -> int:
     if options.out is None:
         folder = run.default_folder(config)
     return _finish(*run.start(config, folder, quiet=options.quiet))
+
+
+def _submit(options: argparse.Namespace, config: configs.Config) -> int:
+    if options.out is None:
+        raise ConfigError("--submit needs --out DIR, on storage that every node of the cluster has")
+    if options.code is not None and not options.code.is_dir():
+        raise ConfigError(f"--code is {str(options.code)!r}, which is no folder")
+    from agent.runtime.submit import submit
+
+    flags = [flag for flag, given in (("--resume", options.resume), ("--quiet", options.quiet)) if given]
+    return submit(config, options.submit, options.out, flags, options.code)
 
 
 def _resume(options: argparse.Namespace) -> int:

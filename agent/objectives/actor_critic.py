@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from agent.modules.heads import Distribution
-from agent.objectives.base import Metrics, Objective, explained_variance, mean
+from agent.objectives.base import Mean, Metrics, Objective, explained_variance
 from agent.policy import Outputs
 from kernels.advantages import vtrace
 from replay.chunk import Chunk
@@ -60,9 +60,10 @@ class ActorCritic(Objective):
             rho_bar=self.rho_bar,
             c_bar=self.c_bar,
         )
-        policy_loss = -mean(log_prob * advantage, chunk.weight)
-        value_loss = 0.5 * mean((value - target).square(), chunk.weight)
-        entropy = mean(step_entropy, chunk.weight)
+        mean = Mean(chunk.weight, self.workers)
+        policy_loss = -mean(log_prob * advantage)
+        value_loss = 0.5 * mean((value - target).square())
+        entropy = mean(step_entropy)
         loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
         metrics = {
             "policy": policy_loss,

@@ -8,15 +8,39 @@ import torch
 from torch import Tensor
 
 from agent.modules.heads import Distribution
+from agent.parallel import ALONE, Workers
 from agent.policy import Outputs
 from replay.chunk import Chunk
 
 Metrics = dict[str, Tensor]
 
 
-def mean(x: Tensor, weight: Tensor) -> Tensor:
-    """Mean of `x` over the steps that count (`weight` > 0), a scalar."""
-    return (x * weight).sum() / weight.sum().clamp(min=1.0)
+class Mean:
+    """Means over the steps that count.
+
+    With several workers `mean(x)` is this worker's part: the average of the parts over the workers is the mean over the
+    steps of all of them, however many steps count on each. That is what happens to gradients and to logged scalars.
+
+    Args:
+        weight: [T, B], 0 for steps that do not count.
+        workers: those whose steps are meant.
+    """
+
+    def __init__(self, weight: Tensor, workers: Workers = ALONE) -> None:
+        self.weight, self.workers = weight, workers
+        self.total = weight.sum()  # of a worker on average
+        workers.mean_([self.total])
+        self.total = self.total.clamp(min=1.0 / workers.count)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """This worker's part of the mean of `x` [T, B], a scalar."""
+        return (x * self.weight).sum() / self.total
+
+    def of_all(self, x: Tensor) -> Tensor:
+        """The mean of `x` over all workers, a scalar without gradient."""
+        part = self(x).detach()
+        self.workers.mean_([part])
+        return part
 
 
 class Objective:
@@ -32,6 +56,8 @@ class Objective:
     needs_target: ClassVar[bool] = False
     epochs: int = 1
     minibatches: int = 1
+    #: the data-parallel workers whose steps the means are taken over
+    workers: Workers = ALONE
 
     def __init__(self, distribution: Distribution) -> None:
         self.distribution = distribution

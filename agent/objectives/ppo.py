@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agent.modules.heads import Distribution
-from agent.objectives.base import Metrics, Objective, explained_variance, mean
+from agent.objectives.base import Mean, Metrics, Objective, explained_variance
 from agent.policy import Outputs
 from kernels.advantages import gae
 from replay.chunk import Chunk
@@ -63,8 +63,9 @@ class PPO(Objective):
             lam=self.lam,
         )
         if self.normalize_advantage:
-            center = mean(advantage, chunk.weight)
-            deviation = mean((advantage - center).square(), chunk.weight).sqrt()
+            mean = Mean(chunk.weight, self.workers)
+            center = mean.of_all(advantage)
+            deviation = mean.of_all((advantage - center).square()).sqrt()
             advantage = (advantage - center) / (deviation + 1e-8)
         return {"advantage": advantage, "target": target}
 
@@ -74,9 +75,10 @@ class PPO(Objective):
         log_ratio = log_prob - chunk.log_prob
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-        policy_loss = -mean(torch.minimum(ratio * advantage, clipped * advantage), chunk.weight)
-        value_loss = 0.5 * mean((outputs.value - target).square(), chunk.weight)
-        entropy = mean(step_entropy, chunk.weight)
+        mean = Mean(chunk.weight, self.workers)
+        policy_loss = -mean(torch.minimum(ratio * advantage, clipped * advantage))
+        value_loss = 0.5 * mean((outputs.value - target).square())
+        entropy = mean(step_entropy)
         loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
         with torch.no_grad():
             metrics = {
@@ -84,8 +86,8 @@ class PPO(Objective):
                 "value": value_loss,
                 "entropy": entropy,
                 "explained_variance": explained_variance(outputs.value, target),
-                "approximate_kl": mean(ratio - 1 - log_ratio, chunk.weight),
-                "clip_fraction": mean((ratio != clipped).to(ratio.dtype), chunk.weight),
+                "approximate_kl": mean(ratio - 1 - log_ratio),
+                "clip_fraction": mean((ratio != clipped).to(ratio.dtype)),
                 "max_ratio_error": (ratio - 1).abs().max(),
             }
         return loss, metrics

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agent.modules.heads import Categorical, Distribution, Gaussian
-from agent.objectives.base import Metrics, Objective, mean
+from agent.objectives.base import Mean, Metrics, Objective
 from agent.policy import Outputs
 from replay.chunk import Chunk
 
@@ -30,15 +30,16 @@ class Supervised(Objective):
 
     def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
         weight = chunk.weight * chunk.target_mask.to(chunk.weight.dtype)
+        mean = Mean(weight, self.workers)
         metrics = {}
         if isinstance(self.distribution, Categorical):
             error = -self.distribution.log_prob(outputs.policy, chunk.target)
             hit = (outputs.policy.argmax(-1) == chunk.target).to(weight.dtype)
-            metrics["accuracy"] = mean(hit, weight)
+            metrics["accuracy"] = mean(hit)
         else:
             prediction = self.distribution.mode(outputs.policy)
             error = 0.5 * (prediction - chunk.target).square().sum(-1)
-        loss = mean(error, weight)
+        loss = mean(error)
         with torch.no_grad():
             metrics["error"] = loss
         return loss, metrics

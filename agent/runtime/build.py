@@ -14,6 +14,7 @@ from agent.config import Config
 from agent.errors import ConfigError, EnvError
 from agent.gradients.base import GradientEngine
 from agent.objectives.base import Objective
+from agent.parallel import ALONE, Workers
 from agent.policy import Policy
 from agent.runtime.evaluation import Evaluator
 from agent.runtime.learner import Learner
@@ -87,7 +88,22 @@ def check_gradient(config: Config, engine: Any, cell: Any) -> None:
         )
 
 
-def check_strategies(config: Config, strategies: list[Strategy], objective: Objective) -> None:
+def check_workers(config: Config, workers: Workers) -> None:
+    """Refuse workers that the backend does not have, or that cannot share the copies evenly."""
+    runtime, copies = config.runtime, config.rollout.copies
+    if runtime.backend == "inline" and runtime.workers > 1:
+        raise ConfigError(
+            f"runtime.workers is {runtime.workers}, but runtime.backend inline is one process; set it to ray"
+        )
+    if copies % workers.count:
+        fit = max(n for n in range(1, workers.count) if copies % n == 0)
+        raise ConfigError(
+            f"rollout.copies is {copies}, which {workers.count} workers cannot share evenly; use a multiple of "
+            f"{workers.count}, or runtime.workers={fit}"
+        )
+
+
+def check_strategies(config: Config, strategies: list[Strategy], objective: Objective, workers: Workers) -> None:
     """Refuse a strategy that does not get what it needs."""
     for strategy, spec in zip(strategies, config.strategy, strict=True):
         kind = spec["kind"]
@@ -103,6 +119,11 @@ def check_strategies(config: Config, strategies: list[Strategy], objective: Obje
             raise ConfigError(
                 f"strategy {kind} replays old data, which objective {config.objective['kind']} does not correct for; "
                 f"use objective {' or '.join(valid)}"
+            )
+        if strategy.data_parallel == "none" and workers.count > 1:
+            raise ConfigError(
+                f"strategy {kind} does not say how data-parallel workers share its state, so it runs on one only; set "
+                "runtime.workers to 1"
             )
 
 
@@ -169,12 +190,13 @@ def build_runner(config: Config, copies: int, seed: int) -> Rollout:
     return Rollout(env, build_policy(config, env), generator, reset_memory_on=config.policy.reset_memory_on)
 
 
-def build(config: Config, folder: Path) -> Trainer:
-    """Build the whole run that writes into `folder`; nothing is written yet.
+def build(config: Config, folder: Path, workers: Workers = ALONE) -> Trainer:
+    """Build what `workers.rank` of the run that writes into `folder` needs; nothing is written yet.
 
     Raises:
         ConfigError: one sentence about the first thing that cannot be.
     """
+    check_workers(config, workers)
     device = choose_device(config.runtime.device)
     torch.set_num_threads(config.runtime.threads)
     keep_freed_memory()
@@ -184,17 +206,21 @@ def build(config: Config, folder: Path) -> Trainer:
         config, registry.load("gradient", config.gradient["kind"]), registry.load("cell", config.policy.cell["kind"])
     )
     try:
-        trainer = _build(config, folder, device, stream)
+        trainer = _build(config, folder, device, stream, workers)
     except EnvError as error:
         raise ConfigError(str(error)) from error
     return trainer
 
 
-def _build(config: Config, folder: Path, device: torch.device, stream: TaskStream) -> Trainer:
-    copies = config.rollout.copies
+def _build(config: Config, folder: Path, device: torch.device, stream: TaskStream, workers: Workers) -> Trainer:
+    copies = config.rollout.copies // workers.count
+
+    def own_seed(*names: object) -> int:
+        """Randomness that every worker has its own of; that of rank 0 is that of a run in one process."""
+        return subseed(config.seed, *names, *((f"worker {workers.rank}",) if workers.rank else ()))
 
     def environment(name: str, num_envs: int, *, evaluation: bool = False, ages: bool = False, key: int = 0) -> TaskEnv:
-        seed = subseed(config.seed, name, key)
+        seed = subseed(config.seed, name, key) if evaluation else own_seed(name, key)
         return build_env(config, stream, num_envs, device, seed, evaluation=evaluation, ages=ages)
 
     runners = config.runtime.env_runners
@@ -203,17 +229,18 @@ def _build(config: Config, folder: Path, device: torch.device, stream: TaskStrea
     policy = build_policy(config, env).to(device)
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
+    objective.workers = workers
     if objective.minibatches > copies:
         raise ConfigError(
-            f"objective.minibatches is {objective.minibatches}, more than the {copies} copies; lower it or raise "
-            "rollout.copies"
+            f"objective.minibatches is {objective.minibatches}, more than the {copies} copies"
+            f"{' of a worker' if workers.count > 1 else ''}; lower it or raise rollout.copies"
         )
     strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
-    check_strategies(config, strategies, objective)
+    check_strategies(config, strategies, objective, workers)
     check_runners(config, objective)
 
     def generator(name: str) -> torch.Generator:
-        return torch.Generator(device=device).manual_seed(subseed(config.seed, name))
+        return torch.Generator(device=device).manual_seed(own_seed(name))
 
     reset_memory_on = config.policy.reset_memory_on
     rollout: Rollout | RunnerRollout
@@ -242,6 +269,7 @@ def _build(config: Config, folder: Path, device: torch.device, stream: TaskStrea
         strategies,
         config.max_grad_norm,
         torch.Generator().manual_seed(subseed(config.seed, "minibatches")),
+        workers,
     )
     evaluator = Evaluator(
         environment("evaluation", config.evaluation.episodes, evaluation=True),
@@ -255,18 +283,21 @@ def _build(config: Config, folder: Path, device: torch.device, stream: TaskStrea
     ends = [stream.training_end(task) for task in range(len(names))]
     evaluations = Evaluations(tasks=names, scores=[tuple(map(float, s)) for s in env.scores], training_end=ends)
     record = Record(config, folder, versions(), names, device)
-    trainer = Trainer(record, stream, rollout, learner, strategies, evaluator, evaluations, fresh_rollout)
+    trainer = Trainer(record, stream, rollout, learner, strategies, evaluator, evaluations, fresh_rollout, workers)
     if objective.needs_target and not _has_target(env):
         raise ConfigError(
             f"objective {config.objective['kind']} needs prediction tasks, but {names[0]!r} gives no target; use "
             "objective actor_critic or ppo"
         )
     for index, (strategy, spec) in enumerate(zip(strategies, config.strategy, strict=True)):
+        own = strategy.data_parallel == "shard"
+        seed = own_seed("strategy", index) if own else subseed(config.seed, "strategy", index)
         try:
-            strategy.setup(trainer.context(), subseed(config.seed, "strategy", index))
+            strategy.setup(trainer.context(), seed)
         except ValueError as error:
             raise ConfigError(f"strategy {spec['kind']}: {error}") from error
-    check_strategies(config, strategies, objective)  # what a strategy needs may depend on the policy it was set up with
+    # once more: what a strategy needs may depend on the policy it was set up with
+    check_strategies(config, strategies, objective, workers)
     return trainer
 
 

@@ -1,9 +1,11 @@
 """Checkpoints: one folder each, written atomically, the last good one always kept.
 
-    checkpoints/000000204800/state.pt        everything, loads with torch.load(weights_only=True)
-    checkpoints/000000204800/manifest.json   step, size and SHA-256 of state.pt, versions
+    checkpoints/000000204800/state.pt        what all workers share; loads with torch.load(weights_only=True)
+    checkpoints/000000204800/shard-0.pt      what belongs to worker 0: environments, carry, replay, randomness
+    checkpoints/000000204800/manifest.json   step, number of workers, size and SHA-256 of every file, versions
 
-A folder is written under another name, flushed to the disk and renamed: a checkpoint is there whole or not at all.
+A folder is written under another name, flushed to the disk and renamed: a checkpoint is there whole or not at all. A
+run in one process is a run of one worker, so it and `workers: 1` can go on from each other's checkpoints.
 """
 
 from __future__ import annotations
@@ -12,43 +14,96 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from agent.errors import CheckpointError, DiskError
+from agent.parallel import ALONE, Workers
+
+MANIFEST = "manifest.json"
 
 
-def save(folder: Path, step: int, state: dict[str, Any], versions: dict[str, str], keep: int) -> Path:
-    """Write a checkpoint of `step` into `folder` and remove all but the newest `keep`.
+def save(
+    folder: Path,
+    step: int,
+    shared: dict[str, Any],
+    own: dict[str, Any],
+    versions: dict[str, str],
+    keep: int,
+    workers: Workers = ALONE,
+) -> Path:
+    """Write a checkpoint of `step` into `folder` and remove all but the newest `keep`. All workers call it together.
+
+    Args:
+        shared: what is equal on all workers; that of rank 0 is written.
+        own: what belongs to this worker.
 
     Raises:
-        DiskError: the disk refused; older checkpoints are untouched.
+        DiskError: the disk refused one of the workers; older checkpoints are untouched. All of them raise.
     """
     target = folder / f"{step:012d}"
-    partial = folder / f".partial-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(".partial-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        partial.mkdir()
-        path = partial / "state.pt"
-        torch.save(state, path)
-        manifest = {"step": step, "size": path.stat().st_size, "sha256": _digest(path), "versions": versions}
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        for file in (path, partial / "manifest.json"):
-            _flush(file)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(partial, target)
-        _flush(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        shutil.rmtree(partial, ignore_errors=True)
-        raise DiskError(f"cannot write a checkpoint to {folder}: {_reason(error)}; older ones are kept") from error
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    partial = folder / f".partial-{workers.lead(os.getpid())}"
+    first = workers.rank == 0
+    files: dict[str, Any] = {}
+
+    def prepare() -> dict[str, Any]:
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in folder.glob(".partial-*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            partial.mkdir()
+        return {}
+
+    def write() -> dict[str, Any]:
+        mine = {"state.pt": shared} if first else {}
+        return {name: _write(partial / name, state) for name, state in (mine | {_shard(workers.rank): own}).items()}
+
+    def publish() -> dict[str, Any]:
+        if first:
+            manifest = {"step": step, "workers": workers.count, "files": files, "versions": versions}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
+            _flush(partial / MANIFEST)
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(partial, target)
+            _flush(folder)
+        return {}
+
+    for stage in (prepare, write, publish):
+        outcomes = workers.gather(_attempt(stage))
+        refused = [reason for _, reason in outcomes if reason]
+        if refused:
+            if first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise DiskError(f"cannot write a checkpoint to {folder}: {refused[0]}; older ones are kept")
+        for written, _ in outcomes:
+            files |= written
+    if first:
+        for old in checkpoints(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _attempt(stage: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """What `stage` returns, or why it could not: the other workers must hear of it instead of waiting."""
+    try:
+        return stage(), ""
+    except (OSError, RuntimeError) as error:
+        return {}, _reason(error)
+
+
+def _shard(rank: int) -> str:
+    return f"shard-{rank}.pt"
+
+
+def _write(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    with open(path, "wb") as file:  # given a path, torch would not say why it cannot be written
+        torch.save(state, file)
+    _flush(path)
+    return {"size": path.stat().st_size, "sha256": _digest(path)}
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -56,34 +111,62 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
-def load(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The newest checkpoint that is whole: `(state, what was wrong with newer ones)`.
+def load(folder: Path, workers: Workers = ALONE) -> tuple[dict[str, Any], list[str]]:
+    """The newest checkpoint that is whole: `(state of this worker, what was wrong with newer ones)`.
+
+    Rank 0 looks which one that is; all workers call it together.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it was saved by another number of workers.
     """
     damaged: list[str] = []
+    path = _newest(folder, damaged) if workers.rank == 0 else None
+    step = workers.lead(int(path.name) if path else -1)
+    if step < 0:
+        if damaged:
+            raise CheckpointError(f"no usable checkpoint in {folder}: {'; '.join(damaged)}")
+        raise CheckpointError(f"no checkpoint in {folder}; start the run again without resume")
+    path = folder / f"{step:012d}"
+    saved_by = _manifest(path)["workers"]
+    if saved_by != workers.count:
+        raise CheckpointError(
+            f"the checkpoint in {folder} is of {saved_by} {'worker' if saved_by == 1 else 'workers'}, this run has "
+            f"{workers.count}; resume it with runtime.workers={saved_by}"
+        )
+    return {**_read(path / "state.pt"), **_read(path / _shard(workers.rank))}, damaged
+
+
+def _newest(folder: Path, damaged: list[str]) -> Path | None:
+    """The newest whole checkpoint; what is wrong with newer ones is appended to `damaged`."""
     for path in reversed(checkpoints(folder)):
         problem = _problem(path)
         if problem is None:
-            try:
-                return torch.load(path / "state.pt", map_location="cpu", weights_only=True), damaged
-            except Exception as error:  # whatever the unpickler raises means the same
-                problem = f"it does not load ({type(error).__name__})"
+            return path
         damaged.append(f"checkpoint {path.name} is damaged: {problem}")
-    if damaged:
-        raise CheckpointError(f"no usable checkpoint in {folder}: {'; '.join(damaged)}")
-    raise CheckpointError(f"no checkpoint in {folder}; start the run again without resume")
+    return None
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the unpickler raises means the same
+        raise CheckpointError(f"{path} is whole but does not load: {_reason(error)}") from error
+    return state
 
 
 def _problem(path: Path) -> str | None:
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        size = (path / "state.pt").stat().st_size
-        if size != manifest["size"]:
-            return f"state.pt has {size} bytes instead of {manifest['size']}"
-        if _digest(path / "state.pt") != manifest["sha256"]:
-            return "state.pt does not match its checksum"
+        for name, entry in _manifest(path)["files"].items():
+            size = (path / name).stat().st_size
+            if size != entry["size"]:
+                return f"{name} has {size} bytes instead of {entry['size']}"
+            if _digest(path / name) != entry["sha256"]:
+                return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError) as error:
         return _reason(error)
     return None
@@ -106,6 +189,9 @@ def _flush(path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    cause: BaseException | None = error
+    while cause is not None:  # torch reports a full disk as an error of its own while it handles that of the disk
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
     return str(error).splitlines()[0] if str(error) else type(error).__name__

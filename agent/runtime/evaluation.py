@@ -41,15 +41,17 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, ctx: Context, strategies: list[Strategy]) -> np.ndarray:
-        """Returns of all tasks, float64 [tasks, episodes]."""
+        """Returns of all tasks, float64 [tasks, episodes]; the workers take the tasks in turn."""
         views = overrides(strategies, "evaluation_view")
-        rows = []
-        for task in range(len(self.env.tasks)):
+        rows: dict[int, np.ndarray] = {}
+        for task in filter(ctx.workers.owns, range(len(self.env.tasks))):
             with ExitStack() as stack:
                 for strategy in views:
                     stack.enter_context(strategy.evaluation_view(ctx, task))
-                rows.append(self._episodes(task))
-        return np.stack(rows)
+                rows[task] = self._episodes(task)
+        for others in ctx.workers.gather(rows):
+            rows |= others
+        return np.stack([rows[task] for task in range(len(self.env.tasks))])
 
     def _episodes(self, task: int) -> np.ndarray:
         B, device = self.env.num_envs, self.env.device

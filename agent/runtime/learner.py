@@ -10,6 +10,7 @@ from torch import Tensor
 from agent.cells.base import Acted
 from agent.gradients.base import GradientEngine
 from agent.objectives.base import Metrics, Objective
+from agent.parallel import ALONE, Workers
 from agent.policy import Policy
 from agent.runtime.rollout import Experience
 from agent.strategies.base import Context, Strategy, overrides
@@ -26,7 +27,8 @@ class Learner:
         optimizer: any torch optimiser over the policy's parameters.
         strategies: hooks, in this order.
         max_grad_norm: clip of the global gradient norm; 0 switches it off.
-        generator: draws the minibatches, on the host.
+        generator: draws the minibatches, on the host; equal on all workers.
+        workers: those whose gradients are averaged, so that all make the same step.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class Learner:
         strategies: list[Strategy],
         max_grad_norm: float,
         generator: torch.Generator,
+        workers: Workers = ALONE,
     ) -> None:
         self.policy, self.engine, self.objective, self.optimizer = policy, engine, objective, optimizer
-        self.generator = generator
+        self.generator, self.workers = generator, workers
         self.max_grad_norm = max_grad_norm or float("inf")
         self.batch_hooks = overrides(strategies, "transform_batch")
         self.loss_hooks = overrides(strategies, "extra_loss")
@@ -112,6 +115,7 @@ class Learner:
                 loss = loss + extra
         self.optimizer.zero_grad()
         loss.backward()
+        self.workers.mean_([p.grad for p in self.named.values() if p.grad is not None])
         for strategy in self.gradient_hooks:
             strategy.transform_gradients(ctx, {n: p.grad for n, p in self.named.items() if p.grad is not None})
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.max_grad_norm)

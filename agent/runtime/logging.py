@@ -72,6 +72,26 @@ class RunLog:
         self.writer.close()  # type: ignore[no-untyped-call]
 
 
+class NoLog:
+    """The log of a worker that is not rank 0: nothing is written."""
+
+    def text(self, tag: str, text: str) -> None:
+        """Drop it."""
+
+    def scalars(self, step: int, scalars: dict[str, float]) -> None:
+        """Drop them."""
+
+    def clock(self, step: int, scalars: dict[str, float]) -> None:
+        """Drop them."""
+
+    def offset(self) -> int:
+        """Nothing was written."""
+        return 0
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class Progress:
     """The progress of a run: one line that is redrawn on a terminal, a plain line now and then otherwise.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agent.config import Config
+from agent.parallel import ALONE, Workers
 from agent.runtime.rollout import Experience
 
 
@@ -43,8 +44,10 @@ class Record:
         self.return_sum.index_add_(0, task, ended)
         self.return_count.index_add_(0, task, done.flatten().double())
 
-    def flush(self) -> dict[str, float]:
+    def flush(self, workers: Workers = ALONE) -> dict[str, float]:
         """Means since the last flush: losses, and the return of the episodes that ended, per task and over all."""
+        workers.mean_(list(self.sums.values()))
+        workers.sum_([self.return_sum, self.return_count])
         scalars = {name: float(total) / max(self.updates, 1) for name, total in self.sums.items()}
         total, count = self.return_sum.tolist(), self.return_count.tolist()
         for name, s, n in zip(self.tasks, total, count, strict=True):

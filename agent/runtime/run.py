@@ -7,19 +7,21 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agent import config as configs
 from agent.config import Config
 from agent.errors import CheckpointError, ConfigError, DiskError
+from agent.parallel import ALONE, Workers
 from agent.runtime import checkpoint
 from agent.runtime.build import build
-from agent.runtime.logging import Progress, RunLog, write_json
+from agent.runtime.logging import NoLog, Progress, RunLog, write_json
 from agent.runtime.machine import machine
 from agent.runtime.metrics import Evaluations, average_performance, backward_transfer, final, forgetting, learned
-from agent.runtime.trainer import Trainer
+from agent.runtime.trainer import Order, Trainer
 
 
 def default_folder(config: Config) -> Path:
@@ -44,12 +46,12 @@ def start(
     Raises:
         ConfigError: the folder holds a run already, or the config is impossible.
         DiskError: the folder cannot be written.
-        ClusterError: environment runners are asked for and cannot start.
+        ClusterError: a cluster is needed and cannot be reached, is too small or failed.
     """
     if (folder / "config.yaml").exists():
         raise ConfigError(f"{folder} already holds a run; use `lifelong resume {folder}`, --resume, or another --out")
-    trainer = build(config, folder)
-    with trainer.rollout.running():
+    trainer = build(config, folder, _planned(config))
+    with _backend(trainer):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(configs.to_yaml(config))
@@ -67,18 +69,35 @@ def resume(
 
     Raises:
         CheckpointError: no run there, no usable checkpoint, or one that does not fit the overrides.
+        ClusterError: the cluster of a Ray run cannot be reached, is too small or failed.
     """
     config = load_config(folder, assignments)
-    if not checkpoint.checkpoints(folder / "checkpoints"):  # killed before the first checkpoint: from the beginning
-        trainer, offset = build(config, folder), 0
-    else:
-        trainer, offset = load(config, folder)
-    if assignments:
-        (folder / "config.yaml").write_text(configs.to_yaml(config))
-    if not trainer.rollout.env.exact_state:
-        print("note: this environment cannot save its state; fresh episodes start where the run goes on")
-    with trainer.rollout.running():
+    trainer, offset = reopen(config, folder, _planned(config))
+    with _backend(trainer):
+        if assignments:
+            (folder / "config.yaml").write_text(configs.to_yaml(config))
+        if not trainer.rollout.env.exact_state:
+            print("note: this environment cannot save its state; fresh episodes start where the run goes on")
         return trainer, _train(trainer, offset, quiet=quiet, on_evaluation=on_evaluation)
+
+
+def _on_workers(config: Config) -> bool:
+    """Whether Ray Train's workers do the learning. Environment runners feed a learner in this process."""
+    return config.runtime.backend == "ray" and not config.runtime.env_runners
+
+
+def _planned(config: Config) -> Workers:
+    """Rank 0 of the workers that the run will have, to build and check its parts with before anything is started."""
+    return Workers(0, config.runtime.workers)
+
+
+def _backend(trainer: Trainer) -> AbstractContextManager[None]:
+    """What must run while the trainer does: environment runners, a cluster for the workers, or nothing."""
+    if not _on_workers(trainer.config):
+        return trainer.rollout.running()
+    from agent.runtime import cluster
+
+    return cluster.ready(trainer.config, trainer.record.folder)
 
 
 def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
@@ -92,16 +111,23 @@ def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
     return configs.load(str((folder / "config.yaml").resolve()), assignments)
 
 
-def load(config: Config, folder: Path) -> tuple[Trainer, int]:
+def reopen(config: Config, folder: Path, workers: Workers) -> tuple[Trainer, int]:
+    """What `load` returns; at the beginning if the run was killed before its first checkpoint."""
+    if not workers.lead(len(checkpoint.checkpoints(folder / "checkpoints"))):
+        return build(config, folder, workers), 0
+    return load(config, folder, workers)
+
+
+def load(config: Config, folder: Path, workers: Workers) -> tuple[Trainer, int]:
     """The trainer of a run at its newest good checkpoint, and the length of its metrics.jsonl then.
 
     Raises:
         CheckpointError: no usable checkpoint, or one of another shape.
     """
-    saved, damaged = checkpoint.load(folder / "checkpoints")
+    saved, damaged = checkpoint.load(folder / "checkpoints", workers)
     for problem in damaged:
         print(f"note: {problem}; using an older one")
-    trainer = build(config, folder)
+    trainer = build(config, folder, workers)
     try:
         trainer.load_state_dict(saved)
     except (RuntimeError, KeyError, ValueError) as error:
@@ -112,31 +138,55 @@ def load(config: Config, folder: Path) -> tuple[Trainer, int]:
 
 def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
     """Evaluate the newest checkpoint of a run once more; nothing is written."""
-    trainer, _ = load(load_config(folder, assignments), folder)
-    trainer.evaluations.add(trainer.step, trainer.evaluator.evaluate(trainer.context(), trainer.strategies))
+    config = load_config(folder, assignments)
+    trainer, _ = load(config, folder, _planned(config))
+    ctx = replace(trainer.context(), workers=ALONE)
+    trainer.evaluations.add(trainer.step, trainer.evaluator.evaluate(ctx, trainer.strategies))
     return trainer
 
 
 def _train(trainer: Trainer, offset: int = 0, *, quiet: bool, on_evaluation: Listener | None) -> bool:
-    record = trainer.record
     if on_evaluation is not None:
         trainer.on_evaluation = on_evaluation
     progress = Progress(trainer.stream.total_steps, trainer.step, quiet)
     try:
-        log = RunLog(record.folder, offset, trainer.step)
+        with stop_signals() as stop:
+            if not _on_workers(trainer.config):
+                return train(trainer, offset, progress, stop)
+            from agent.runtime import cluster
+
+            return cluster.fit(trainer, progress, stop)
+    finally:
+        progress.close()
+
+
+def train(
+    trainer: Trainer,
+    offset: int,
+    progress: Progress,
+    asked: Callable[[], Order | bool],
+    open_log: Callable[[Path, int, int], RunLog] = RunLog,
+) -> bool:
+    """Train in this process and write the run folder; True at the end of the stream, False if it was asked to stop.
+
+    Raises:
+        DiskError: something could not be written.
+    """
+    record = trainer.record
+    first = trainer.workers.rank == 0
+    try:
+        log = open_log(record.folder, offset, trainer.step) if first else NoLog()
         log.text("config", "```yaml\n" + configs.to_yaml(record.config) + "```")
         log.text("gradients", gradient_report(trainer))
-        with stop_signals() as stop:
-            finished = trainer.train(log, progress, stop)
+        finished = trainer.train(log, progress, asked)
         log.close()
-        if finished and (progress.start < trainer.step or not (record.folder / "summary.json").exists()):
+        unwritten = progress.start < trainer.step or not (record.folder / "summary.json").exists()
+        if finished and first and unwritten:
             write_json(record.folder / "summary.json", summary(trainer, progress.rate(trainer.step)))
     except OSError as error:
         raise DiskError(
             f"cannot write to {record.folder}: {error.strerror or error}; what was saved is kept"
         ) from error
-    finally:
-        progress.close()
     return finished
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from typing import Any
 
 import torch
 
+from agent.parallel import ALONE, Workers
 from agent.runtime import checkpoint
 from agent.runtime.evaluation import Evaluator
 from agent.runtime.learner import Learner
-from agent.runtime.logging import Progress, RunLog
+from agent.runtime.logging import NoLog, Progress, RunLog
 from agent.runtime.metrics import Evaluations, average_performance
 from agent.runtime.plasticity import plasticity
 from agent.runtime.record import Record
@@ -20,8 +22,18 @@ from agent.strategies.base import Context, Strategy, overrides
 from envs.stream import TaskStream
 
 
+class Order(IntEnum):
+    """What training is asked to do after a chunk; a bool will do where there is nothing to save."""
+
+    GO_ON = 0
+    STOP = 1  # save a checkpoint and stop
+    SAVE = 2  # save a checkpoint and go on
+
+
 class Trainer:
     """One learner on one stream. `agent.runtime.build` makes it from a config.
+
+    On several data-parallel workers each has a trainer; `step`, `copies` and the stream are those of all together.
 
     Attributes:
         step: environment steps so far, all copies together.
@@ -38,23 +50,27 @@ class Trainer:
         evaluator: Evaluator,
         evaluations: Evaluations,
         fresh_rollout: Callable[[int], Rollout],
+        workers: Workers = ALONE,
     ) -> None:
         self.record, self.config = record, record.config
         self.stream, self.rollout, self.learner = stream, rollout, learner
         self.strategies, self.evaluator, self.evaluations = strategies, evaluator, evaluations
-        self.fresh_rollout = fresh_rollout
+        self.fresh_rollout, self.workers = fresh_rollout, workers
         self.clocked = overrides(strategies, "on_clock")
         self.copies, self.steps = self.config.rollout.copies, self.config.rollout.steps
         self.step, self.segment = 0, -1
+        self.logged = 0  # step at the last line of the log
         self.frames = 0  # steps of the last chunk, all its copies together
         #: called after every evaluation, by whoever tunes this run
         self.on_evaluation: Callable[[int, Evaluations], None] = lambda step, evaluations: None
 
-    def train(self, log: RunLog, progress: Progress, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Train to the end of the stream.
+    def train(
+        self, log: RunLog | NoLog, progress: Progress, asked: Callable[[], Order | bool] = lambda: Order.GO_ON
+    ) -> bool:
+        """Train to the end of the stream; `asked()` is what to do after a chunk, the same on all workers.
 
         Returns:
-            True at the end of the stream; False if `stop()` asked to stop (a checkpoint has been saved).
+            True at the end of the stream; False if it was asked to stop (a checkpoint has been saved).
         """
         if self.step == 0 and not self.evaluations.steps:
             self.evaluate(log, None)
@@ -66,7 +82,7 @@ class Trainer:
                 self.rollout.reset_units(units)
             for strategy in self.strategies:
                 strategy.after_chunk(self.context(), experience)
-            self.frames = experience.chunk.copies * experience.chunk.steps
+            self.frames = experience.chunk.copies * experience.chunk.steps * self.workers.count
             self.step += self.frames
             for strategy in self.clocked:
                 strategy.on_clock(self.context(), self.source)
@@ -76,10 +92,10 @@ class Trainer:
             if self.due(self.config.evaluation.every) or self.at_border():
                 self.evaluate(log, experience)
             progress.update(self.step, self.task_name(), self.performance())
-            stopped = stop()
-            if stopped or self.due(self.config.checkpoint.every) or self.step >= self.stream.total_steps:
+            order = asked()
+            if order or self.due(self.config.checkpoint.every) or self.step >= self.stream.total_steps:
                 self.save(log)
-            if stopped:
+            if order == Order.STOP:
                 return False
         return True
 
@@ -97,7 +113,8 @@ class Trainer:
             if told:
                 for strategy in self.strategies:
                     strategy.on_task_start(self.context())
-        self.rollout.switch(self.stream.tasks_at(self.step, self.copies), fresh=not self.stream.smooth)
+        task_B = self.stream.tasks_at(self.step, self.copies)[self.workers.share(self.copies)]
+        self.rollout.switch(task_B, fresh=not self.stream.smooth)
         self.rollout.env.set_params(**self.stream.params_at(self.step))
 
     def context(self) -> Context:
@@ -110,9 +127,10 @@ class Trainer:
             step=self.step,
             segment=self.segment,
             task=self.stream.segments[self.segment].task if shown and self.segment >= 0 else None,
-            copies=self.copies,
+            copies=self.rollout.env.num_envs,
             steps=self.steps,
             device=self.rollout.env.device,
+            workers=self.workers,
         )
 
     def source(self, chunks: int) -> Iterator[Experience]:
@@ -138,17 +156,23 @@ class Trainer:
 
     # ---- the log -------------------------------------------------------------------------------------------------
 
-    def log(self, log: RunLog, progress: Progress) -> None:
-        """Means since the last line."""
-        scalars = self.record.flush()
-        scalars |= {f"gradient/{name}": float(x) for name, x in self.learner.engine.report().items()}
+    def log(self, log: RunLog | NoLog, progress: Progress) -> None:
+        """Means since the last line, over all workers; of the engine's figures the largest."""
+        scalars = self.record.flush(self.workers)
+        carry = {f"gradient/{name}": x.clone() for name, x in self.learner.engine.report().items()}
+        self.workers.max_(list(carry.values()))
+        scalars |= {name: float(x) for name, x in carry.items()}
         for strategy, spec in zip(self.strategies, self.config.strategy, strict=True):
             kind = spec["kind"].rpartition(":")[2].lower()
-            scalars |= {f"strategy/{kind}/{name}": value for name, value in strategy.report().items()}
+            reports = self.workers.gather(strategy.report())
+            scalars |= {f"strategy/{kind}/{name}": sum(r[name] for r in reports) / len(reports) for name in reports[0]}
         log.scalars(self.step, scalars)
-        log.clock(self.step, {"speed/env_steps_per_second": progress.rate(self.step), **self.rollout.timing()})
+        clock = {"speed/env_steps_per_second": progress.rate(self.step)}
+        clock |= self.workers.speed((self.step - self.logged) // self.workers.count)
+        self.logged = self.step
+        log.clock(self.step, {**clock, **self.rollout.timing()})
 
-    def evaluate(self, log: RunLog, experience: Experience | None) -> None:
+    def evaluate(self, log: RunLog | NoLog, experience: Experience | None) -> None:
         """Evaluate every task and write evaluation.npz."""
         self.evaluations.add(self.step, self.evaluator.evaluate(self.context(), self.strategies))
         scalars = {f"evaluation/{name}": value for name, value in self.performance().items()}
@@ -156,7 +180,8 @@ class Trainer:
         if experience is not None:
             scalars |= plasticity(self.rollout.policy, experience.chunk)
         log.scalars(self.step, scalars)
-        self.evaluations.save(self.record.folder / "evaluation.npz")
+        if self.workers.rank == 0:
+            self.evaluations.save(self.record.folder / "evaluation.npz")
         self.on_evaluation(self.step, self.evaluations)
 
     def performance(self) -> dict[str, float]:
@@ -166,43 +191,64 @@ class Trainer:
 
     # ---- the checkpoint ------------------------------------------------------------------------------------------
 
-    def save(self, log: RunLog) -> None:
+    def save(self, log: RunLog | NoLog) -> None:
         """Write a checkpoint from which the run goes on bit for bit."""
-        state = {**self.state_dict(), "metrics_offset": log.offset()}
         checkpoint.save(
-            self.record.folder / "checkpoints", self.step, state, self.record.versions, self.config.checkpoint.keep
+            self.record.folder / "checkpoints",
+            self.step,
+            {**self.shared_state(), "metrics_offset": log.offset()},
+            self.own_state(),
+            self.record.versions,
+            self.config.checkpoint.keep,
+            self.workers,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training depends on."""
+        return {**self.shared_state(), **self.own_state()}
+
+    def shared_state(self) -> dict[str, Any]:
+        """What is equal on all workers."""
         return {
             "step": self.step,
             "segment": self.segment,
             "policy": self.rollout.policy.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
-            "carry": self.learner.engine.state_dict(),
             "minibatches": self.learner.generator.get_state(),
-            "rollout": self.rollout.state_dict(),
-            "strategies": {
-                spec["kind"]: strategy.state_dict()
-                for strategy, spec in zip(self.strategies, self.config.strategy, strict=True)
-            },
+            "strategies": self._strategies(sharded=False),
             "evaluations": self.evaluations.state_dict(),
+        }
+
+    def own_state(self) -> dict[str, Any]:
+        """What belongs to this worker: its environments, carry, replay and randomness."""
+        return {
+            "carry": self.learner.engine.state_dict(),
+            "rollout": self.rollout.state_dict(),
+            "strategy_shards": self._strategies(sharded=True),
             "record": self.record.state_dict(),
             "torch_random": torch.get_rng_state(),
+        }
+
+    def _strategies(self, *, sharded: bool) -> dict[str, Any]:
+        return {
+            spec["kind"]: strategy.state_dict()
+            for strategy, spec in zip(self.strategies, self.config.strategy, strict=True)
+            if (strategy.data_parallel == "shard") == sharded
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; strategies that were not there before start afresh."""
         self.step, self.segment = saved["step"], saved["segment"]
+        self.logged = self.step
         self.rollout.policy.load_state_dict(saved["policy"])
         self.learner.optimizer.load_state_dict(saved["optimizer"])
         self.learner.engine.load_state_dict(saved["carry"])
         self.learner.generator.set_state(saved["minibatches"])
         self.rollout.load_state_dict(saved["rollout"])
+        states = {**saved["strategies"], **saved["strategy_shards"]}
         for strategy, spec in zip(self.strategies, self.config.strategy, strict=True):
-            if spec["kind"] in saved["strategies"]:
-                strategy.load_state_dict(saved["strategies"][spec["kind"]])
+            if spec["kind"] in states:
+                strategy.load_state_dict(states[spec["kind"]])
         self.evaluations.load_state_dict(saved["evaluations"])
         self.record.load_state_dict(saved["record"])
         torch.set_rng_state(saved["torch_random"])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from agent.objectives.base import Objective
+from agent.parallel import ALONE, Workers
 from agent.policy import Outputs, Policy
 from agent.runtime.rollout import Experience
 from replay.chunk import Chunk
@@ -38,6 +39,8 @@ class Context:
     copies: int
     steps: int
     device: torch.device
+    #: `copies` are this worker's; what a strategy learns from them must become equal everywhere, or stay its shard
+    workers: Workers = ALONE
 
 
 class Strategy:
@@ -49,7 +52,8 @@ class Strategy:
     needs_task_id: bool = False
     #: the objective must correct for data of older policies
     needs_off_policy: bool = False
-    #: how its state is shared between data-parallel workers: `none`, `equal`, `reduce`, `shard`
+    #: its state on data-parallel workers: `equal` by itself, made equal by a `reduce`, one `shard` each with a seed of
+    #: its own, or `none`: it cannot run on more than one
     data_parallel: ClassVar[str] = "none"
 
     def setup(self, ctx: Context, seed: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from agent.errors import choice
-from agent.objectives.base import mean
+from agent.objectives.base import Mean
 from agent.policy import Outputs
 from agent.runtime.rollout import Experience
 from agent.strategies.base import Context, Strategy
@@ -24,7 +24,7 @@ class CLEAR(Strategy):
     `policy_cloning * KL(mu || pi) + value_cloning * (V - V_mu)^2` on replayed steps only. Needs no boundaries.
 
     Args:
-        capacity: sequences kept.
+        capacity: sequences kept, by all workers together; each keeps its own.
         ratio: replayed copies per live copy; 1 is half and half.
         policy_cloning: weight of the KL from the recorded policy mu.
         value_cloning: weight of the squared distance to the recorded value.
@@ -52,17 +52,23 @@ class CLEAR(Strategy):
         choice("writing of clear", writing, WRITING)
         self.capacity, self.ratio, self.writing, self.burn_in = capacity, ratio, writing, burn_in
         self.policy_cloning, self.value_cloning = policy_cloning, value_cloning
-        self.start = min(start, capacity)
+        self.start = start
         self.metrics: dict[str, Tensor] = {}
 
     def setup(self, ctx: Context, seed: int) -> None:
         if self.burn_in >= ctx.steps:
             raise ValueError(f"clear.burn_in is {self.burn_in}; it must be below rollout.steps ({ctx.steps})")
-        self.device = ctx.device
-        self.replay = SequenceReplay(self.capacity, WRITING[self.writing](), SAMPLING["uniform"](), seed)
+        workers = ctx.workers.count
+        if self.capacity < workers:
+            raise ValueError(
+                f"clear.capacity is {self.capacity}; it must be at least one sequence for {workers} workers"
+            )
+        self.device, self.workers = ctx.device, workers
+        self.share, self.begin = self.capacity // workers, max(1, min(self.start, self.capacity) // workers)
+        self.replay = SequenceReplay(self.share, WRITING[self.writing](), SAMPLING["uniform"](), seed)
 
     def transform_batch(self, ctx: Context, chunk: Chunk) -> Chunk:
-        if self.replay.size < self.start:
+        if self.replay.size < self.begin:
             return chunk
         replayed, rows = self.replay.sample(max(1, round(self.ratio * chunk.copies)))
         replayed.weight[: self.burn_in] = 0.0
@@ -76,8 +82,9 @@ class CLEAR(Strategy):
         weight = chunk.weight[:, live:]
         if ctx.objective.needs_target:
             weight = weight * chunk.target_mask[:, live:]
-        kl = mean(ctx.policy.distribution.kl(chunk.policy[:, live:], outputs.policy[:, live:]), weight)
-        value = mean((outputs.value[:, live:] - chunk.value[:, live:]).square(), weight)
+        mean = Mean(weight, ctx.workers)
+        kl = mean(ctx.policy.distribution.kl(chunk.policy[:, live:], outputs.policy[:, live:]))
+        value = mean((outputs.value[:, live:] - chunk.value[:, live:]).square())
         self.metrics |= {"cloning_kl": kl.detach(), "cloning_value": value.detach()}
         return self.policy_cloning * kl + self.value_cloning * value
 
@@ -85,7 +92,10 @@ class CLEAR(Strategy):
         self.replay.write(experience.chunk, ctx.step)
 
     def report(self) -> dict[str, float]:
-        return {"replay_size": float(self.replay.size), **{name: float(x) for name, x in self.metrics.items()}}
+        return {
+            "replay_size": float(self.replay.size * self.workers),
+            **{name: float(x) for name, x in self.metrics.items()},
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"replay": self.replay.state_dict(), "metrics": self.metrics}

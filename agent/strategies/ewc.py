@@ -85,6 +85,7 @@ class EWC(Strategy):
     def setup(self, ctx: Context, seed: int) -> None:
         self.generator = torch.Generator(device=ctx.device)
         self.generator.manual_seed(seed)
+        self.seed = seed
         self.names = [n for n, _ in ctx.policy.named_parameters() if self.value_weight or not n.startswith("critic.")]
 
     def on_task_end(self, ctx: Context, source: Source) -> None:
@@ -98,22 +99,28 @@ class EWC(Strategy):
 
     def consolidate(self, ctx: Context, source: Source) -> None:
         """Estimate the Fisher of the current task and move the anchor here."""
-        chunks = -(-self.sequences // ctx.copies)
+        remaining = len(range(self.sequences)[ctx.workers.share(self.sequences)])
+        chunks = -(-remaining // ctx.copies)
         new = {name: torch.zeros_like(p) for name, p in ctx.policy.named_parameters() if name in self.names}
-        remaining = self.sequences
+        generator = self._generator(ctx)
         for experience in source(chunks):
             take = min(remaining, experience.chunk.copies)
             chunk = experience.chunk.select(torch.arange(take, device=ctx.device))
-            for name, value in fisher_diagonal(
-                ctx.policy, chunk, self.generator, self.names, self.value_weight
-            ).items():
+            for name, value in fisher_diagonal(ctx.policy, chunk, generator, self.names, self.value_weight).items():
                 new[name] += value * take / self.sequences
             remaining -= take
+        ctx.workers.sum_(list(new.values()))
         if self.normalize:
             scale = torch.cat([f.flatten() for f in new.values()]).mean().clamp(min=1e-12)
             new = {name: f / scale for name, f in new.items()}
         self.fisher = {name: self.decay * self.fisher.get(name, torch.zeros_like(f)) + f for name, f in new.items()}
         self.anchor = {n: p.detach().clone() for n, p in ctx.policy.named_parameters() if n in self.names}
+
+    def _generator(self, ctx: Context) -> torch.Generator:
+        """Every worker draws its own actions, and what is saved stays equal on all: rank 0's generator."""
+        if ctx.workers.rank == 0:
+            return self.generator
+        return torch.Generator(device=ctx.device).manual_seed(self.seed + 1_000_003 * ctx.workers.rank + ctx.step)
 
     def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
         if not self.fisher:

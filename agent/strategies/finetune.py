@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from agent.strategies.base import Strategy
 
 
 class Finetune(Strategy):
     """Trains on and on with the same parameters and optimiser."""
+
+    data_parallel: ClassVar[str] = "equal"

@@ -121,7 +121,7 @@ class GPM(Strategy):
         every: consolidate every so many steps instead of at boundaries; 0: at boundaries.
     """
 
-    data_parallel: ClassVar[str] = "equal"
+    data_parallel: ClassVar[str] = "reduce"
 
     def __init__(self, *, threshold: float = 0.99, chunks: int = 16, every: int = 0) -> None:
         if not 0 < threshold <= 1 or chunks < 1 or every < 0:
@@ -141,20 +141,21 @@ class GPM(Strategy):
 
     def on_task_end(self, ctx: Context, source: Source) -> None:
         if not self.every:
-            self.consolidate(source)
+            self.consolidate(ctx, source)
 
     def on_clock(self, ctx: Context, source: Source) -> None:
         if self.every and ctx.step - self.last_clock >= self.every:
             self.last_clock = ctx.step
-            self.consolidate(source)
+            self.consolidate(ctx, source)
 
-    def consolidate(self, source: Source) -> None:
+    def consolidate(self, ctx: Context, source: Source) -> None:
         """Grow every basis by what the current policy's layers see on the current task."""
         covariance: dict[str, Tensor] = {}
         for experience in source(self.chunks):
             for tap, vectors in self.taps.vectors(experience).items():
                 second_moment = vectors.double().T @ vectors.double()
                 covariance[tap] = covariance.get(tap, 0.0) + second_moment
+        ctx.workers.sum_(list(covariance.values()))
         for tap, moment in covariance.items():
             empty = torch.zeros(moment.shape[0], 0, device=self.device)
             self.basis[tap] = append_basis(self.basis.get(tap, empty), moment, self.threshold)

@@ -520,7 +520,7 @@ def test_a_trained_carry_of_either_type_goes_through_a_checkpoint_bit_for_bit(ca
     for _ in range(3):
         carry = train(trainer)
     assert carry["weight"].any() and carry["weight"].dtype == getattr(torch, carry_dtype)
-    checkpoint.save(tmp_path / "checkpoints", 1, trainer.state_dict(), {}, 1)
+    checkpoint.save(tmp_path / "checkpoints", 1, trainer.shared_state(), trainer.own_state(), {}, 1)
     other.load_state_dict(checkpoint.load(tmp_path / "checkpoints")[0])
     for name, tensor in other.learner.engine.state_dict().items():
         assert tensor.dtype == carry[name].dtype and torch.equal(tensor, carry[name])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agent.gradients.bptt import BPTT
 from agent.objectives.actor_critic import ActorCritic
-from agent.objectives.base import mean
+from agent.objectives.base import Mean
 from agent.objectives.ppo import PPO
 from agent.policy import Inputs, Outputs, Policy, inputs_of
 from agent.runtime.learner import Learner
@@ -206,8 +206,8 @@ def test_with_a_true_end_the_value_is_the_sum_of_the_remaining_rewards(objective
 
 def test_the_mean_is_over_the_steps_that_count() -> None:
     x, weight = torch.randn(5, 4), (torch.rand(5, 4) < 0.6).float()
-    torch.testing.assert_close(mean(x, weight), x[weight > 0].mean())
-    assert float(mean(x, torch.zeros_like(x))) == 0.0
+    torch.testing.assert_close(Mean(weight)(x), x[weight > 0].mean())
+    assert float(Mean(torch.zeros_like(x))(x)) == 0.0
 
 
 @pytest.mark.parametrize("name", ["actor_critic", "ppo"])

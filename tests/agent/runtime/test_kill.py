@@ -144,5 +144,5 @@ def test_a_strategy_can_be_swapped_in_the_middle_of_a_run(tmp_path: Path) -> Non
     process.wait()
     finish(lifelong("resume", tmp_path / "run", "--quiet", "strategy=[gpm, clear]"))
     state, _ = checkpoint.load(tmp_path / "run" / "checkpoints")
-    assert list(state["strategies"]) == ["gpm", "clear"]
-    assert state["strategies"]["gpm"]["basis"] and state["strategies"]["clear"]["replay"]["size"] == 64
+    assert list(state["strategies"]) == ["gpm"] and list(state["strategy_shards"]) == ["clear"]
+    assert state["strategies"]["gpm"]["basis"] and state["strategy_shards"]["clear"]["replay"]["size"] == 64
