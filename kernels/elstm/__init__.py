@@ -184,11 +184,11 @@ class _Layer(torch.autograd.Function):
         c0: torch.Tensor,
         is_init: torch.Tensor,
         known: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
         T, B, D = x.shape
         rows = x.reshape(T * B, D)
         narrow = hasattr(impl, "forward_narrow") and impl.NARROW >= D
-        u = x.new_empty(0) if narrow else torch.addmm(bias, rows, weight.t()).view(T, B, -1)
+        u = None if narrow else torch.addmm(bias, rows, weight.t()).view(T, B, -1)
         if known is not None:
             c, gate = known
             h = gate * c
@@ -196,13 +196,15 @@ class _Layer(torch.autograd.Function):
             if narrow:
                 c, o = impl.forward_narrow(x, weight, bias, v, weight_out, bias_out, c0, is_init)
             else:
+                assert u is not None
                 c = impl.forward(u, v, c0, is_init)
                 o = torch.addmm(bias_out, rows, weight_out.t()).view_as(c)
             gate = o.view(T * B, -1).addmm_(c.reshape(T * B, -1), recurrent_out.t()).view_as(c)
             h = impl.gate(gate, c)
         ctx.impl, ctx.narrow = impl, narrow
         ctx.save_for_backward(x, weight, bias, v, weight_out, recurrent_out, c0, is_init, u, c, gate)
-        ctx.mark_non_differentiable(u)
+        if u is not None:
+            ctx.mark_non_differentiable(u)
         ctx.set_materialize_grads(False)
         return h, c[-1].clone(), c if known is None else c.view_as(c), u
 
@@ -250,15 +252,15 @@ def elstm_layer(
     *,
     known: tuple[torch.Tensor, torch.Tensor] | None = None,
     backend: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """A whole eLSTM layer, input projection and output gate included: equations 5-7 of the paper as one autograd node.
 
     x_TBD; weight (2N, D), bias (2N) and v (2N) of forget gate and candidate; weight_out (N, D), recurrent_out (N, N)
     and bias_out (N) of the output gate o = sigmoid(W_o x + U_o c + b_o); h = o * c. c0 and is_init as in
     `elstm_sequence`. known: (c_TBN, o_TBN) if these weights have already been through this chunk, as they have when the
     policy acted (`ElstmAct`); then only the backward pass is left to do. Returns (h_TBN, c_BN, c_TBN, u_TB2N): the
-    output, the last state, all states, and the drive (no gradient flows through it) that `elstm_advance` can use, or an
-    empty tensor where a kernel for narrow inputs never stored it. Gradients to everything else, from h, c_BN and c_TBN.
+    output, the last state, all states, and the drive (no gradient flows through it) that `elstm_advance` can use, or
+    None where a kernel for narrow inputs never stored it. Gradients to everything else, from h, c_BN and c_TBN.
     """
     op = "elstm_layer"
     if x_TBD.ndim != 3 or x_TBD.shape[0] == 0:

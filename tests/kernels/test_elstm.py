@@ -166,7 +166,7 @@ def test_layer_equals_the_reference(
             known = c, torch.sigmoid(x @ weights[3].T + c @ weights[4].T + weights[5])
         result = elstm_layer(*inputs, is_init, known=known, backend=name)
         used = gradients(tuple(result[i] for i in outputs), tuple(inputs), allow_unused=True)
-        drive = result[3] if result[3].numel() else inputs[0].detach() @ inputs[1].detach().T + inputs[2].detach()
+        drive = result[3] if result[3] is not None else inputs[0].detach() @ inputs[1].detach().T + inputs[2].detach()
         results.append((*result[:3], drive, *(torch.zeros(1) if g is None or not g.any() else g for g in used)))
     for a, b in zip(*results, strict=True):
         assert_close(a, b, 1e-5 if dtype == torch.float32 else 1e-12)
