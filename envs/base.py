@@ -19,7 +19,7 @@ Rules that every environment keeps (tests/envs/test_contract.py runs on all of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from envs.errors import EnvError, unknown_name
+from kernels.loop import Call
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,25 @@ def select(mask_B: Tensor, new: Tensor, old: Tensor) -> Tensor:
 def select_state(mask_B: Tensor, new: Any, old: Any) -> Any:
     """`select` applied to every tensor of a flat state dataclass."""
     return type(old)(**{f.name: select(mask_B, getattr(new, f.name), getattr(old, f.name)) for f in fields(old)})
+
+
+@dataclass(frozen=True)
+class CompiledSteps:
+    """T steps that `kernels.loop` can make; all tensors but `obs` and `is_init` [T + 1, B, ...] have T rows.
+
+    `obs[t]` is observed before step t, `is_init[t + 1]` says that it ended an episode; `finish` puts the environment
+    after the last step.
+    """
+
+    call: Call
+    obs: Tensor
+    is_init: Tensor
+    final_obs: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    episode_return: Tensor
+    finish: Callable[[], None]
 
 
 class BatchedEnv(VectorEnv):
@@ -213,6 +233,13 @@ class BatchedEnv(VectorEnv):
             "episode_length": age_B,
         }
         return self.observe(self.state), reward_B, terminated_B, truncated_B, info
+
+    def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
+        """T steps as one compiled call each that reads row t of `action_TB`; None if there is no such call.
+
+        They draw the random numbers of T calls of `step`, and are valid once the call has been made for all T rows.
+        """
+        return None
 
     def set_params(self, mask: Any = None, **params: Any) -> None:
         """Write task parameters of the copies in `mask` (bool [B]; all copies if None); their episodes go on.

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.base import BatchedEnv, select
+from envs.base import BatchedEnv, CompiledSteps, select
 from envs.errors import EnvError, unknown_name
 from envs.registry import ENVIRONMENTS
 
@@ -281,6 +281,12 @@ class TaskEnv(VectorEnv):
         terminated = self._merge({g: r[2] for g, r in results.items()})
         truncated = self._merge({g: r[3] for g, r in results.items()})
         return obs, reward, terminated, truncated, info
+
+    def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
+        """T steps in compiled calls (see `BatchedEnv.compiled_steps`); None unless all copies share an environment."""
+        if self.padded or self.scaled or len(self._mask_of_group) > 1:
+            return None
+        return self.envs[next(iter(self._mask_of_group))].compiled_steps(action_TB)
 
     def _complete(
         self, obs: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, info: dict[str, Any]

@@ -12,9 +12,14 @@ def pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def zero_row(n: int, dtype: torch.dtype) -> int:
-    """The address of n zeros, which is what a step reads where the state was reset. They stay allocated."""
+def zeros(n: int, dtype: torch.dtype) -> torch.Tensor:
+    """n zeros, which is what a step reads where the state was reset. They stay allocated."""
     row = _zeros.get((dtype, n))
     if row is None:
         row = _zeros[dtype, n] = torch.zeros(n, dtype=dtype)
-    return row.data_ptr()
+    return row
+
+
+def zero_row(n: int, dtype: torch.dtype) -> int:
+    """The address of `zeros`."""
+    return zeros(n, dtype).data_ptr()

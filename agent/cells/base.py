@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from kernels.loop import Call
 from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
 from kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
 
@@ -63,6 +64,19 @@ class Cell(nn.Module):
         """
         y_BH, state_BS = self.masked_step(x_BD, state_BS, is_init_B)
         return nn.functional.linear(y_BH, weight_PH, bias_P), state_BS, ()
+
+    def compiled(self) -> bool:
+        """Whether `read_out_call` can be used; False by default."""
+        return False
+
+    def read_out_call(
+        self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
+    ) -> tuple[Call, Tensor, tuple[Tensor, ...]]:
+        """`read_out` of row t, writing row t + 1 of the state, for `kernels.loop`: `(call, read_TBP, kept)`.
+
+        `state_TBS` and `is_init_TB` have a row more than there are steps.
+        """
+        raise NotImplementedError
 
     def sequence(
         self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from agent.cells.base import Acted, DiagonalCell
 from kernels.elstm import ElstmAct, elstm_advance, elstm_layer, elstm_local, elstm_sequence
+from kernels.loop import Call
 
 
 class ELSTM(DiagonalCell):
@@ -66,6 +67,17 @@ class ELSTM(DiagonalCell):
             return super().read_out(x_BD, state_BS, is_init_B, weight_PH, bias_P)
         read_BP, c_BN, gate_BN = self._act(x_BD, *self._act_weights, weight_PH, bias_P, state_BS, is_init_B)
         return read_BP, c_BN, () if gate_BN is None else (gate_BN,)
+
+    def compiled(self) -> bool:
+        return self._act.compiled(self.bias)
+
+    def read_out_call(
+        self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
+    ) -> tuple[Call, Tensor, tuple[Tensor, ...]]:
+        (T, B, _), P = x_TBD.shape, weight_PH.shape[0]
+        read_TBP, gate_TBN = x_TBD.new_empty(T, B, P), x_TBD.new_empty(T, B, self.size)
+        weights = (*self._act_weights, weight_PH, bias_P)
+        return self._act.call(x_TBD, weights, state_TBS, is_init_TB, read_TBP, gate_TBN), read_TBP, (gate_TBN,)
 
     def local_derivatives(
         self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBN: Tensor, is_init_TB: Tensor

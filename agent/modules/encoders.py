@@ -32,6 +32,8 @@ class Encoder(nn.Module):
     """
 
     output_size: int
+    #: the features of a vector observation are the observation itself
+    transparent: bool = False
 
     def __init__(self, space: gymnasium.spaces.Box) -> None:
         super().__init__()
@@ -51,6 +53,7 @@ class Identity(Encoder):
     def __init__(self, space: gymnasium.spaces.Box) -> None:
         super().__init__(space)
         self.output_size = math.prod(space.shape)
+        self.transparent = len(space.shape) == 1 and not self.uint8
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.prepare(obs).flatten(1)

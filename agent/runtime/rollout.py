@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from agent.cells.base import Acted
 from agent.policy import Inputs, Policy
 from envs.tasks import TaskEnv
+from kernels.loop import loop
 from replay.chunk import Chunk
 
 
@@ -26,6 +28,17 @@ class Experience:
     done_TB: Tensor
     copies: Tensor | None = None  # int64, which of the run's copies these are; None: all of them in order
     acted: Acted | None = None  # what the forward pass of acting left for learning, if the cell keeps anything
+
+
+class Steps(NamedTuple):
+    """T steps as they come out of acting."""
+
+    seen: dict[str, Tensor]  # the fields of the chunk and of the experience, [T, B, ...]
+    state_TBS: Tensor  # before each step and after the last, T + 1 rows
+    kept: tuple[Tensor, ...]  # what the cell can use again (see `Cell.read_out`)
+    ends: Callable[
+        [], tuple[Tensor, Tensor]
+    ]  # true last observation and action of each step; needed at truncations only
 
 
 class Rollout:
@@ -149,17 +162,8 @@ class Rollout:
     @torch.no_grad()
     def collect(self, steps: int) -> Experience:
         """Act for T steps."""
-        records = [self.act() for _ in range(steps)]
-        apart = (
-            "final_obs",
-            "final_action",
-            "state",
-            "kept",
-        )  # the first two count only where an episode was truncated
-        seen = {key: _over_time([record[key] for record in records]) for key in records[0] if key not in apart}
-        states = torch.stack([*(record["state"] for record in records), self.state_BS])
+        seen, states, kept, ends = self._compiled(steps) or self._one_by_one(steps)
         state_TBS, after_TBS = states[:-1], states[1:]
-        kept = tuple(torch.stack(rows) for rows in zip(*(record["kept"] for record in records), strict=True))
         env = self.env
         seen["task"] = env.task_device_B.expand(steps, -1)
         seen["action_mask"] = env.action_mask_BA.expand(steps, -1, -1)
@@ -178,7 +182,7 @@ class Rollout:
             log_prob=self.policy.distribution.log_prob(seen["policy"], seen["action"]),
             policy=seen["policy"],
             value=seen["value"],
-            final_value=self._final_value(seen, records, after_TBS),
+            final_value=self._final_value(seen, ends, after_TBS),
             target=seen["target"],
             target_mask=seen["target_mask"],
             weight=seen["valid"].to(seen["reward"].dtype),
@@ -188,16 +192,71 @@ class Rollout:
         acted = Acted(after_TBS, kept) if kept else None
         return Experience(chunk, seen["x"], state_TBS, seen["episode_return"], seen["done"], acted=acted)
 
-    def _final_value(self, seen: dict[str, Tensor], records: list[dict[str, Any]], after_TBS: Tensor) -> Tensor:
+    def _one_by_one(self, steps: int) -> Steps:
+        """T steps of `act`."""
+        records = [self.act() for _ in range(steps)]
+        apart = ("final_obs", "final_action", "state", "kept")
+        seen = {key: _over_time([record[key] for record in records]) for key in records[0] if key not in apart}
+        states = torch.stack([*(record["state"] for record in records), self.state_BS])
+        kept = tuple(torch.stack(rows) for rows in zip(*(record["kept"] for record in records), strict=True))
+
+        def ends() -> tuple[Tensor, Tensor]:
+            final_obs, final_action = ([record[key] for record in records] for key in ("final_obs", "final_action"))
+            return torch.stack(final_obs), torch.stack(final_action)
+
+        return Steps(seen, states, kept, ends)
+
+    def _compiled(self, steps: int) -> Steps | None:
+        """The same, bit for bit, as one loop of compiled calls; None where policy or environment have none."""
+        env, policy, B = self.env, self.policy, self.env.num_envs
+        eager = env.device.type != "cpu" or self.deterministic or self.reset_memory_on != "episode"
+        if eager or not policy.compiled():
+            return None
+        action_TB = torch.empty(steps, B, dtype=torch.int64)
+        made = env.compiled_steps(action_TB)
+        if made is None:
+            return None
+        states = self.state_BS.new_empty(steps + 1, *self.state_BS.shape)
+        states[0], made.is_init[0] = self.state_BS, self.is_init
+        uniform_TB = torch.rand(steps, B, generator=self.generator)
+        calls, read, kept = policy.act_calls(made.obs[:-1], uniform_TB, states, made.is_init, action_TB)
+        loop(steps, [*calls, made.call], states.dtype)
+        made.finish()
+        self.obs, self.state_BS, self.is_init = made.obs[-1].clone(), states[-1].clone(), made.is_init[-1].clone()
+        no_action = self.previous_action.expand(steps, -1, -1)
+        seen = {
+            "obs": made.obs[:-1],
+            "previous_action": no_action,
+            "previous_reward": self.previous_reward.expand(steps, -1),
+            "is_init": made.is_init[:-1],
+            "action": action_TB,
+            "reward": made.reward,
+            "terminated": made.terminated,
+            "truncated": made.truncated,
+            "policy": read[..., :-1].contiguous(),
+            "value": read[..., -1].contiguous(),
+            "target": torch.zeros(steps, B, 0),
+            "target_mask": self.nowhere.expand(steps, -1),
+            "valid": ~self.nowhere.expand(steps, -1),
+            "x": made.obs[:-1],
+            "episode_return": made.episode_return,
+            "done": made.is_init[1:],
+        }
+        return Steps(seen, states, kept, lambda: (made.final_obs, no_action))
+
+    def _final_value(
+        self, seen: dict[str, Tensor], ends: Callable[[], tuple[Tensor, Tensor]], after_TBS: Tensor
+    ) -> Tensor:
         """Value of the true last observation of truncated episodes, read with the memory of that episode, [T, B]."""
         truncated = seen["truncated"] & ~seen["terminated"]
         value = torch.zeros_like(seen["reward"])
         # on CUDA one dense pass: the number of truncations must not reach the host
         if not truncated.is_cuda and not truncated.any():
             return value
+        final_obs, final_action = ends()
         fields = {
-            "obs": torch.stack([record["final_obs"] for record in records]),
-            "previous_action": torch.stack([record["final_action"] for record in records]),
+            "obs": final_obs,
+            "previous_action": final_action,
             "previous_reward": seen["reward"],
             "task": seen["task"],
             "action_mask": seen["action_mask"],

@@ -17,8 +17,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from envs.base import BatchedEnv, Param
-from kernels.cartpole import available, cartpole_step
+from envs.base import BatchedEnv, CompiledSteps, Param
+from kernels.cartpole import Stepped, available, cartpole_call, cartpole_step
 
 X_LIMIT = 2.4  # [m]
 THETA_LIMIT = 12 * 2 * math.pi / 360  # [rad]
@@ -107,6 +107,39 @@ class CartPole(BatchedEnv):
             "episode_length": stepped.final_age_B,
         }
         return stepped.physics_B4, stepped.reward_B, stepped.terminated_B, stepped.truncated_B, info
+
+    def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
+        """T steps of the compiled call (see `BatchedEnv.compiled_steps`)."""
+        if self._constants_6B is None or self.state is None:
+            return None
+        T, B = action_TB.shape
+        fresh_TB4 = torch.stack([self.draw_state().physics for _ in range(T)])
+        physics, final = torch.empty(T + 1, B, 4), torch.empty(T, B, 4)
+        age, returns = torch.empty(T + 1, B, dtype=torch.int64), torch.empty(T + 1, B)
+        final_age, final_return, reward = torch.empty(T, B, dtype=torch.int64), torch.empty(T, B), torch.empty(T, B)
+        terminated, truncated = torch.empty(T, B, dtype=torch.bool), torch.empty(T, B, dtype=torch.bool)
+        is_init = torch.empty(T + 1, B, dtype=torch.bool)
+        physics[0], age[0], returns[0] = self.state.physics, self.age_B, self.return_B
+        stepped = Stepped(
+            physics[1:],
+            final,
+            age[1:],
+            returns[1:],
+            final_age,
+            final_return,
+            reward,
+            terminated,
+            truncated,
+            is_init[1:],
+        )
+        limit_B = self.params["max_episode_steps"]
+        call = cartpole_call(physics, action_TB, fresh_TB4, age, returns, limit_B, self._constants_6B, stepped)
+
+        def finish() -> None:
+            self.state = CartPoleState(physics[-1].clone())
+            self.age_B, self.return_B = age[-1].clone(), returns[-1].clone()
+
+        return CompiledSteps(call, physics, is_init, final, reward, terminated, truncated, final_return, finish)
 
     def observe(self, state: CartPoleState) -> Tensor:
         """The four numbers of the state."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from kernels.dispatch import Op
+from kernels.loop import Call, Each
 
 _STEP = Op("cartpole_step", "kernels.cartpole", backends=("cpu",))
 
@@ -56,3 +57,23 @@ def cartpole_step(
         physics_B4, action_B, fresh_B4, age_B, return_B, limit_B, constants_6B
     )
     return stepped
+
+
+def cartpole_call(
+    physics_TB4: torch.Tensor,
+    action_TB: torch.Tensor,
+    fresh_TB4: torch.Tensor,
+    age_TB: torch.Tensor,
+    return_TB: torch.Tensor,
+    limit_B: torch.Tensor,
+    constants_6B: torch.Tensor,
+    stepped: Stepped,
+) -> Call:
+    """`cartpole_step` from row t of the first tensors into row t of those of `stepped`, for `kernels.loop`.
+
+    physics, age and return have a row more than there are steps, and `stepped` has them from the second row on.
+    """
+    inputs = (Each(physics_TB4), Each(action_TB), Each(fresh_TB4), Each(age_TB), Each(return_TB))
+    outputs = tuple(Each(rows) for rows in stepped)
+    functions = _STEP.module("cpu", physics_TB4).STEP_CALL
+    return Call(functions, (physics_TB4.shape[1],), (*inputs, limit_B, constants_6B, *outputs))

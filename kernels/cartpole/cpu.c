@@ -34,3 +34,9 @@ void FN(cartpole)(i64 B, const real *restrict physics, const i64 *restrict actio
         for (int i = 0; i < 4; i++) next[4 * b + i] = source[i];
     }
 }
+
+/* For kernels.loop. */
+void FN(cartpole_call)(const i64 *s, void *const *p) {
+    FN(cartpole)(s[0], p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13], p[14], p[15],
+                 p[16]);
+}

@@ -9,6 +9,8 @@ from kernels.cartpole import Stepped
 
 _STEP = build.function("kernels.cartpole", "cartpole", "i" + "p" * 17)
 
+STEP_CALL = build.function("kernels.cartpole", "cartpole_call", "pp")
+
 
 def step(
     physics_B4: torch.Tensor,

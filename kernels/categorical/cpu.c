@@ -13,3 +13,6 @@ void FN(sample)(i64 M, i64 A, i64 stride, const real *restrict logits, const rea
         action[m] = chosen;
     }
 }
+
+/* For kernels.loop. */
+void FN(sample_call)(const i64 *s, void *const *p) { FN(sample)(s[0], s[1], s[2], p[0], p[1], p[2]); }

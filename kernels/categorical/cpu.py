@@ -8,6 +8,8 @@ from kernels import build
 
 _SAMPLE = build.function("kernels.categorical", "sample", "iiippp")
 
+SAMPLE_CALL = build.function("kernels.categorical", "sample_call", "pp")
+
 
 def sample(logits_MA: torch.Tensor, uniform_M: torch.Tensor) -> torch.Tensor:
     """See `kernels.categorical.categorical_sample`."""

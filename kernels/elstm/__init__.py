@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import Op, check, check_mask
+from kernels.loop import Call
 from kernels.rtrl import check_carry, rtrl_advance, rtrl_advance_vector
 
 _SEQUENCE = Op("elstm_sequence", "kernels.elstm")
@@ -317,11 +318,35 @@ class ElstmAct:
             h_TBN, c_BN, _, _ = elstm_layer(x_BD[None], *arguments, backend=backend)
             return torch.nn.functional.linear(h_TBN[0], weight_read_PN, bias_read_P), c_BN, None
         weights = (weight, bias, v_2N, weight_out, recurrent_out, bias_out, weight_read_PN, bias_read_P)
+        result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = impl.act(x_BD, self._pack(weights), c_BN, is_init_B)
+        return result
+
+    def compiled(self, sample: torch.Tensor) -> bool:
+        """Whether `call` can be used for tensors like `sample`."""
+        return hasattr(_STEP.module("auto", sample), "act_call")
+
+    def call(
+        self,
+        x_TBD: torch.Tensor,
+        weights: tuple[torch.Tensor, ...],
+        c_TBN: torch.Tensor,
+        is_init_TB: torch.Tensor,
+        read_TBP: torch.Tensor,
+        gate_TBN: torch.Tensor,
+    ) -> Call:
+        """The step from row t of x, c and is_init to row t of read and gate and row t + 1 of c, for `kernels.loop`.
+
+        `weights` are those of `__call__` in their order; c and is_init have a row more than there are steps.
+        """
+        impl = _STEP.module("auto", x_TBD)
+        call: Call = impl.act_call(x_TBD, self._pack(weights), c_TBN, is_init_TB, read_TBP, gate_TBN)
+        return call
+
+    def _pack(self, weights: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         versions = [(w.data_ptr(), w._version) for w in weights]
         if versions != self._versions:
             w, b, v, w_out, r_out, b_out, read, b_read = (tensor.detach() for tensor in weights)
             packed = (w.t(), b, v.flatten(), w_out.t(), r_out.t(), b_out, read, b_read)
             self._packed = tuple(tensor.contiguous() for tensor in packed)
             self._versions = versions
-        result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = impl.act(x_BD, self._packed, c_BN, is_init_B)
-        return result
+        return self._packed

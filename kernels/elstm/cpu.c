@@ -411,4 +411,10 @@ void FN(elstm_act)(i64 B, i64 D, i64 N, i64 P, i64 threads, const real *x, const
         }
     }
 }
+
+/* For kernels.loop. */
+void FN(elstm_act_call)(const i64 *s, void *const *p) {
+    FN(elstm_act)(s[0], s[1], s[2], s[3], s[4], p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11],
+                  p[12], p[13], p[14], p[15]);
+}
 #undef LANES

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from kernels import build
-from kernels.arguments import pointer, zero_row
+from kernels.arguments import pointer, zero_row, zeros
+from kernels.loop import Call, Each
 
 _FORWARD = build.function("kernels.elstm", "elstm_forward", "iiii" + "p" * 6)
 _BACKWARD = build.function("kernels.elstm", "elstm_backward", "iiii" + "p" * 12)
@@ -19,6 +20,7 @@ _GATE_BACKWARD = build.function("kernels.elstm", "elstm_gate_backward", "ii" + "
 _ACT = build.function("kernels.elstm", "elstm_act", "iiiii" + "p" * 16)
 _ROWS = 4  # batch rows per block of the weight gradient, as in cpu.c
 _ACT_ROWS = 8  # batch rows per block of a step, as in cpu.c
+ACT_CALL = build.function("kernels.elstm", "elstm_act_call", "pp")
 NARROW = 16  # widest input that `advance_narrow` takes, as in cpu.c
 _GROUPS, _GROUP = 16, 4  # most groups of copies whose gradients are summed apart, and fewest copies per group
 
@@ -249,3 +251,18 @@ def act(
         read_BP.data_ptr(), next_BN.data_ptr(), gate_BN.data_ptr(),
     )  # fmt: skip
     return read_BP, next_BN, gate_BN
+
+
+def act_call(
+    x_TBD: torch.Tensor,
+    packed: tuple[torch.Tensor, ...],
+    c_TBN: torch.Tensor,
+    is_init_TB: torch.Tensor,
+    read_TBP: torch.Tensor,
+    gate_TBN: torch.Tensor,
+) -> Call:
+    """`act` from row t to row t, c and is_init with a row more; see `kernels.elstm.ElstmAct.call`."""
+    (_, B, D), N, P, dtype = x_TBD.shape, c_TBN.shape[2], read_TBP.shape[2], x_TBD.dtype
+    scratch = torch.empty((-(-B // _ACT_ROWS) * _ACT_ROWS, 2 * N), dtype=dtype)
+    rows = (Each(c_TBN), Each(is_init_TB), zeros(N, dtype), scratch, Each(read_TBP), Each(c_TBN[1:]), Each(gate_TBN))
+    return Call(ACT_CALL, (B, D, N, P, torch.get_num_threads()), (Each(x_TBD), *packed, *rows))

@@ -277,3 +277,39 @@ def test_learning_from_what_acting_kept_is_learning_from_a_forward_pass() -> Non
     for plain, kept in zip(*results, strict=True):
         torch.testing.assert_close(kept, plain, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(results[1][0], chunk.policy, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("copies", "steps"), [(6, 1), (6, 9), (64, 40), (3, 33)])
+def test_a_compiled_loop_acts_as_one_step_at_a_time_bit_for_bit(copies: int, steps: int) -> None:
+    rollouts = []
+    for _ in range(2):
+        env = task_env({"kind": "CartPole", "max_episode_steps": 12}, copies=copies)
+        rollouts.append(make_rollout(env, policy_for(env)))
+    compiled, eager = rollouts
+    assert compiled.policy.compiled()
+    eager._compiled = lambda steps: None  # type: ignore[method-assign]
+    for chunk in range(3):
+        if chunk == 2:  # the memory of some copies is reset from outside between two chunks
+            for rollout in rollouts:
+                rollout._forget(torch.arange(copies) % 2 == 0)
+        got, expected = compiled.collect(steps), eager.collect(steps)
+        assert_identical(experience_parts(got), experience_parts(expected))
+        assert_identical(compiled.state_dict(), eager.state_dict())
+    if steps >= 9:
+        assert expected.done_TB.any() and expected.chunk.truncated.any() and expected.chunk.final_value.any()
+
+
+def experience_parts(experience: Experience) -> dict[str, Any]:
+    assert experience.acted is not None
+    return {**vars(experience), "chunk": vars(experience.chunk), "acted": vars(experience.acted)}
+
+
+def test_what_has_no_compiled_call_acts_one_step_at_a_time() -> None:
+    env = task_env({"kind": "CartPole"})
+    assert make_rollout(env, policy_for(env))._compiled(2) is not None
+    assert make_rollout(env, policy_for(env), reset_memory_on="never")._compiled(2) is None
+    assert make_rollout(env, policy_for(env), deterministic=True)._compiled(2) is None
+    for options in ({"previous_action": True}, {"cell": "gru"}, {"encoder": {"kind": "mlp"}}):
+        assert make_rollout(env, policy_for(env, **options))._compiled(2) is None  # type: ignore[arg-type]
+    other = task_env({"kind": COUNT})
+    assert make_rollout(other, policy_for(other))._compiled(2) is None
