@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ _COMPILED_DTYPES = (torch.float32, torch.float64)
 #: Units up to which a dense cell runs all its steps in one Triton program a block of copies: beyond, a program reads so
 #: large a recurrent weight at every step that one product per step over all copies is faster.
 DENSE_UNITS = 256
+_ops: list[Op] = []
 _log = logging.getLogger("lifelong.kernels")
 _chosen: dict[str, str] = {}
 _forced = os.environ.get("LIFELONG_KERNELS", "auto")  # asking the environment at every call would cost microseconds
@@ -67,6 +69,7 @@ class Op:
         self.name, self.folder, self.backends = name, folder, backends
         self.dtypes = {"cpu": cpu_dtypes, "triton": triton_dtypes}
         self.triton_units = triton_units
+        _ops.append(self)
         self._cache: dict[tuple[str, str, torch.dtype, bool], tuple[str, Any]] = {}
 
     def module(self, backend: str, sample: torch.Tensor, units: int = 0) -> Any:
@@ -115,6 +118,18 @@ class Op:
             known = dtype in self.dtypes["triton"] and importlib.util.find_spec("triton") is not None
             return on_device and known and fits
         return True
+
+
+def prepare(device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    """Compile what the ops imported so far need on `device`, all at once instead of one by one at their first use.
+
+    Costs a second or two once per machine, and a few milliseconds afterwards.
+    """
+    if device.type != "cpu" or _forced not in ("auto", "cpu"):
+        return
+    folders = {op.folder for op in _ops if "cpu" in op.backends and dtype in op.dtypes["cpu"]}
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda folder: build.available(folder, dtype), sorted(folders)))
 
 
 def check(op: str, name: str, tensor: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor) -> None:

@@ -28,6 +28,7 @@ from agent.strategies.base import Strategy
 from envs.stream import TaskStream
 from envs.tasks import Task, TaskEnv
 from kernels.allocator import keep_freed_memory
+from kernels.dispatch import prepare
 
 
 def subseed(seed: int, *names: object) -> int:
@@ -209,6 +210,7 @@ def build(config: Config, folder: Path, workers: Workers = ALONE) -> Trainer:
         trainer = _build(config, folder, device, stream, workers)
     except EnvError as error:
         raise ConfigError(str(error)) from error
+    prepare(device)
     return trainer
 
 

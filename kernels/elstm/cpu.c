@@ -340,6 +340,8 @@ void FN(elstm_gate_backward)(i64 count, i64 threads, const real *restrict c, con
     }
 }
 
+#pragma GCC optimize("O3") /* from here on: tiles of accumulators live in registers once their loops are unrolled */
+
 /* y[r, 0:M] += x[r, 0:K] w[0:K, 0:M] for up to ACT_ROWS rows; w is input-major, so that a tile of outputs stays in
    registers. */
 #define LANES (64 / sizeof(real))

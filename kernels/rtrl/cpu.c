@@ -1,6 +1,7 @@
 /* RTRL carry: S <- A S + sum_t (P_t l_t) x_t^T, and the boundary gradient sum_b boundary S_old, in one pass over S.
    Work is split into (group of copies) x (STATE_ROWS states) x (`columns` inputs) whatever the number of threads, and the
    gradient is summed within a group, then over groups, in order. Vectors are gcc vector extensions of LANES elements. */
+#pragma GCC optimize("O3") /* the tiles of accumulators live in registers once their loops are unrolled */
 #undef LANES
 #undef VECTOR
 #undef PANEL

@@ -1,5 +1,6 @@
 /* RTRL carry with 2x2 blocks: S <- A S + sum_t (P_t l_t) x_t^T for both parts of the state, in one pass over S. Work is
    split into (copy) x (UNITS units), which do not touch each other. Vectors are gcc vector extensions of LANES elements. */
+#pragma GCC optimize("O3") /* the tiles of accumulators live in registers once their loops are unrolled */
 #undef LANES
 #undef VECTOR
 #if SINGLE

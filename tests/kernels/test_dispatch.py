@@ -74,6 +74,22 @@ def test_without_a_compiler_the_torch_backend_runs_after_one_log_line(tmp_path: 
     assert output.count("WARNING") == 1
 
 
+def test_what_is_imported_can_be_compiled_ahead_of_its_first_use(tmp_path: Path) -> None:
+    program = """
+import torch
+from kernels import build, dispatch, elstm, advantages
+dispatch.prepare(torch.device("cuda"))
+assert not build._library.cache_info().currsize
+dispatch.prepare(torch.device("cpu"))
+print(sorted(path.name.split("-")[0] for path in build._cache_folder().iterdir()))
+"""
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    built = eval(answer.stdout)
+    assert {"advantages", "elstm", "rtrl"} <= set(built) and "gru_sequence" not in built
+
+
 def problem() -> tuple[torch.Tensor, ...]:
     return torch.randn(2, 3, 10), torch.randn(10), torch.zeros(3, 5), torch.zeros(2, 3, dtype=torch.bool)
 
