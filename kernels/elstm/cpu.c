@@ -333,10 +333,18 @@ void FN(elstm_gate)(i64 count, i64 threads, const real *restrict c, real *restri
 void FN(elstm_gate_backward)(i64 count, i64 threads, const real *restrict c, const real *restrict o,
                              const real *restrict dh, const real *restrict extra, real *restrict dgate,
                              real *restrict dc) {
-#pragma omp parallel for simd schedule(static) num_threads(team(count, threads)) if (team(count, threads) > 1)
-    for (i64 i = 0; i < count; i++) {
-        dgate[i] = dh[i] * c[i] * o[i] * (1 - o[i]);
-        dc[i] = dh[i] * o[i] + (extra ? extra[i] : 0);
+#pragma omp parallel num_threads(team(count, threads)) if (team(count, threads) > 1)
+    {
+#pragma omp for simd schedule(static)
+        for (i64 i = 0; i < count; i++) {
+            real h = dh[i] * o[i];
+            dc[i] = h;
+            dgate[i] = h * c[i] * (1 - o[i]);
+        }
+        if (extra) { /* a branch inside the loop would keep it from being vectorised */
+#pragma omp for simd schedule(static)
+            for (i64 i = 0; i < count; i++) dc[i] += extra[i];
+        }
     }
 }
 
