@@ -36,7 +36,7 @@ from agent.runtime.trainer import Trainer
 from benchmarks.measure import finish, ratios
 
 COPIES = 64  # of a worker
-CHUNKS = 3  # in a turn
+CHUNKS = 10  # in a turn
 #: floats of the messages that latency and bandwidth are fitted to
 SIZES = (1, 1 << 20)
 
