@@ -70,12 +70,8 @@ def library(folder: str, dtype: torch.dtype) -> ctypes.CDLL:
     return result
 
 
-class function(dict[torch.dtype, Callable[..., Any]]):
-    """The C function `name` of a package, by dtype; each is loaded, and compiled if need be, when it is asked for.
-
-    `signature` has a letter per argument: i int64, p pointer (an int, or None for NULL), d double. The C function
-    returns nothing.
-    """
+class Functions(dict[torch.dtype, Callable[..., Any]]):
+    """What `function` gives: the C function of each dtype, loaded, and compiled if need be, when it is asked for."""
 
     def __init__(self, folder: str, name: str, signature: str) -> None:
         super().__init__()
@@ -87,6 +83,15 @@ class function(dict[torch.dtype, Callable[..., Any]]):
         entry.argtypes, entry.restype = self.kinds, None
         self[dtype] = entry
         return entry  # type: ignore[no-any-return]
+
+
+def function(folder: str, name: str, signature: str) -> Functions:
+    """The C function `name` of a package, by dtype.
+
+    `signature` has a letter per argument: i int64, p pointer (an int, or None for NULL), d double. The C function
+    returns nothing.
+    """
+    return Functions(folder, name, signature)
 
 
 @functools.cache

@@ -25,6 +25,22 @@ class Acted:
     kept: tuple[Tensor, ...]  # what `read_out` kept of each step, [T, B, ...]
 
 
+@dataclass
+class CellChunk:
+    """What an element-wise cell went through in a chunk, and the recurrent parameters that it had then."""
+
+    x_TBD: Tensor  # inputs
+    state_TBS: Tensor  # before each step, before any reset
+    is_init_TB: Tensor  # reset flags
+    weight_input: Tensor  # [G*N, D]
+    bias: Tensor  # [G*N]
+    weight_recurrent: Tensor  # [K, N]
+
+    def drive(self) -> Tensor:
+        """All drives of all steps, [T, B, G*N]."""
+        return nn.functional.linear(self.x_TBD, self.weight_input, self.bias)
+
+
 class Cell(nn.Module):
     """A recurrent cell. Subclasses set the sizes and write `step`; `sequence` has a reset-aware loop as default.
 
@@ -146,24 +162,14 @@ class ElementwiseCell(Cell):
         return ["weight_input", "bias", "weight_recurrent"]
 
     def advance_carry(
-        self,
-        weight_BGND: Tensor,
-        small_BMN: Tensor,
-        parameters: tuple[Tensor, Tensor, Tensor],
-        x_TBD: Tensor,
-        state_TBS: Tensor,
-        is_init_TB: Tensor,
-        boundary_BS: Tensor | None,
+        self, weight_BGND: Tensor, small_BMN: Tensor, chunk: CellChunk, boundary_BS: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Move the RTRL carry over a chunk, in place. Subclasses with a fused kernel override this.
 
         Args:
             weight_BGND: sensitivities of the state to the input weights; for each part of the state, all G gates.
             small_BMN: those to the biases, then to the element-wise weights, M = G + K; again for each part.
-            parameters: (weight_input, bias, weight_recurrent) that the chunk was made with.
-            x_TBD: cell inputs.
-            state_TBS: the state before each step, before any reset.
-            is_init_TB: reset flags.
+            chunk: what the carry is moved over.
             boundary_BS: dL/dstate_0, whose product with the old carry is then returned.
 
         Returns:
@@ -253,19 +259,12 @@ class DiagonalCell(ElementwiseCell):
         return grads[0] * keep_TB1, local, vector
 
     def advance_carry(
-        self,
-        weight_BGND: Tensor,
-        small_BMN: Tensor,
-        parameters: tuple[Tensor, Tensor, Tensor],
-        x_TBD: Tensor,
-        state_TBS: Tensor,
-        is_init_TB: Tensor,
-        boundary_BS: Tensor | None,
+        self, weight_BGND: Tensor, small_BMN: Tensor, chunk: CellChunk, boundary_BS: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        weight, bias, vectors = parameters
-        u_TBGN = nn.functional.linear(x_TBD, weight, bias)
-        a_TBN, local, vector = self.local_derivatives(u_TBGN, vectors, state_TBS, is_init_TB)
-        _, grad_GND = rtrl_advance(weight_BGND, a_TBN, local, x_TBD, boundary_BN=boundary_BS)
+        a_TBN, local, vector = self.local_derivatives(
+            chunk.drive(), chunk.weight_recurrent, chunk.state_TBS, chunk.is_init_TB
+        )
+        _, grad_GND = rtrl_advance(weight_BGND, a_TBN, local, chunk.x_TBD, boundary_BN=boundary_BS)
         _, grad_MN = rtrl_advance_vector(small_BMN, a_TBN, torch.cat([local, vector], 2), boundary_BN=boundary_BS)
         return grad_GND, grad_MN, a_TBN.abs().max()
 
@@ -331,22 +330,15 @@ class BlockCell(ElementwiseCell):
         return J_TB22N * keep_TB1[..., None, None], local, vector
 
     def advance_carry(
-        self,
-        weight_BGND: Tensor,
-        small_BMN: Tensor,
-        parameters: tuple[Tensor, Tensor, Tensor],
-        x_TBD: Tensor,
-        state_TBS: Tensor,
-        is_init_TB: Tensor,
-        boundary_BS: Tensor | None,
+        self, weight_BGND: Tensor, small_BMN: Tensor, chunk: CellChunk, boundary_BS: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         grads: tuple[Tensor | None, Tensor | None] = (None, None)
         if boundary_BS is not None:
             grads = self.carry_gradient(weight_BGND, small_BMN, boundary_BS, None)
-        weight, bias, vectors = parameters
-        u_TBGN = nn.functional.linear(x_TBD, weight, bias)
-        J_TB22N, local, vector = self.local_derivatives(u_TBGN, vectors, state_TBS, is_init_TB)
-        rtrl_block_advance(weight_BGND.unflatten(1, (2, -1)), J_TB22N, local, x_TBD)
+        J_TB22N, local, vector = self.local_derivatives(
+            chunk.drive(), chunk.weight_recurrent, chunk.state_TBS, chunk.is_init_TB
+        )
+        rtrl_block_advance(weight_BGND.unflatten(1, (2, -1)), J_TB22N, local, chunk.x_TBD)
         rtrl_block_advance_vector(small_BMN.unflatten(1, (2, -1)), J_TB22N, torch.cat([local, vector], 3))
         return *grads, J_TB22N.abs().max()
 

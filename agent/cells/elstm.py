@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agent.cells.base import Acted, DiagonalCell
+from agent.cells.base import Acted, CellChunk, DiagonalCell
 from kernels.elstm import ElstmAct, elstm_advance, elstm_layer, elstm_local, elstm_sequence
 from kernels.loop import Call
 
@@ -88,25 +88,17 @@ class ELSTM(DiagonalCell):
         return a_TBN, local_TBGN, local_TBGN * (state_TBN * keep_TB1).unsqueeze(2)
 
     def advance_carry(
-        self,
-        weight_BGND: Tensor,
-        small_BMN: Tensor,
-        parameters: tuple[Tensor, Tensor, Tensor],
-        x_TBD: Tensor,
-        state_TBS: Tensor,
-        is_init_TB: Tensor,
-        boundary_BS: Tensor | None,
+        self, weight_BGND: Tensor, small_BMN: Tensor, chunk: CellChunk, boundary_BS: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        weight, bias, vectors = parameters
         return elstm_advance(
             weight_BGND,
             small_BMN,
-            x_TBD,
-            weight,
-            bias,
-            vectors.flatten(),
-            state_TBS,
-            is_init_TB,
+            chunk.x_TBD,
+            chunk.weight_input,
+            chunk.bias,
+            chunk.weight_recurrent.flatten(),
+            chunk.state_TBS,
+            chunk.is_init_TB,
             boundary_BN=boundary_BS,
         )
 

@@ -19,20 +19,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agent.cells.base import ElementwiseCell
+from agent.cells.base import CellChunk, ElementwiseCell
 from agent.errors import choice
 from agent.gradients.base import GradientEngine
 
 
 @dataclass
 class Trace:
-    """A chunk of the copies `index` (None: all in order), and the recurrent parameters that it was made with."""
+    """A chunk of the copies `index` (None: all in order), and whether the carry has been moved over it."""
 
-    x_TBD: Tensor
-    state_TBS: Tensor
-    is_init_TB: Tensor
+    chunk: CellChunk
     index: Tensor | None
-    parameters: tuple[Tensor, Tensor, Tensor]
     advanced: bool = False
 
 
@@ -111,7 +108,7 @@ class RTRL(GradientEngine):
     ) -> Trace:
         cell = self.cell
         parameters = (cell.weight_input.clone(), cell.bias.clone(), cell.weight_recurrent.clone())
-        trace = Trace(x_TBD, state_TBS, is_init_TB, index, parameters)
+        trace = Trace(CellChunk(x_TBD, state_TBS, is_init_TB, *parameters), index)
         self.only_pass = trace if only_pass else None
         return trace
 
@@ -126,13 +123,7 @@ class RTRL(GradientEngine):
         if index is not None:
             weight_BGND, small_BMN = weight_BGND[index], small_BMN[index]
         weight_GND, small_MN, self.max_jacobian = self.cell.advance_carry(
-            weight_BGND,
-            small_BMN,
-            trace.parameters,
-            trace.x_TBD,
-            trace.state_TBS,
-            trace.is_init_TB,
-            boundary_BS,
+            weight_BGND, small_BMN, trace.chunk, boundary_BS
         )
         if index is not None:
             self.weight_BGND[index], self.small_BMN[index] = weight_BGND, small_BMN

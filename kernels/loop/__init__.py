@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.build import function
+from kernels.build import Functions
 from kernels.dispatch import Op
 
 _LOOP = Op("loop", "kernels.loop", backends=("cpu",))
@@ -26,7 +26,7 @@ class Each(NamedTuple):
 class Call(NamedTuple):
     """A C function `name(const i64 *sizes, void *const *pointers)` and what it gets: tensors, or a row of each step."""
 
-    functions: function
+    functions: Functions
     sizes: tuple[int, ...]
     arguments: tuple[torch.Tensor | Each, ...]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from agent.cells.base import BlockCell, DiagonalCell
+from agent.cells.base import BlockCell, CellChunk, DiagonalCell
 from agent.cells.diagonal_gru import DiagonalGRU
 from agent.cells.diagonal_lstm import DiagonalLSTM
 
@@ -49,8 +49,8 @@ def test_moving_the_carry_with_a_boundary_also_gives_its_gradient(kind: type[Any
     by_hand = (weight.view(B, parts, 3, N, D) * boundary.view(B, parts, 1, N, 1)).sum((0, 1))
     torch.testing.assert_close(expected[0], by_hand, rtol=1e-12, atol=1e-12)
     carry, alone = (weight.clone(), vectors.clone()), (weight.clone(), vectors.clone())
-    *grads, largest = cell.advance_carry(*carry, parameters, x, state, is_init, boundary)
-    nothing = cell.advance_carry(*alone, parameters, x, state, is_init, None)
+    *grads, largest = cell.advance_carry(*carry, CellChunk(x, state, is_init, *parameters), boundary)
+    nothing = cell.advance_carry(*alone, CellChunk(x, state, is_init, *parameters), None)
     assert nothing[:2] == (None, None) and torch.equal(nothing[2], largest)
     for a, b in zip((*grads, *carry), (*expected, *alone), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agent.cells.base import DiagonalCell
+from agent.cells.base import CellChunk, DiagonalCell
 from agent.cells.elstm import ELSTM
 
 D, N, T, B = 5, 6, 8, 3
@@ -74,8 +74,8 @@ def test_the_fused_advance_of_the_carry_is_the_generic_one(with_boundary: bool) 
     results = []
     for advance in (ELSTM.advance_carry, DiagonalCell.advance_carry):
         carry = weight.clone(), small.clone()
-        chunk = (x, state, is_init, boundary if with_boundary else None)
-        results.append((*carry, *advance(cell, *carry, parameters, *chunk)))
+        chunk = CellChunk(x, state, is_init, *parameters)
+        results.append((*carry, *advance(cell, *carry, chunk, boundary if with_boundary else None)))
     for a, b in zip(*results, strict=True):
         assert (a is None) == (b is None) == (not with_boundary and a is None)
         if a is not None:
