@@ -115,10 +115,11 @@ class Policy(nn.Module):
 
     def outputs(self, read: Tensor, inputs: Inputs) -> Outputs:
         """What the read-out [..., P + 1] says."""
-        policy = self.actor.parameters_of(read[..., :-1], inputs.task)
+        policy, value = read.split([read.shape[-1] - 1, 1], -1)
+        policy = self.actor.parameters_of(policy, inputs.task)
         if inputs.action_mask.shape[-1]:
             policy = self.distribution.mask(policy, inputs.action_mask)
-        return Outputs(policy, read[..., -1])
+        return Outputs(policy, value.squeeze(-1))
 
     def heads(self, y: Tensor, inputs: Inputs) -> Outputs:
         """Actor and critic on the cell's output y [..., H], in one product."""

@@ -6,6 +6,7 @@ of copies or workers: a schedule gives *proportions* of tasks, and copy b of B t
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -207,6 +208,7 @@ class TaskStream:
         return max(ends) if ends else self.total_steps
 
 
+@functools.cache
 def quantiles(copies: int) -> Tensor:
     """Evenly spaced quantiles in (0, 1), one a copy, in an order that spreads any run of neighbours (golden ratio)."""
     order = torch.frac(torch.arange(1, copies + 1, dtype=torch.float64) * 0.6180339887498949)

@@ -10,6 +10,9 @@ typedef int64_t i64;
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
+/* A function with several callers and much work in it: a copy in each of them would only take the compiler's time. */
+#define SHARED static __attribute__((noinline, unused)) void
+
 /* Threads for a job of `work` element updates: starting a team costs about as much as 10^4 of them. */
 static inline int team(i64 work, i64 threads) { return work < 16384 ? 1 : (int)threads; }
 

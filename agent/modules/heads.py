@@ -14,7 +14,7 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from kernels.categorical import categorical_sample
+from kernels.categorical import categorical_log_prob, categorical_sample
 
 NEGATIVE = -1e9  # logit of a masked action: zero probability, finite gradients
 
@@ -91,15 +91,14 @@ class Categorical(Distribution):
         return params.argmax(-1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        return torch.log_softmax(params, -1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        return categorical_log_prob(params, action)[0]
 
     def entropy(self, params: Tensor) -> Tensor:
         log_p = torch.log_softmax(params, -1)
         return -(log_p.exp() * log_p).sum(-1)
 
     def log_prob_and_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = torch.log_softmax(params, -1)
-        return log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+        return categorical_log_prob(params, action)
 
     def kl(self, params: Tensor, other: Tensor) -> Tensor:
         log_p, log_q = torch.log_softmax(params, -1), torch.log_softmax(other, -1)

@@ -5,13 +5,13 @@ Minibatches are sets of copies, never of steps, so sequences stay whole; each st
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from agent.modules.heads import Distribution
-from agent.objectives.base import Mean, Metrics, Objective, explained_variance
+from agent.objectives.base import Mean, Metrics, Objective
 from agent.policy import Outputs
 from kernels.advantages import gae
+from kernels.ppo_loss import ppo_loss
 from replay.chunk import Chunk
 
 
@@ -70,24 +70,18 @@ class PPO(Objective):
         return {"advantage": advantage, "target": target}
 
     def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
-        advantage, target = prepared["advantage"], prepared["target"]
-        log_prob, step_entropy = self.distribution.log_prob_and_entropy(outputs.policy, chunk.action)
-        log_ratio = log_prob - chunk.log_prob
-        ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-        mean = Mean(chunk.weight, self.workers)
-        policy_loss = -mean(torch.minimum(ratio * advantage, clipped * advantage))
-        value_loss = 0.5 * mean((outputs.value - target).square())
-        entropy = mean(step_entropy)
-        loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
-        with torch.no_grad():
-            metrics = {
-                "policy": policy_loss,
-                "value": value_loss,
-                "entropy": entropy,
-                "explained_variance": explained_variance(outputs.value, target),
-                "approximate_kl": mean(ratio - 1 - log_ratio),
-                "clip_fraction": mean((ratio != clipped).to(ratio.dtype)),
-                "max_ratio_error": (ratio - 1).abs().max(),
-            }
-        return loss, metrics
+        log_prob, entropy = self.distribution.log_prob_and_entropy(outputs.policy, chunk.action)
+        loss, statistics = ppo_loss(
+            log_prob,
+            entropy,
+            outputs.value,
+            chunk.log_prob,
+            prepared["advantage"],
+            prepared["target"],
+            chunk.weight,
+            Mean(chunk.weight, self.workers).total,
+            clip=self.clip,
+            value_weight=self.value_weight,
+            entropy_weight=self.entropy_weight,
+        )
+        return loss, statistics._asdict()

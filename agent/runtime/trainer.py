@@ -115,7 +115,9 @@ class Trainer:
                     strategy.on_task_start(self.context())
         task_B = self.stream.tasks_at(self.step, self.copies)[self.workers.share(self.copies)]
         self.rollout.switch(task_B, fresh=not self.stream.smooth)
-        self.rollout.env.set_params(**self.stream.params_at(self.step))
+        params = self.stream.params_at(self.step)
+        if params:
+            self.rollout.env.set_params(**params)
 
     def context(self) -> Context:
         """What the hooks may know now."""

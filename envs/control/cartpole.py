@@ -66,7 +66,10 @@ class CartPole(BatchedEnv):
 
     def draw_state(self) -> CartPoleState:
         """All four numbers uniform in [-0.05, 0.05)."""
-        return CartPoleState(self.uniform(-0.05, 0.05, self.num_envs, 4))
+        return CartPoleState(self._fresh(self.num_envs))
+
+    def _fresh(self, *copies: int) -> Tensor:
+        return self.uniform(-0.05, 0.05, *copies, 4)
 
     def advance(self, state: CartPoleState, action: Tensor) -> tuple[CartPoleState, Tensor, Tensor, dict[str, Tensor]]:
         """One explicit Euler step."""
@@ -113,7 +116,7 @@ class CartPole(BatchedEnv):
         if self._constants_6B is None or self.state is None:
             return None
         T, B = action_TB.shape
-        fresh_TB4 = torch.stack([self.draw_state().physics for _ in range(T)])
+        fresh_TB4 = self._fresh(T, B)  # the numbers of T draws of B
         physics, final = torch.empty(T + 1, B, 4), torch.empty(T, B, 4)
         age, returns = torch.empty(T + 1, B, dtype=torch.int64), torch.empty(T + 1, B)
         final_age, final_return, reward = torch.empty(T, B, dtype=torch.int64), torch.empty(T, B), torch.empty(T, B)

@@ -4,15 +4,6 @@
 #define SELECT(condition, yes, no) ((condition) ? (yes) : (no))
 #endif
 
-static inline real FN(positive_exp)(real x) {
-#if SINGLE
-    float e = exp_neg(fabsf(x));
-    return x < 0 ? e : 1 / e;
-#else
-    return exp(x);
-#endif
-}
-
 /* next[i]: value after step t: 0 if terminated, the final value if truncated, else value[t + 1] or the bootstrap. */
 static inline void FN(next_value)(i64 count, const uint8_t *restrict terminated, const uint8_t *restrict truncated,
                                   const real *restrict final, const real *restrict following, real *restrict next,
@@ -63,7 +54,7 @@ void FN(vtrace)(i64 T, i64 B, i64 threads, double gamma_, double lambda_, double
             const real *following = t + 1 < T ? value + at + B : bootstrap + first;
             FN(next_value)(count, terminated + at, truncated + at, final + at, following, next, keep);
             for (i64 i = 0; i < count; i++) {
-                real ratio = FN(positive_exp)(log_ratio[at + i]);
+                real ratio = FN(exp)(log_ratio[at + i]);
                 real rho = ratio > rho_bar ? rho_bar : ratio, c = lambda * (ratio > c_bar ? c_bar : ratio);
                 real after = keep[i] * excess[i], base = reward[at + i] + gamma * next[i] - value[at + i];
                 advantage[at + i] = rho * (base + gamma * after);

@@ -11,8 +11,8 @@ static inline const real *FN(elstm_previous)(i64 t, i64 b, i64 B, i64 N, const r
     return t ? c + ((t - 1) * B + b) * N : c0 + b * N;
 }
 
-static inline void FN(elstm_forward_row)(i64 N, const real *restrict u, const real *restrict v, const real *restrict p,
-                                         real *restrict out) {
+SHARED FN(elstm_forward_row)(i64 N, const real *restrict u, const real *restrict v, const real *restrict p,
+                             real *restrict out) {
 #pragma omp simd
     for (i64 n = 0; n < N; n++) {
         real f = SIGMOID(u[n] + v[n] * p[n]);
@@ -358,8 +358,8 @@ void FN(elstm_gate_backward)(i64 count, i64 threads, const real *restrict c, con
 #endif
 typedef real FN(vec) __attribute__((vector_size(64), aligned(sizeof(real)), may_alias));
 
-static inline void FN(matvec_rows)(i64 rows, i64 K, i64 M, const real *restrict x, i64 x_stride,
-                                   const real *restrict w, real *restrict y) {
+SHARED FN(matvec_rows)(i64 rows, i64 K, i64 M, const real *restrict x, i64 x_stride, const real *restrict w,
+                       real *restrict y) {
     i64 m = 0;
     if (rows == ACT_ROWS)
         for (; m + 2 * (i64)LANES <= M; m += 2 * LANES) {
