@@ -55,7 +55,7 @@ class Policy(nn.Module):
 
     Args:
         config: encoder, cell and inputs.
-        observation_space: of one copy, a Box.
+        observation_space: of one copy, one that encoders read.
         action_space: of one copy.
         tasks: number of tasks of the stream.
         task_observed: give the cell the task id as one-hot.

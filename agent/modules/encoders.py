@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import gymnasium
 import torch
 from torch import Tensor, nn
+
+Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 
@@ -24,36 +27,89 @@ def make_activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+class _SumOfColumns(torch.autograd.Function):
+    """x W^T + b for rows x with ones in `columns` [M, K] and zeros elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, columns_MK: Tensor, weight_HV: Tensor, bias_H: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(columns_MK)
+        ctx.categories = weight_HV.shape[1]
+        return nn.functional.embedding_bag(columns_MK, weight_HV.t(), mode="sum") + bias_H
+
+    @staticmethod
+    def backward(ctx: Any, d_MH: Tensor) -> tuple[None, Tensor, Tensor]:  # type: ignore[override]
+        (columns_MK,) = ctx.saved_tensors
+        one_hot_MV = d_MH.new_zeros(len(columns_MK), ctx.categories).scatter_(1, columns_MK, 1.0)
+        return None, (one_hot_MV.t() @ d_MH).t(), d_MH.sum(0)
+
+
+class OneHotLinear(nn.Linear):
+    """A linear layer that reads K categories one-hot, by adding up K columns of its weight.
+
+    Args:
+        counts: number of categories of each of the K inputs; V is their sum.
+        output_size: H; the weight is [H, V].
+    """
+
+    first: Tensor
+
+    def __init__(self, counts: Sequence[int], output_size: int) -> None:
+        super().__init__(sum(counts), output_size)
+        # columns lie in memory as rows do elsewhere: each is read as a whole
+        self.weight = nn.Parameter(torch.empty(sum(counts), output_size).t())
+        self.reset_parameters()
+        ends = torch.tensor(counts).cumsum(0)
+        self.register_buffer("first", ends - torch.tensor(counts), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[M, H] of ids [M, K], input k below its number of categories."""
+        columns_MK = self.first + ids
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return _SumOfColumns.apply(columns_MK, self.weight, self.bias)  # type: ignore[no-untyped-call,no-any-return]
+        return nn.functional.embedding_bag(columns_MK, self.weight.t(), mode="sum") + self.bias
+
+    def one_hot(self, ids: Tensor) -> Tensor:
+        """What it reads by its meaning: [M, V] zeros and ones."""
+        return self.weight.new_zeros(len(ids), self.in_features).scatter_(1, self.first + ids, 1.0)
+
+
 class Encoder(nn.Module):
     """Base of all encoders: `forward(obs [M, ...]) -> features [M, F]`, with `output_size` F.
 
     Args:
-        space: observation space of one copy, a Box.
+        space: observation space of one copy: a Box, or a MultiDiscrete with one axis, whose categories are read one-hot.
     """
 
     output_size: int
     #: the features of a vector observation are the observation itself
     transparent: bool = False
 
-    def __init__(self, space: gymnasium.spaces.Box) -> None:
+    def __init__(self, space: Observations) -> None:
         super().__init__()
-        if not isinstance(space, gymnasium.spaces.Box):
-            raise ValueError(f"encoders read a Box observation, not {type(space).__name__}")
+        categories = isinstance(space, gymnasium.spaces.MultiDiscrete) and len(space.shape) == 1
+        if not (isinstance(space, gymnasium.spaces.Box) or categories):
+            raise ValueError(f"encoders read a Box or a MultiDiscrete with one axis as observation, not {space}")
         self.space = space
-        self.uint8 = space.dtype.kind == "u"
+        #: numbers of categories, if the observation is made of categories
+        self.counts: list[int] = space.nvec.tolist() if isinstance(space, gymnasium.spaces.MultiDiscrete) else []
+        self.uint8 = not self.counts and space.dtype.kind == "u"
 
     def prepare(self, obs: Tensor) -> Tensor:
-        """Observations as floats; bytes are scaled to [0, 1]."""
+        """Observations as floats; bytes are scaled to [0, 1], categories become one-hot."""
+        if self.counts:
+            ids = obs.long().unbind(-1)
+            pairs = zip(ids, self.counts, strict=True)
+            return torch.cat([nn.functional.one_hot(x, count) for x, count in pairs], -1).float()
         return obs.float() / 255.0 if self.uint8 else obs
 
 
 class Identity(Encoder):
     """Passes the flattened observation on; the cell reads it directly, so with rtrl no gradient is truncated."""
 
-    def __init__(self, space: gymnasium.spaces.Box) -> None:
+    def __init__(self, space: Observations) -> None:
         super().__init__(space)
-        self.output_size = math.prod(space.shape)
-        self.transparent = len(space.shape) == 1 and not self.uint8
+        self.output_size = sum(self.counts) or math.prod(space.shape)
+        self.transparent = len(space.shape) == 1 and not (self.uint8 or self.counts)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.prepare(obs).flatten(1)
@@ -68,12 +124,13 @@ class MLP(Encoder):
         activation: tanh, relu or silu.
     """
 
-    def __init__(self, space: gymnasium.spaces.Box, *, hidden: Any = (64,), activation: str = "tanh") -> None:
+    def __init__(self, space: Observations, *, hidden: Any = (64,), activation: str = "tanh") -> None:
         super().__init__(space)
-        widths = [math.prod(space.shape), *(int(width) for width in hidden)]
+        widths = [sum(self.counts) or math.prod(space.shape), *(int(width) for width in hidden)]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
-            linear = nn.Linear(width_in, width_out)
+            categories = self.counts and not layers
+            linear = OneHotLinear(self.counts, width_out) if categories else nn.Linear(width_in, width_out)
             nn.init.orthogonal_(linear.weight, 2**0.5)
             nn.init.zeros_(linear.bias)
             layers += [linear, make_activation(activation)]
@@ -81,7 +138,9 @@ class MLP(Encoder):
         self.output_size = widths[-1]
 
     def forward(self, obs: Tensor) -> Tensor:
-        features: Tensor = self.layers(self.prepare(obs).flatten(1))
+        if not self.counts or not len(self.layers):
+            obs = self.prepare(obs).flatten(1)
+        features: Tensor = self.layers(obs)
         return features
 
 
@@ -97,7 +156,7 @@ class CNN(Encoder):
 
     def __init__(
         self,
-        space: gymnasium.spaces.Box,
+        space: Observations,
         *,
         channels: Any = (16, 32),
         hidden: int = 64,

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from agent.modules.encoders import OneHotLinear
 from agent.policy import Policy, inputs_of
 from agent.runtime.rollout import Experience
 from agent.strategies.base import Context, Source, Strategy
@@ -80,7 +81,7 @@ class Taps:
                 if isinstance(module, nn.Conv2d):  # every patch is a presynaptic vector
                     x = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
                     x = x.transpose(1, 2).flatten(0, 1)
-                found[tap] = x
+                found[tap] = module.one_hot(x) if isinstance(module, OneHotLinear) else x
 
             return hook
 

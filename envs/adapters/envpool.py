@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box, Dict, MultiDiscrete
 from torch import Tensor
 
 from envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
@@ -22,21 +22,16 @@ from envs.errors import EnvError
 MINIGRID_IDS = (11, 6, 3)
 
 
-class OneHotEncoder(SpaceEncoder):
-    """MiniGrid images uint8 [n, height, width, 3] as one-hot objects, colours and states, float32 [n, cells * 20]."""
+class CategoryEncoder(SpaceEncoder):
+    """MiniGrid images uint8 [n, height, width, 3] as the categories that they are, uint8 [n, height * width * 3]."""
 
     def __init__(self, space: Box) -> None:
         super().__init__(space)
         height, width, _ = space.shape
-        self.size = height * width * sum(MINIGRID_IDS)
-        self.space = Box(0.0, 1.0, (self.size,), np.float32)
-        cell = torch.arange(0, self.size, sum(MINIGRID_IDS)).unsqueeze(-1)
-        part = torch.tensor([0, *MINIGRID_IDS[:-1]]).cumsum(0)
-        self.first = (cell + part).flatten()  # where the one-hot of each id begins
+        self.space = MultiDiscrete(np.tile(MINIGRID_IDS, height * width), dtype=np.uint8)  # type: ignore[arg-type]
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        ids = torch.from_numpy(np.asarray(array)).flatten(1)
-        return torch.zeros(len(ids), self.size).scatter_(1, self.first + ids, 1.0)
+        return super()._tensor(array).flatten(1)
 
 
 class EnvPoolEnv(ExternalEnv):
@@ -45,8 +40,9 @@ class EnvPoolEnv(ExternalEnv):
     EnvPool by itself resets an ended copy at its next step, which costs one dead step. This adapter resets ended copies
     at once instead (`pool.reset(env_id)`), so its mode is SAME_STEP, with a dense `final_obs`, and no step is dead.
 
-    Observations: of a MiniGrid environment the 7 x 7 view, by default with every cell's object, colour and state
-    one-hot (float32 [B, 980]); all sizes of one MiniGrid family share these spaces. Elsewhere as in `GymnasiumEnv`.
+    Observations: of a MiniGrid environment the 7 x 7 view, by default as object, colour and state of every cell, which
+    are categories (MultiDiscrete, uint8 [B, 147]; encoders read them one-hot, 980 numbers); all sizes of one MiniGrid
+    family share these spaces. Elsewhere as in `GymnasiumEnv`.
 
     Args:
         num_envs: number of copies B.
@@ -54,7 +50,7 @@ class EnvPoolEnv(ExternalEnv):
         kwargs: keyword arguments of the environment.
         observation: "image": the part `image` of a Dict observation; "flatten": all of it as one vector. None: "image"
             if there is such a part.
-        one_hot: encode images as MiniGrid ids; None: if `id` starts with "MiniGrid" and the observation is the image.
+        categories: images are MiniGrid ids; None: if `id` starts with "MiniGrid" and the observation is the image.
         num_threads: threads of the pool; 0: EnvPool decides.
         score: (return of a useless policy, return of a solved task), `SCORE` of this instance; (0, 1) if not given,
             which is right for MiniGrid.
@@ -71,7 +67,7 @@ class EnvPoolEnv(ExternalEnv):
         id: str = "MiniGrid-MemoryS7-v0",
         kwargs: dict[str, Any] | None = None,
         observation: str | None = None,
-        one_hot: bool | None = None,
+        categories: bool | None = None,
         num_threads: int = 0,
         score: Any = None,
         seed: int = 0,
@@ -89,11 +85,13 @@ class EnvPoolEnv(ExternalEnv):
         self.image_only = has_image and observation != "flatten"
         if self.image_only:
             space = space["image"]
-        if one_hot is None:
-            one_hot = self.image_only and id.startswith("MiniGrid")
-        if one_hot and not (isinstance(space, Box) and space.dtype == np.uint8 and space.shape[2:] == (3,)):
-            raise EnvError(f"one_hot needs MiniGrid images, uint8 (height, width, 3); observations of {id} are {space}")
-        self.encoder = OneHotEncoder(space) if one_hot else SpaceEncoder(space)
+        if categories is None:
+            categories = self.image_only and id.startswith("MiniGrid")
+        if categories and not (isinstance(space, Box) and space.dtype == np.uint8 and space.shape[2:] == (3,)):
+            raise EnvError(
+                f"categories needs MiniGrid images, uint8 (height, width, 3); observations of {id} are {space}"
+            )
+        self.encoder = CategoryEncoder(space) if categories else SpaceEncoder(space)
         super().__init__(num_envs, seed=seed, score=score, **options)
 
     def spaces(self) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:

@@ -47,6 +47,8 @@ class SpaceEncoder:
         EnvError: the space has no fixed flat size (Sequence, Graph).
     """
 
+    space: Box | MultiDiscrete
+
     def __init__(self, space: gymnasium.Space[Any]) -> None:
         self.source = space
         self.is_array = isinstance(space, Box)
