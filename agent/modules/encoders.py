@@ -34,13 +34,13 @@ class _SumOfColumns(torch.autograd.Function):
     def forward(ctx: Any, columns_MK: Tensor, weight_HV: Tensor, bias_H: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(columns_MK)
         ctx.categories = weight_HV.shape[1]
-        return nn.functional.embedding_bag(columns_MK, weight_HV.t(), mode="sum") + bias_H
+        return nn.functional.embedding_bag(columns_MK, weight_HV.t().contiguous(), mode="sum") + bias_H
 
     @staticmethod
     def backward(ctx: Any, d_MH: Tensor) -> tuple[None, Tensor, Tensor]:  # type: ignore[override]
         (columns_MK,) = ctx.saved_tensors
         one_hot_MV = d_MH.new_zeros(len(columns_MK), ctx.categories).scatter_(1, columns_MK, 1.0)
-        return None, (one_hot_MV.t() @ d_MH).t(), d_MH.sum(0)
+        return None, d_MH.t() @ one_hot_MV, d_MH.sum(0)
 
 
 class OneHotLinear(nn.Linear):
@@ -55,29 +55,34 @@ class OneHotLinear(nn.Linear):
 
     def __init__(self, counts: Sequence[int], output_size: int) -> None:
         super().__init__(sum(counts), output_size)
-        # columns lie in memory as rows do elsewhere: each is read as a whole
-        self.weight = nn.Parameter(torch.empty(sum(counts), output_size).t())
-        self.reset_parameters()
         ends = torch.tensor(counts).cumsum(0)
         self.register_buffer("first", ends - torch.tensor(counts), persistent=False)
+        self._kept: tuple[tuple[int, int], Tensor] | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
         """[M, H] of ids [M, K], input k below its number of categories."""
         columns_MK = self.first + ids
         if torch.is_grad_enabled() and self.weight.requires_grad:
             return _SumOfColumns.apply(columns_MK, self.weight, self.bias)  # type: ignore[no-untyped-call,no-any-return]
-        return nn.functional.embedding_bag(columns_MK, self.weight.t(), mode="sum") + self.bias
+        return nn.functional.embedding_bag(columns_MK, self._columns(), mode="sum") + self.bias
 
     def one_hot(self, ids: Tensor) -> Tensor:
         """What it reads by its meaning: [M, V] zeros and ones."""
         return self.weight.new_zeros(len(ids), self.in_features).scatter_(1, self.first + ids, 1.0)
+
+    def _columns(self) -> Tensor:
+        """The weight with its columns in one piece each [V, H]; on a CPU the same tensor until the weight changes."""
+        version = (self.weight.data_ptr(), self.weight._version)
+        if self.weight.is_cuda or self._kept is None or self._kept[0] != version:
+            self._kept = (version, self.weight.t().contiguous())
+        return self._kept[1]
 
 
 class Encoder(nn.Module):
     """Base of all encoders: `forward(obs [M, ...]) -> features [M, F]`, with `output_size` F.
 
     Args:
-        space: observation space of one copy: a Box, or a MultiDiscrete with one axis, whose categories are read one-hot.
+        space: observation space of one copy: a Box, or a MultiDiscrete with one axis, which is read one-hot.
     """
 
     output_size: int
