@@ -93,6 +93,14 @@ class Op:
             _chosen[self.name] = hit[0]
         return hit[1]
 
+    def compiled(self, sample: torch.Tensor) -> bool:
+        """Whether `auto` means a compiled backend for tensors like `sample`; for ops that are done by torch elsewhere
+        where there is none."""
+        if _forced in ("reference", "torch"):
+            return False
+        backend = "triton" if sample.device.type == "cuda" else "cpu"
+        return backend in self.backends and self._can_run(backend, sample.device.type, sample.dtype, True)
+
     def _load(self, backend: str) -> ModuleType:
         return importlib.import_module(f"{self.folder}.{_MODULES[backend]}")
 

@@ -88,10 +88,10 @@ class CartPole(BatchedEnv):
         return CartPoleState(physics), torch.ones_like(push), terminated, {}
 
     def step(self, actions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Step every copy (see `BatchedEnv.step`); on a CPU with a compiler in one compiled call."""
+        """Step every copy (see `BatchedEnv.step`), in one compiled call where there is one."""
         if self._constants_6B is None or self.state is None:
             return super().step(actions)
-        action = torch.as_tensor(actions, dtype=torch.int64)
+        action = torch.as_tensor(actions, dtype=torch.int64, device=self.device)
         stepped = cartpole_step(
             self.state.physics,
             action,
@@ -112,8 +112,8 @@ class CartPole(BatchedEnv):
         return stepped.physics_B4, stepped.reward_B, stepped.terminated_B, stepped.truncated_B, info
 
     def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
-        """T steps of the compiled call (see `BatchedEnv.compiled_steps`)."""
-        if self._constants_6B is None or self.state is None:
+        """T steps of the compiled call (see `BatchedEnv.compiled_steps`), on a CPU."""
+        if self._constants_6B is None or self.state is None or self.device.type != "cpu":
             return None
         T, B = action_TB.shape
         fresh_TB4 = self._fresh(T, B)  # the numbers of T draws of B

@@ -1,4 +1,4 @@
-"""One step of CartPole with autoreset, compiled for CPU: what `envs.control.cartpole` does in about forty torch ops."""
+"""One step of CartPole with autoreset in one kernel: what `envs.control.cartpole` does in about forty torch ops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from kernels.dispatch import Op
 from kernels.loop import Call, Each
 
-_STEP = Op("cartpole_step", "kernels.cartpole", backends=("cpu",))
+_STEP = Op("cartpole_step", "kernels.cartpole", ("cpu", "triton"), cpu_dtypes=(torch.float32,))
 
 
 class Stepped(NamedTuple):
@@ -28,14 +28,8 @@ class Stepped(NamedTuple):
 
 
 def available(sample: torch.Tensor) -> bool:
-    """Whether the compiled step can run on tensors like `sample` (float32 on a CPU with a compiler)."""
-    if sample.device.type != "cpu" or sample.dtype != torch.float32:
-        return False
-    try:
-        _STEP.module("cpu", sample)
-    except ValueError:
-        return False
-    return True
+    """Whether there is a compiled step for tensors like `sample`: float32, with a C compiler or on CUDA with Triton."""
+    return _STEP.compiled(sample)
 
 
 def cartpole_step(
@@ -46,14 +40,17 @@ def cartpole_step(
     return_B: torch.Tensor,
     limit_B: torch.Tensor,
     constants_6B: torch.Tensor,
+    *,
+    backend: str = "auto",
 ) -> Stepped:
     """Step every copy; those whose episode ends continue from `fresh_B4`.
 
     physics_B4: cart position, velocity, pole angle, angular velocity (Barto, Sutton & Anderson 1983; explicit Euler as
     in Gymnasium). action_B: int64, 1 pushes right. age_B, limit_B: int64 steps. constants_6B: push acceleration, pole
-    share, inertia, mass share, tau and gravity of every copy, float32 contiguous.
+    share, inertia, mass share, tau and gravity of every copy, float32 contiguous. Raises ValueError for a backend that
+    cannot run.
     """
-    stepped: Stepped = _STEP.module("cpu", physics_B4).step(
+    stepped: Stepped = _STEP.module(backend, physics_B4).step(
         physics_B4, action_B, fresh_B4, age_B, return_B, limit_B, constants_6B
     )
     return stepped

@@ -11,7 +11,7 @@ u = [u_f, u_z] is the input projection with bias, hoisted over all steps by the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -291,6 +291,9 @@ class ElstmAct:
     `elstm_layer` for one step (x_BD and is_init_B instead of x_TBD and is_init_TB) and the read-out's weight_PN and
     bias_P before the state. Returns (read_BP, c_BN, gate_BN), the last None where it was not kept.
     """
+
+    #: a cache of values computed from the weights
+    TRANSIENT: ClassVar[tuple[str, ...]] = ("_versions", "_packed")
 
     def __init__(self) -> None:
         self._versions: list[Any] = []

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from envs.control.cartpole import CartPole
+from kernels import dispatch
 from kernels.allocator import keep_freed_memory
 from kernels.cartpole import available
 from kernels.categorical import categorical_sample
@@ -96,6 +97,13 @@ def test_the_compiled_cartpole_equals_the_batched_one_with_limits_and_resets() -
             torch.testing.assert_close(a[4][key], b[4][key], rtol=0, atol=1e-4)
         ends += int(a[4]["_final_obs"].sum())
     assert ends > 100
+
+
+def test_cartpole_can_be_forced_to_torch() -> None:
+    with dispatch.force("torch"):
+        assert not available(torch.zeros(1))
+        assert CartPole(2)._constants_6B is None
+    assert not available(torch.zeros(1, dtype=torch.float64))
 
 
 def test_the_allocator_can_be_told_more_than_once() -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from envs.control.cartpole import CartPole
 from kernels.advantages import gae, vtrace
+from kernels.cartpole import cartpole_step
 from kernels.diag_scan import diag_scan
 from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
 from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
@@ -220,3 +222,41 @@ def test_project(M: int, N: int, K: int, J: int) -> None:
     for sides in (None, left):
         results = [project(whole.clone()[:, ::2], basis, sides, backend=name) for name in ("triton", "reference")]
         assert_close(results[0], results[1], TOLERANCE)
+
+
+@pytest.mark.parametrize("B", [3, 130])
+def test_cartpole(B: int) -> None:
+    """The environment in torch and the kernel, from the same states: dynamics, limits, resets."""
+    env = CartPole(
+        B, device=DEVICE, length=[0.5 + b % 3 for b in range(B)], max_episode_steps=[b % 4 for b in range(B)]
+    )
+    d, p = env._derived, env.params
+    rows = (d.push_B, d.pole_share_B, d.inertia_B, d.mass_share_B, p["tau"], p["gravity"])
+    constants, action = torch.stack(rows), torch.randint(2, (B,)).to(DEVICE)
+    env._constants_6B = None
+    env.reset(seed=1)
+    env.state.physics.mul_(4.0)  # some of them fall
+    env.state.physics[::3, 2] = 5.0 * torch.randn(len(env.state.physics[::3])).to(DEVICE)  # any angle
+    env.age_B, env.return_B = torch.randint(3, (B,)).to(DEVICE), normal(B)
+    before = (env.state.physics.clone(), env.age_B, env.return_B)
+    random = env.generator.get_state()
+    fresh = env.draw_state().physics
+    env.generator.set_state(random)
+    obs, reward, terminated, truncated, info = env.step(action)
+    got = cartpole_step(
+        before[0], action, fresh, before[1], before[2], p["max_episode_steps"], constants, backend="triton"
+    )
+    assert_close(got.physics_B4, obs, 1e-6)
+    assert_close(got.final_B4, info["final_obs"], 1e-6)
+    assert terminated.any() and truncated.any() and not (terminated | truncated).all()
+    for a, b in (
+        (got.age_B, env.age_B),
+        (got.return_B, env.return_B),
+        (got.final_age_B, info["episode_length"]),
+        (got.final_return_B, info["episode_return"]),
+        (got.reward_B, reward),
+        (got.terminated_B, terminated),
+        (got.truncated_B, truncated),
+        (got.done_B, info["_final_obs"]),
+    ):
+        assert a.dtype == b.dtype and torch.equal(a, b)
