@@ -132,6 +132,8 @@ class RuntimeConfig:
     cpus_per_runner: float = bounded(1.0, 0.0)
     #: Ray cluster: local (start one here), auto (the one running here) or host:port; empty: RAY_ADDRESS, else local
     address: str = ""
+    #: auto: on a GPU a chunk is captured as one CUDA graph where that can be done; off: it runs op by op
+    capture: str = field(default="auto", metadata={"choices": ("auto", "off")})
     #: how often workers may be started again after a death, from the last checkpoint
     max_failures: int = bounded(3, 0)
 

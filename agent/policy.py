@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
 import torch
@@ -60,6 +60,9 @@ class Policy(nn.Module):
         tasks: number of tasks of the stream.
         task_observed: give the cell the task id as one-hot.
     """
+
+    #: a cache of values computed from parameters (see `agent.runtime.capture`)
+    TRANSIENT: ClassVar[tuple[str, ...]] = ("_read", "_read_versions")
 
     def __init__(
         self,

@@ -145,6 +145,7 @@ class TaskEnv(VectorEnv):
                 raise EnvError(f"task {task.name!r}: {error}") from error
         self.scores = [task.score or self.envs[g].SCORE for task, g in zip(self.tasks, self.group_of, strict=True)]
         self.exact_state = all(env.exact_state for env in self.envs)
+        self.capturable = all(env.capturable for env in self.envs)
         self._unify_spaces(spaces)
         # on the host: which groups to step is known without a sync
         self.task_B = torch.zeros(num_envs, dtype=torch.int64)
@@ -206,7 +207,8 @@ class TaskEnv(VectorEnv):
 
     def set_params(self, **params: float) -> None:
         """Write task parameters of all copies while their episodes go on (smooth drift); one environment only."""
-        self.envs[0].set_params(None, **params)
+        if params:
+            self.envs[0].set_params(None, **params)
 
     def _select_groups(self) -> None:
         group_B = torch.tensor(self.group_of)[self.task_B]

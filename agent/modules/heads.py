@@ -195,7 +195,9 @@ class Gaussian(Distribution):
         return self.actions
 
     def clip(self, action: Tensor) -> Tensor:
-        return torch.clamp(action, self.low.to(action.device), self.high.to(action.device))
+        if self.low.device != action.device:  # once: a copy at every step would wait for the device
+            self.low, self.high = self.low.to(action.device), self.high.to(action.device)
+        return torch.clamp(action, self.low, self.high)
 
 
 def distribution_of(space: gymnasium.Space[Any]) -> Distribution:

@@ -16,6 +16,7 @@ from agent.gradients.base import GradientEngine
 from agent.objectives.base import Objective
 from agent.parallel import ALONE, Workers
 from agent.policy import Policy
+from agent.runtime.capture import CudaGraph
 from agent.runtime.evaluation import Evaluator
 from agent.runtime.learner import Learner
 from agent.runtime.machine import versions
@@ -139,10 +140,20 @@ def check_runners(config: Config, objective: Objective) -> None:
 
 
 def build_optimizer(config: Config, policy: Policy) -> torch.optim.Optimizer:
-    """The optimiser over all parameters, in one fused kernel a step where torch has one."""
-    fused = {"fused": True} if config.optimizer["kind"] in ("adam", "adamw", "sgd") else {}
-    optimizer: torch.optim.Optimizer = registry.build("optimizer", {**fused, **config.optimizer}, policy.parameters())
+    """The optimiser over all parameters, in one fused kernel a step where torch has one; on a GPU it counts its steps
+    there, so that they can be captured."""
+    kind = config.optimizer["kind"]
+    options: dict[str, Any] = {"fused": True} if kind in ("adam", "adamw", "sgd") else {}
+    if next(policy.parameters()).is_cuda and "capturable" in registry.options_of(registry.load("optimizer", kind)):
+        options["capturable"] = True
+    optimizer: torch.optim.Optimizer = registry.build("optimizer", {**options, **config.optimizer}, policy.parameters())
     return optimizer
+
+
+def can_capture(config: Config, env: TaskEnv, workers: Workers) -> bool:
+    """Whether a chunk is to be a CUDA graph: on a GPU, with one worker that steps native environments itself."""
+    inside = workers.count == 1 and not config.runtime.env_runners and env.capturable
+    return config.runtime.capture == "auto" and env.device.type == "cuda" and inside
 
 
 def build_env(
@@ -285,7 +296,10 @@ def _build(config: Config, folder: Path, device: torch.device, stream: TaskStrea
     ends = [stream.training_end(task) for task in range(len(names))]
     evaluations = Evaluations(tasks=names, scores=[tuple(map(float, s)) for s in env.scores], training_end=ends)
     record = Record(config, folder, versions(), names, device)
-    trainer = Trainer(record, stream, rollout, learner, strategies, evaluator, evaluations, fresh_rollout, workers)
+    graph = CudaGraph if can_capture(config, env, workers) else None
+    trainer = Trainer(
+        record, stream, rollout, learner, strategies, evaluator, evaluations, fresh_rollout, workers, graph
+    )
     if objective.needs_target and not _has_target(env):
         raise ConfigError(
             f"objective {config.objective['kind']} needs prediction tasks, but {names[0]!r} gives no target; use "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -50,10 +48,27 @@ class Learner:
         self.gradient_hooks = overrides(strategies, "transform_gradients")
         self.update_hooks = overrides(strategies, "transform_update")
         self.after_hooks = overrides(strategies, "after_update")
+        #: whether a strategy takes part in the update
+        self.hooked = any((self.batch_hooks, self.loss_hooks, self.gradient_hooks, self.update_hooks, self.after_hooks))
         self.named = dict(policy.named_parameters())
 
-    def update(self, ctx: Context, experience: Experience) -> tuple[Metrics, list[Tensor]]:
+    def orders(self, copies: int) -> Tensor | None:
+        """The order of the copies in every epoch, which is cut into minibatches, int64 [epochs, copies] on the device
+        of the policy; None if there is one minibatch, which has them all in order."""
+        if self.objective.minibatches == 1:
+            return None
+        rows = [torch.randperm(copies, generator=self.generator) for _ in range(self.objective.epochs)]
+        return torch.stack(rows).to(next(iter(self.named.values())).device)
+
+    def update(
+        self, ctx: Context, experience: Experience, orders: Tensor | None = None
+    ) -> tuple[Metrics, list[Tensor]]:
         """All epochs over one chunk, then move the carry to the chunk's end.
+
+        Args:
+            ctx: what the strategies' hooks may know.
+            experience: the chunk.
+            orders: what `orders` returned for these copies; drawn here by default.
 
         Returns:
             Scalars of the last minibatch, and the units that strategies re-initialised.
@@ -65,8 +80,9 @@ class Learner:
             prepared = self.objective.prepare(chunk)
         reset_units: list[Tensor] = []
         acted = experience.acted
-        for _ in range(self.objective.epochs):
-            for index in self._minibatches(chunk):
+        orders = self.orders(chunk.copies) if orders is None else orders
+        for epoch in range(self.objective.epochs):
+            for index in [None] if orders is None else orders[epoch].chunk(self.objective.minibatches):
                 metrics = self._step(ctx, chunk, prepared, index, copies, acted)
                 acted = None  # the parameters have changed
                 for strategy in self.after_hooks:
@@ -79,15 +95,6 @@ class Learner:
         for units in reset_units:
             self.engine.reset_units(units)
         return metrics, reset_units
-
-    def _minibatches(self, chunk: Chunk) -> Iterator[Tensor | None]:
-        """Sets of copies; None means all of them in order."""
-        if self.objective.minibatches == 1:
-            yield None
-            return
-        order = torch.randperm(chunk.copies, generator=self.generator)
-        for index in order.chunk(self.objective.minibatches):
-            yield index.to(chunk.reward.device)
 
     def _step(
         self,

@@ -66,6 +66,8 @@ class Rollout:
         self.generator = generator
         self.reset_memory_on = reset_memory_on
         self.deterministic = deterministic
+        #: never wait for the device to know what the data are: everything is done for all copies and masked
+        self.dense = env.device.type != "cpu"
         self.start()
 
     def start(self, seed: int | None = None) -> None:
@@ -209,7 +211,7 @@ class Rollout:
     def _compiled(self, steps: int) -> Steps | None:
         """The same, bit for bit, as one loop of compiled calls; None where policy or environment have none."""
         env, policy, B = self.env, self.policy, self.env.num_envs
-        eager = env.device.type != "cpu" or self.deterministic or self.reset_memory_on != "episode"
+        eager = self.dense or self.deterministic or self.reset_memory_on != "episode"
         if eager or not policy.compiled():
             return None
         action_TB = torch.empty(steps, B, dtype=torch.int64)
@@ -250,8 +252,7 @@ class Rollout:
         """Value of the true last observation of truncated episodes, read with the memory of that episode, [T, B]."""
         truncated = seen["truncated"] & ~seen["terminated"]
         value = torch.zeros_like(seen["reward"])
-        # on CUDA one dense pass: the number of truncations must not reach the host
-        if not truncated.is_cuda and not truncated.any():
+        if not self.dense and not truncated.any():
             return value
         final_obs, final_action = ends()
         fields = {
@@ -261,12 +262,11 @@ class Rollout:
             "task": seen["task"],
             "action_mask": seen["action_mask"],
         }
-        dense = truncated.is_cuda
-        rows = {key: tensor.flatten(0, 1) if dense else tensor[truncated] for key, tensor in fields.items()}
-        state = after_TBS.flatten(0, 1) if dense else after_TBS[truncated]
+        rows = {key: tensor.flatten(0, 1) if self.dense else tensor[truncated] for key, tensor in fields.items()}
+        state = after_TBS.flatten(0, 1) if self.dense else after_TBS[truncated]
         no_reset = torch.zeros(state.shape[0], dtype=torch.bool, device=state.device)
         outputs = self.policy.step(Inputs(**rows), state, no_reset).outputs
-        if dense:
+        if self.dense:
             return torch.where(truncated, outputs.value.view_as(value), value)
         value[truncated] = outputs.value
         return value

@@ -10,6 +10,7 @@ import torch
 
 from agent.parallel import ALONE, Workers
 from agent.runtime import checkpoint
+from agent.runtime.capture import ChunkRunner, Graph
 from agent.runtime.evaluation import Evaluator
 from agent.runtime.learner import Learner
 from agent.runtime.logging import NoLog, Progress, RunLog
@@ -51,6 +52,7 @@ class Trainer:
         evaluations: Evaluations,
         fresh_rollout: Callable[[int], Rollout],
         workers: Workers = ALONE,
+        graph: Callable[[], Graph] | None = None,
     ) -> None:
         self.record, self.config = record, record.config
         self.stream, self.rollout, self.learner = stream, rollout, learner
@@ -58,6 +60,8 @@ class Trainer:
         self.fresh_rollout, self.workers = fresh_rollout, workers
         self.clocked = overrides(strategies, "on_clock")
         self.copies, self.steps = self.config.rollout.copies, self.config.rollout.steps
+        #: acts for T steps and learns from them; with a `graph`, as one CUDA graph
+        self.chunk = ChunkRunner(rollout, learner, strategies, self.steps, graph)
         self.step, self.segment = 0, -1
         self.logged = 0  # step at the last line of the log
         self.frames = 0  # steps of the last chunk, all its copies together
@@ -76,8 +80,7 @@ class Trainer:
             self.evaluate(log, None)
         while self.step < self.stream.total_steps:
             self.follow_stream()
-            experience = self.rollout.collect(self.steps)
-            metrics, reset_units = self.learner.update(self.context(), experience)
+            experience, metrics, reset_units = self.chunk(self.context())
             for units in reset_units:
                 self.rollout.reset_units(units)
             for strategy in self.strategies:
@@ -243,6 +246,10 @@ class Trainer:
         self.step, self.segment = saved["step"], saved["segment"]
         self.logged = self.step
         self.rollout.policy.load_state_dict(saved["policy"])
+        groups = zip(saved["optimizer"]["param_groups"], self.learner.optimizer.param_groups, strict=False)
+        for group, here in groups:  # this option belongs to the device, and a run may change it
+            if "capturable" in here:
+                group["capturable"] = here["capturable"]
         self.learner.optimizer.load_state_dict(saved["optimizer"])
         self.learner.engine.load_state_dict(saved["carry"])
         self.learner.generator.set_state(saved["minibatches"])

@@ -93,6 +93,7 @@ class ExternalEnv(BatchedEnv):
     """
 
     exact_state: ClassVar[bool] = False
+    capturable: ClassVar[bool] = False
 
     def __init__(
         self, num_envs: int, *, seed: int = 0, random_initial_age: bool = False, score: Any = None, **kwargs: Any

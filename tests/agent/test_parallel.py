@@ -20,7 +20,6 @@ from agent.runtime.learner import Learner
 from agent.runtime.rollout import Experience
 from agent.strategies.ewc import EWC
 from agent.strategies.gpm import GPM
-from replay.chunk import Chunk
 from tests.agent.group import in_group
 from tests.agent.support import (
     Silent,
@@ -83,11 +82,15 @@ def test_workers_average_add_and_tell_each_other(group: dict[str, list[Any]]) ->
 class Halves(Learner):
     """The one worker whose minibatches are those of two workers: each takes the same copies of its half."""
 
-    def _minibatches(self, chunk: Chunk) -> Any:
-        half = chunk.copies // 2
-        order = torch.randperm(half, generator=self.generator)
-        for index in order.chunk(self.objective.minibatches):
-            yield torch.cat([index, index + half])
+    def orders(self, copies: int) -> Tensor:
+        half = copies // 2
+        assert half % self.objective.minibatches == 0
+        rows = []
+        for _ in range(self.objective.epochs):
+            order = torch.randperm(half, generator=self.generator)
+            parts = order.chunk(self.objective.minibatches)
+            rows.append(torch.cat([torch.cat([part, part + half]) for part in parts]))
+        return torch.stack(rows)
 
 
 CASES = {
