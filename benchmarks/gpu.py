@@ -2,10 +2,11 @@
 
     python benchmarks/gpu.py [--json FILE]
 
-Checks: every kernel backend against the reference, exactness of RTRL, the environment contract, a short training run.
-Measurements: the scan's share of the copy bandwidth, whole training steps per second with rtrl and with bptt,
-environment steps per second, chunked against per-step RTRL; medians after a warm-up. Every part stands alone: one that
-fails becomes a FAIL row and the others still run. The result goes to benchmarks/results/gpu-<date>.json.
+Checks: every kernel backend against the reference, exactness of RTRL, the environment contract, captured chunks against
+eager ones, a short training run. Measurements: the scan's share of the copy bandwidth, whole training steps per second
+with rtrl and with bptt, captured and eager, environment steps per second (the bar is 1e9 for CartPole alone), chunked
+against per-step RTRL; medians after a warm-up. Every part stands alone: one that fails becomes a FAIL row and the
+others still run. The result goes to benchmarks/results/gpu-<date>.json.
 
 Exit codes: 0 all checks passed, 1 one failed, 2 no GPU or a package is missing.
 """
@@ -19,7 +20,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -38,6 +39,7 @@ try:
     from agent import registry
     from agent.gradients.rtrl import RTRL
     from agent.runtime.build import build
+    from agent.runtime.capture import Captured, difference
     from agent.runtime.machine import machine, versions
     from agent.runtime.trainer import Trainer
     from benchmarks.kernels import Problem
@@ -45,6 +47,7 @@ try:
     from envs.tasks import environment_class
     from kernels import dispatch
     from kernels.advantages import gae, vtrace
+    from kernels.cartpole import available
     from kernels.diag_scan import diag_scan
     from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
     from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
@@ -71,10 +74,12 @@ class Sizes:
     kernels: tuple[tuple[int, int, int, int], ...] = ((1, 3, 5, 4), (7, 33, 65, 20), (32, 256, 128, 64))  # T, B, N, D
     exactness: tuple[int, int, int, int, int] = (3, 8, 64, 48, 20)  # chunks, T, B, N, D
     env_copies: int = 1024
+    capture: tuple[int, int, int, int] = (6, 16, 256, 64)  # chunks, T, B, N
     train_copies: int = 1024
     train_steps: int = 400_000
     scan: tuple[int, int, int] = (4096, 64, 256)  # B, T, N
     step: tuple[int, int, int] = (4096, 32, 256)  # B, T, N of rtrl against bptt
+    env_alone: tuple[int, ...] = (4096, 2**20)  # B
     end_to_end: tuple[int, int, int] = (4096, 32, 128)  # B, T, N
     per_step: tuple[int, int, int, int] = (4096, 32, 256, 64)  # B, T, N, D
     repeats: int = 10
@@ -85,10 +90,12 @@ TINY = Sizes(
     kernels=((3, 2, 5, 4),),
     exactness=(3, 4, 5, 6, 3),
     env_copies=4,
+    capture=(4, 4, 8, 6),
     train_copies=8,
     train_steps=512,
     scan=(4, 8, 16),
     step=(4, 4, 8),
+    env_alone=(4, 8),
     end_to_end=(4, 4, 8),
     per_step=(3, 4, 8, 5),
     repeats=2,
@@ -382,6 +389,63 @@ def check_env(name: str, device: torch.device, sizes: Sizes) -> Row:
     return Row(f"env {name}", "PASS")
 
 
+def check_cartpole(device: torch.device, sizes: Sizes) -> Row:
+    """CartPole's step in one kernel against the same step in torch, through limits and resets."""
+    B = sizes.env_copies
+    options = {"device": device, "seed": 1, "max_episode_steps": [0, 7] * (B // 2)}
+    compiled, plain = (environment_class("CartPole")(B, **options) for _ in range(2))
+    if not available(compiled.age_B.float()):
+        raise Skip("no kernel here")
+    plain._constants_6B = None
+    compiled.reset(seed=2)
+    plain.reset(seed=2)
+    worst, ends = 0.0, 0
+    for _ in range(60):
+        action = torch.randint(2, (B,), device=device)
+        plain.load_state_dict(compiled.state_dict())  # one step at a time: rounding decides when a pole falls
+        plain._constants_6B = None
+        got, expected = compiled.step(action), plain.step(action)
+        same = (got[2] == expected[2]) & (got[3] == expected[3])
+        assert float(same.float().mean()) > 0.99, "episodes end at other steps"
+        for a, b in ((got[0], expected[0]), (got[4]["final_obs"], expected[4]["final_obs"])):
+            worst = max(worst, relative_rms(a[same], b[same]))
+        for key in ("episode_return", "episode_length"):
+            assert torch.equal(got[4][key], expected[4][key]), key
+        ends += int(got[4]["_final_obs"].sum())
+    assert ends > B, "too few episodes ended"
+    name = "cartpole_step"
+    return Row(name, "PASS" if worst <= 1e-6 else "FAIL", worst, "error, at most 1e-06", f"{ends} episodes")
+
+
+def check_capture(name: str, device: torch.device, sizes: Sizes) -> Row:
+    """A few chunks as a CUDA graph against the same chunks run op by op: everything that a checkpoint holds."""
+    chunks, T, B, N = sizes.capture
+    states = []
+    for capture in ("auto", "off"):
+        trainer = chunk_trainer(device, CAPTURED[name], B, T, N, capture)
+        for _ in range(chunks):
+            train_chunk(trainer)
+        states.append(dict(_leaves(trainer.state_dict())))
+        if capture == "auto" and device.type == "cuda":
+            assert is_captured(trainer), "it was not captured; the log says why"
+    got, expected = states
+    assert got.keys() == expected.keys(), "another structure"
+    errors = {key: difference(got[key], value) for key, value in expected.items()}
+    worst = max(errors, key=lambda key: errors[key])
+    status = "PASS" if errors[worst] <= TOLERANCE else "FAIL"
+    note = worst if errors[worst] else "bit for bit"
+    return Row(f"captured is eager, {name}", status, errors[worst], f"difference, at most {TOLERANCE:g}", note)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested dicts and sequences, by path."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _leaves(item, f"{path}/{key}")
+
+
 def _clone(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _clone(item) for key, item in value.items()}
@@ -460,69 +524,109 @@ def measure_scan(device: torch.device, sizes: Sizes) -> list[Row]:
     ]
 
 
-def cartpole(device: torch.device, gradient: str, B: int, T: int, N: int) -> Trainer:
-    """A trainer of PPO with one epoch on CartPole."""
-    config = configs.check(
-        {
-            "stream": {"tasks": [{"env": {"kind": "CartPole"}}]},
-            "policy": {"encoder": {"kind": "mlp", "hidden": [64]}, "cell": {"kind": "elstm", "size": N}},
-            "gradient": gradient,
-            "objective": {"kind": "ppo", "epochs": 1, "minibatches": 1},
-            "rollout": {"copies": B, "steps": T},
-            "runtime": {"device": device.type},
-        }
-    )
-    return build(config, Path(tempfile.gettempdir()))
+POLE = {"stream": {"tasks": [{"env": {"kind": "CartPole"}}]}, "policy": {"encoder": {"kind": "mlp", "hidden": [64]}}}
+ONE_PASS = {"kind": "ppo", "epochs": 1, "minibatches": 1}
+#: what is compared with eager: name -> config
+CAPTURED: dict[str, dict[str, Any]] = {
+    "CartPole, ppo, bptt": {**POLE, "gradient": "bptt", "objective": ONE_PASS},
+    "CartPole, ppo, rtrl": {**POLE, "gradient": "rtrl", "objective": ONE_PASS},
+    "CartPole, ppo minibatches, rtrl": {**POLE, "gradient": "rtrl", "objective": "ppo"},
+    "TMaze, actor_critic, rtrl": {
+        "stream": {"tasks": [{"env": {"kind": "TMaze", "corridor": 3}}]},
+        "policy": {"encoder": {"kind": "identity"}},
+        "gradient": "rtrl",
+    },
+}
+
+
+def chunk_trainer(device: torch.device, what: dict[str, Any], B: int, T: int, N: int, capture: str) -> Trainer:
+    """A trainer of `what` with B copies, T steps and N units."""
+    sizes = {
+        "policy": {"cell": {"kind": "elstm", "size": N}},
+        "rollout": {"copies": B, "steps": T},
+        "runtime": {"device": device.type, "capture": capture},
+    }
+    return build(configs.check(configs.merge(what, sizes)), Path(tempfile.gettempdir()))
+
+
+def cartpole(device: torch.device, gradient: str, B: int, T: int, N: int, capture: str = "auto") -> Trainer:
+    """A trainer of PPO with one epoch on CartPole, which has made its first chunks."""
+    trainer = chunk_trainer(device, CAPTURED[f"CartPole, ppo, {gradient}"], B, T, N, capture)
+    for _ in range(4):  # one to warm up, two that are checked
+        train_chunk(trainer)
+    return trainer
+
+
+def is_captured(trainer: Trainer) -> bool:
+    """Whether its chunks run as a CUDA graph now."""
+    captured = trainer.chunk.captured
+    return captured is not None and captured.graph is not None and captured.replays > 0
+
+
+def how(trainer: Trainer) -> str:
+    """For a note."""
+    return "captured" if is_captured(trainer) else "eager"
 
 
 def train_chunk(trainer: Trainer) -> None:
     """One whole chunk: act, learn, advance the carry."""
     trainer.follow_stream()
-    experience = trainer.rollout.collect(trainer.steps)
-    metrics, _ = trainer.learner.update(trainer.context(), experience)
+    experience, metrics, _ = trainer.chunk(trainer.context())
     trainer.step += trainer.copies * trainer.steps
     trainer.record.add(metrics, experience)
 
 
 def measure_engines(device: torch.device, sizes: Sizes) -> list[Row]:
-    """Environment steps per second of whole training steps with rtrl and with bptt, measured in turn."""
+    """Environment steps per second of whole training steps with rtrl and with bptt, captured and not, in turn."""
     B, T, N = sizes.step
-    trainers = {gradient: cartpole(device, gradient, B, T, N) for gradient in ("rtrl", "bptt")}
-    times: dict[str, list[float]] = {gradient: [] for gradient in trainers}
+    ways = [(gradient, capture) for capture in ("auto", "off") for gradient in ("rtrl", "bptt")]
+    trainers = {way: cartpole(device, way[0], B, T, N, way[1]) for way in ways}
+    times: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
     for _ in range(3):
-        for gradient, trainer in trainers.items():
+        for way, trainer in trainers.items():
             repeats = max(sizes.repeats // 3, 1)
-            times[gradient].append(seconds_of(lambda t=trainer: train_chunk(t), device, repeats, warmup=2))  # type: ignore[misc]
-    rate = {gradient: B * T / median(values) for gradient, values in times.items()}
-    ratio = median(b / r for r, b in zip(times["rtrl"], times["bptt"], strict=True))
+            times[way].append(seconds_of(lambda t=trainer: train_chunk(t), device, repeats, warmup=2))  # type: ignore[misc]
     at = f"CartPole, PPO, B={B} T={T} N={N}"
-    return [
-        Row("whole step, rtrl", "value", rate["rtrl"], "env steps/s", at),
-        Row("whole step, bptt", "value", rate["bptt"], "env steps/s", at),
-        Row("rtrl throughput over bptt", "value", ratio, "ratio", at),
-    ]
+    rows = []
+    for capture, suffix in (("auto", ""), ("off", ", eager")):
+        for gradient in ("rtrl", "bptt"):
+            rate, note = B * T / median(times[gradient, capture]), f"{at}, {how(trainers[gradient, capture])}"
+            rows.append(Row(f"whole step, {gradient}{suffix}", "value", rate, "env steps/s", note))
+        pairs = zip(times["rtrl", capture], times["bptt", capture], strict=True)
+        note = f"{at}, {how(trainers['rtrl', capture])}"
+        rows.append(Row(f"rtrl throughput over bptt{suffix}", "value", median(b / r for r, b in pairs), "ratio", note))
+    return rows
 
 
 def measure_env(device: torch.device, sizes: Sizes) -> list[Row]:
-    """CartPole alone, with fixed random actions."""
-    B, T, _ = sizes.step
-    env = environment_class("CartPole")(B, device=device)
-    env.reset(seed=0)
-    actions = torch.randint(2, (T, B), device=device)
+    """CartPole alone, with fixed random actions: T steps as one CUDA graph."""
+    T, rows = sizes.step[1], []
+    for B in sizes.env_alone:
+        env = environment_class("CartPole")(B, device=device)
+        env.reset(seed=0)
+        actions = torch.randint(2, (T, B), device=device)
 
-    def run() -> None:
-        for action in actions:
-            env.step(action)
+        def run(env: Any = env, actions: Tensor = actions) -> None:
+            for action in actions:
+                env.step(action)
 
-    return [Row("CartPole alone", "value", B * T / seconds_of(run, device, sizes.repeats), "env steps/s", f"B={B}")]
+        captured = Captured(run, {"env": env}, device) if device.type == "cuda" else None
+        seconds = seconds_of(captured or run, device, sizes.repeats, warmup=4)
+        note = f"B={B} T={T}, {'captured' if captured and captured.graph else 'eager'}"
+        rows.append(Row("CartPole alone", "value", B * T / seconds, "env steps/s", note))
+    return rows
 
 
 def measure_end_to_end(device: torch.device, sizes: Sizes) -> list[Row]:
-    """Whole training with the size of the README."""
+    """Whole training with the size of the README, captured and not."""
     B, T, N = sizes.end_to_end
-    trainer = cartpole(device, "rtrl", B, T, N)
-    seconds = seconds_of(lambda: train_chunk(trainer), device, sizes.repeats)
-    return [Row("end to end, rtrl", "value", B * T / seconds, "env steps/s", f"CartPole, PPO, B={B} T={T} N={N}")]
+    rows = []
+    for capture, suffix in (("auto", ""), ("off", ", eager")):
+        trainer = cartpole(device, "rtrl", B, T, N, capture)
+        seconds = seconds_of(lambda t=trainer: train_chunk(t), device, sizes.repeats)  # type: ignore[misc]
+        at = f"CartPole, PPO, B={B} T={T} N={N}, {how(trainer)}"
+        rows.append(Row(f"end to end, rtrl{suffix}", "value", B * T / seconds, "env steps/s", at))
+    return rows
 
 
 def measure_per_step(device: torch.device, sizes: Sizes) -> list[Row]:
@@ -559,6 +663,9 @@ def parts(device: torch.device, backends: Sequence[str], sizes: Sizes) -> Iterat
     for name in ENVIRONMENTS:
         if name not in ADAPTERS:
             yield f"env {name}", lambda name=name: check_env(name, device, sizes)
+    yield "cartpole_step", lambda: check_cartpole(device, sizes)
+    for name in CAPTURED:
+        yield f"captured is eager, {name}", lambda name=name: check_capture(name, device, sizes)
     yield "train tmaze with rtrl", lambda: check_training(device, sizes)
     for name, measure in (
         ("diag_scan", measure_scan),
