@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import torch
@@ -51,6 +51,8 @@ class OneHotLinear(nn.Linear):
         output_size: H; the weight is [H, V].
     """
 
+    #: a cache of values computed from parameters (see `agent.runtime.capture`)
+    TRANSIENT: ClassVar[tuple[str, ...]] = ("_kept",)
     first: Tensor
 
     def __init__(self, counts: Sequence[int], output_size: int) -> None:

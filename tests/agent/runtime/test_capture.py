@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium.spaces import MultiDiscrete
 from torch import Tensor, nn
 
 import agent.cells.base
@@ -24,6 +25,7 @@ from agent.runtime.rollout import Experience
 from agent.runtime.trainer import Trainer
 from agent.strategies.base import Context, Strategy
 from envs.adapters.gymnasium import GymnasiumEnv
+from envs.base import BatchedEnv
 from envs.control.cartpole import CartPole
 from kernels import dispatch
 from kernels.rtrl import torch_backend as rtrl
@@ -78,6 +80,20 @@ PPO = {"kind": "ppo", "epochs": 2, "minibatches": 3}
 MLP = {"policy": {"encoder": {"kind": "mlp", "hidden": [5]}, "cell": {"kind": "elstm", "size": 6}}}
 POLES = {**MLP, "stream": {"tasks": tasks(POLE), "steps_per_task": 320, "task_id": "hidden"}}
 
+
+class Squares(CartPole):
+    """CartPole of which only two squares are seen: where the cart is, and where the pole."""
+
+    def spaces(self) -> Any:
+        return MultiDiscrete([3, 2]), super().spaces()[1]
+
+    def observe(self, state: Any) -> Tensor:
+        return torch.stack([state.physics[:, 0].sign().long() + 1, (state.physics[:, 2] > 0).long()], 1)
+
+    def step(self, actions: Any) -> Any:
+        return BatchedEnv.step(self, actions)
+
+
 # ---- whole runs ------------------------------------------------------------------------------------------------------
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -118,6 +134,10 @@ RUNS: dict[str, dict[str, Any]] = {
             "schedule": "drift",
             "steps_per_task": 128,
         },
+    },
+    "observations that are categories": {
+        **MLP,
+        "stream": {"tasks": tasks({"kind": f"{__name__}:Squares", "max_episode_steps": 9}), "steps_per_task": 320},
     },
     "scaled rewards": {"stream": {"tasks": [{"name": "a", "env": POLE, "reward_scale": 0.1}], "steps_per_task": 320}},
     "environments side by side": {
