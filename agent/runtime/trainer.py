@@ -118,9 +118,7 @@ class Trainer:
                     strategy.on_task_start(self.context())
         task_B = self.stream.tasks_at(self.step, self.copies)[self.workers.share(self.copies)]
         self.rollout.switch(task_B, fresh=not self.stream.smooth)
-        params = self.stream.params_at(self.step)
-        if params:
-            self.rollout.env.set_params(**params)
+        self.rollout.env.set_params(**self.stream.params_at(self.step))
 
     def context(self) -> Context:
         """What the hooks may know now."""
