@@ -202,13 +202,15 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from agent.runtime import sweep_plan
+    from agent.sweep.plan import load
 
-    plan = sweep_plan.load(options.config, options.overrides)
+    plan = load(options.config, options.overrides)
     folder: Path = options.out or Path("sweeps") / plan.sweep.name
-    from agent.runtime import report, sweep, sweep_report
+    from agent.runtime.report import console
+    from agent.sweep.report import evaluation_cells, tuning_cells
+    from agent.sweep.trials import sweep
 
-    results = sweep.sweep(plan, folder, quiet=options.quiet)
+    results = sweep(plan, folder, quiet=options.quiet)
     if results is None:
         words = ["sweep", options.config, *options.overrides, "--out", str(folder)]
         print(
@@ -216,11 +218,11 @@ def _sweep(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return STOPPED
-    out = report.console()
-    out.print(sweep_report.tuning_cells(results.tuning).rich())
+    out = console()
+    out.print(tuning_cells(results.tuning).rich())
     if results.evaluation:
         out.print()
-        out.print(sweep_report.evaluation_cells(results).rich())
+        out.print(evaluation_cells(results).rich())
     print("\n".join(results.verdict))
     print(f"watch:  {_command('tensorboard')} --logdir {folder}")
     print(f"report: {folder / 'report.html'}")
@@ -228,9 +230,10 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from agent.runtime import ledger, sweep_report
+    from agent.sweep.ledger import verify
+    from agent.sweep.report import verdict
 
-    print("\n".join(sweep_report.verdict(options.folder, ledger.verify(options.folder))))
+    print("\n".join(verdict(options.folder, verify(options.folder))))
     return 0
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from agent import config as configs
 from agent import registry
-from agent.runtime.sweep_plan import GroupConfig, SweepConfig
+from agent.sweep.plan import GroupConfig, SweepConfig
 from envs.registry import ADAPTERS, ENVIRONMENTS
 from envs.tasks import environment_class
 

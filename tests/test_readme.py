@@ -14,7 +14,7 @@ import pytest
 from agent import cli
 from agent import config as configs
 from agent.registry import REGISTRY
-from agent.runtime import sweep_plan
+from agent.sweep import plan as sweep_plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -14,10 +14,13 @@ import yaml
 from agent import cli
 from agent import config as configs
 from agent.errors import LedgerError
-from agent.runtime import run, sweep, sweep_plan, sweep_report
-from agent.runtime.ledger import Entry, Ledger, entry_hash, read_entries, verify
-from agent.runtime.sweep_plan import EVALUATION, TUNING, Plan, Trial
-from tests.agent.runtime.test_sweep import write_sweep
+from agent.runtime import run
+from agent.sweep import plan as sweep_plan
+from agent.sweep import report as sweep_report
+from agent.sweep import trials
+from agent.sweep.ledger import Entry, Ledger, entry_hash, read_entries, verify
+from agent.sweep.plan import EVALUATION, TUNING, Plan, Trial
+from tests.agent.sweep.test_sweep import write_sweep
 
 CHANGES: dict[str, Any] = {"groups": {}, "seeds": [0], "overrides": {"stream.steps_per_task": 128}}
 
@@ -51,8 +54,8 @@ def finished(plan: Plan, tuned: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The same sweep at its end."""
     folder = shutil.copytree(tuned, tmp_path_factory.mktemp("finished") / "out")
     ledger = Ledger(folder)
-    sweep.freeze(plan, ledger, ledger.rank(TUNING, plan.measure, plan.mode))
-    for trial in sweep.frozen_trials(plan, ledger):
+    trials.freeze(plan, ledger, ledger.rank(TUNING, plan.measure, plan.mode))
+    for trial in trials.frozen_trials(plan, ledger):
         do(ledger, trial)
     sweep_report.write(plan, ledger)
     ledger.close()
@@ -98,8 +101,8 @@ def test_a_metric_of_phase_two_that_was_read_before_the_freeze_is_caught(
     peeked = ledger.read(EVALUATION, second.name, plan.measure)
     assert peeked == pytest.approx(run.load_summary(second.folder(folder))["average_performance"])
     shutil.rmtree(second.folder(folder))
-    sweep.freeze(plan, ledger, ledger.rank(TUNING, plan.measure, plan.mode))
-    for trial in sweep.frozen_trials(plan, ledger):
+    trials.freeze(plan, ledger, ledger.rank(TUNING, plan.measure, plan.mode))
+    for trial in trials.frozen_trials(plan, ledger):
         do(ledger, trial)
     results = sweep_report.write(plan, ledger)
     ledger.close()
@@ -112,7 +115,7 @@ def test_a_metric_of_phase_two_that_was_read_before_the_freeze_is_caught(
 
 def test_a_second_try_of_phase_two_is_caught(plan: Plan, copy: Path) -> None:
     ledger = Ledger(copy)
-    trial = sweep.frozen_trials(plan, ledger)[0]
+    trial = trials.frozen_trials(plan, ledger)[0]
     shutil.rmtree(trial.folder(copy))
     do(ledger, trial)  # start() sees that it ran before, and says so
     ledger.close()
@@ -216,7 +219,7 @@ def test_an_interrupted_run_may_go_on_and_a_torn_line_is_no_entry(plan: Plan, co
     cut = max(i for i, line in enumerate(lines) if json.loads(line)["event"] == "end")
     path.write_text("".join(lines[:cut]) + lines[cut][:40])  # killed while it wrote the end of the last run
     ledger = Ledger(copy)
-    trial = sweep.frozen_trials(plan, ledger)[-1]
+    trial = trials.frozen_trials(plan, ledger)[-1]
     assert len(ledger.entries) == cut and ledger.status(EVALUATION, trial.name) == "running"
     ledger.start(trial)
     ledger.end(trial, "finished")

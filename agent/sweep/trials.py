@@ -22,18 +22,19 @@ import yaml
 
 from agent import config as configs
 from agent.errors import ClusterError, ConfigError, DiskError
-from agent.runtime import checkpoint, run, sweep_report
+from agent.runtime import checkpoint, run
 from agent.runtime.build import build, build_stream
 from agent.runtime.cluster import connect, ray_module
-from agent.runtime.ledger import Ledger, Standing, best, trained_tasks
 from agent.runtime.logging import Progress
 from agent.runtime.metrics import Evaluations
-from agent.runtime.sweep_plan import EVALUATION, TUNING, Plan, Range, Trial, data_of, digest
+from agent.sweep.ledger import Ledger, Standing, best, trained_tasks
+from agent.sweep.plan import EVALUATION, TUNING, Plan, Range, Trial, data_of, digest
+from agent.sweep.report import Results, write
 
 STEPS, METRIC = "env_steps", "metric"  # what a trial reports to Tune
 
 
-def sweep(plan: Plan, folder: Path, *, quiet: bool = False) -> sweep_report.Results | None:
+def sweep(plan: Plan, folder: Path, *, quiet: bool = False) -> Results | None:
     """Run the sweep in `folder`, or what is missing of it.
 
     Returns:
@@ -58,7 +59,7 @@ def sweep(plan: Plan, folder: Path, *, quiet: bool = False) -> sweep_report.Resu
                     _run_phases(Session(plan, ledger, stop, quiet))
         except KeyboardInterrupt:
             return None
-        return sweep_report.write(plan, ledger)
+        return write(plan, ledger)
 
 
 def examine(plan: Plan) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from agent import config as configs
 from agent.errors import ConfigError, DiskError, LedgerError
 from agent.runtime.metrics import Evaluations
-from agent.runtime.sweep_plan import EVALUATION, PHASE_FOLDERS, TUNING, Trial, data_of, digest
+from agent.sweep.plan import EVALUATION, PHASE_FOLDERS, TUNING, Trial, data_of, digest
 
 Entry = dict[str, Any]
 

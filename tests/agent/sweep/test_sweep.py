@@ -20,10 +20,11 @@ from scipy import stats
 
 from agent import cli
 from agent import config as configs
-from agent.runtime import run, sweep_plan
+from agent.runtime import run
 from agent.runtime.cluster import connect
-from agent.runtime.ledger import Standing, read_entries
 from agent.runtime.metrics import Evaluations
+from agent.sweep import plan as sweep_plan
+from agent.sweep.ledger import Standing, read_entries
 
 ROOT = Path(__file__).parents[3]
 
@@ -175,7 +176,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
 def test_a_wrong_sweep_is_refused_before_ray_starts(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.runtime.sweep.connect", lambda address: pytest.fail("Ray was started"))
+    monkeypatch.setattr("agent.sweep.trials.connect", lambda address: pytest.fail("Ray was started"))
     changes, words = MISTAKES[case]
     assert lifelong("sweep", write_sweep(tmp_path, **changes), "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err.splitlines()
@@ -304,7 +305,7 @@ def test_tensorboards_hparams_plugin_lists_every_run(finished: Path) -> None:
 def test_the_same_command_on_a_finished_sweep_runs_nothing(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.runtime.sweep.connect", lambda address: pytest.fail("Ray was started"))
+    monkeypatch.setattr("agent.sweep.trials.connect", lambda address: pytest.fail("Ray was started"))
     before = (finished / "ledger.jsonl").read_bytes()
     assert lifelong("sweep", finished.parent / "small.yaml", "--out", finished) == 0
     assert (finished / "ledger.jsonl").read_bytes() == before
@@ -420,7 +421,7 @@ def test_a_stopped_sweep_finishes_only_what_is_missing(number: int, cluster: Any
 
 
 def test_two_processes_cannot_run_one_sweep(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from agent.runtime.ledger import Ledger
+    from agent.sweep.ledger import Ledger
 
     copy = shutil.copytree(finished, tmp_path / "out")
     ledger = Ledger(copy)

@@ -1,0 +1,1 @@
+"""Sweeps: `plan` (config, candidates, trials), `trials` (running them on Ray Tune), `ledger` (proof), `report`."""
