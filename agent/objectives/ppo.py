@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agent.modules.heads import Distribution
-from agent.objectives.base import Mean, Metrics, Objective, explained_variance
+from agent.objectives.base import Metrics, Objective, explained_variance, standardized
 from agent.policy import Outputs
 from kernels.advantages import gae
 from replay.chunk import Chunk
@@ -63,10 +63,7 @@ class PPO(Objective):
             lam=self.lam,
         )
         if self.normalize_advantage:
-            mean = Mean(chunk.weight, self.workers)
-            center = mean.of_all(advantage)
-            deviation = mean.of_all((advantage - center).square()).sqrt()
-            advantage = (advantage - center) / (deviation + 1e-8)
+            advantage = standardized(advantage, chunk.weight, self.workers)
         return {"advantage": advantage, "target": target}
 
     def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
@@ -75,7 +72,7 @@ class PPO(Objective):
         log_ratio = log_prob - chunk.log_prob
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-        mean = Mean(chunk.weight, self.workers)
+        mean = self.mean(chunk)
         policy_loss = -mean(torch.minimum(ratio * advantage, clipped * advantage))
         value_loss = 0.5 * mean((outputs.value - target).square())
         entropy = mean(step_entropy)
