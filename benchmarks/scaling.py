@@ -174,6 +174,7 @@ def start_seconds(folder: Path) -> dict[str, float]:
         [sys.executable, "-m", "agent.cli", "run", "quickstart", "--quiet", "--out", str(folder), *shape],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,  # it says that it was stopped
     )
     timing, opened = folder / "timing.jsonl", 0.0
     while not (timing.exists() and timing.read_text().endswith("}\n")):
