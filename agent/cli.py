@@ -126,14 +126,18 @@ def _run(options: argparse.Namespace) -> int:
     config = configs.load(options.config, options.overrides)
     if options.submit:
         return _submit(options, config)
-    from agent.runtime import run
-
     folder: Path = options.out or Path("runs") / config.name / str(config.seed)
     if options.resume and (folder / "config.yaml").is_file():
-        return _finish(*run.resume(folder, options.overrides, quiet=options.quiet))
-    if options.out is None:
-        folder = run.default_folder(config)
-    return _finish(*run.start(config, folder, quiet=options.quiet))
+        return _go_on(folder, options)
+    from agent.runtime import cluster
+
+    with cluster.begun(config) as connection:  # while torch is imported
+        from agent.runtime import run
+
+        if options.out is None:
+            folder = run.default_folder(config)
+        done = run.start(config, folder, quiet=options.quiet, connection=connection)
+    return _finish(*done)
 
 
 def _submit(options: argparse.Namespace, config: configs.Config) -> int:
@@ -149,9 +153,17 @@ def _submit(options: argparse.Namespace, config: configs.Config) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     _check_run(options.folder)
-    from agent.runtime import run
+    return _go_on(options.folder, options)
 
-    return _finish(*run.resume(options.folder, options.overrides, quiet=options.quiet))
+
+def _go_on(folder: Path, options: argparse.Namespace) -> int:
+    from agent.runtime import cluster
+
+    with cluster.begun(configs.load(str((folder / "config.yaml").resolve()), options.overrides)) as connection:
+        from agent.runtime import run
+
+        done = run.resume(folder, options.overrides, quiet=options.quiet, connection=connection)
+    return _finish(*done)
 
 
 def _finish(trainer: object, finished: bool) -> int:

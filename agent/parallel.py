@@ -9,13 +9,17 @@ Every operation is collective: all workers call it, in the same order.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+#: bytes that a worker receives at most where gloo gathers what it could reduce: below it latency decides
+GATHERED = 1 << 20
 
 
 class Workers:
@@ -46,6 +50,14 @@ class Workers:
     def max_(self, tensors: Sequence[Tensor]) -> None:
         """Take the largest of every element over the workers, in place."""
 
+    def sum_ahead(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Start to add `tensor` up over the workers; what is returned waits for the sum, after other work."""
+        return lambda: tensor
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """The `tensor` of every worker, in order of rank: [N, ...]."""
+        return tensor[None]
+
     def gather(self, item: Any) -> list[Any]:
         """The `item` (small, picklable) of every worker, in order of rank."""
         return [item]
@@ -72,8 +84,8 @@ class TorchWorkers(Workers):
     def __init__(self) -> None:
         distributed = torch.distributed
         super().__init__(distributed.get_rank(), distributed.get_world_size())
-        on_host = distributed.get_backend() == "gloo"
-        self.host = distributed.group.WORLD if on_host else distributed.new_group(backend="gloo")
+        self.on_host = distributed.get_backend() == "gloo"
+        self.host = distributed.group.WORLD if self.on_host else distributed.new_group(backend="gloo")
         self.waited, self.since = 0.0, time.perf_counter()
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
@@ -91,11 +103,41 @@ class TorchWorkers(Workers):
             return
         with self._clock():
             flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-            torch.distributed.all_reduce(flat, operation)
+            if self.on_host and flat.nbytes * (self.count - 1) <= GATHERED:
+                flat = self._gathered(flat, operation)
+            else:
+                torch.distributed.all_reduce(flat, operation)
             if scale != 1.0:
                 flat *= scale
             for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+    def _gathered(self, flat: Tensor, operation: Any) -> Tensor:
+        """The reduction done by every worker itself, in order of rank: one exchange where gloo's has several rounds."""
+        parts = [torch.empty_like(flat) for _ in range(self.count)]
+        torch.distributed.all_gather(parts, flat)
+        combine = torch.maximum if operation == torch.distributed.ReduceOp.MAX else torch.add
+        return functools.reduce(combine, parts)
+
+    @torch.no_grad()
+    def sum_ahead(self, tensor: Tensor) -> Callable[[], Tensor]:
+        total = tensor.clone()
+        with self._clock():
+            work = torch.distributed.all_reduce(total, async_op=True)
+
+        def wait() -> Tensor:
+            with self._clock():
+                work.wait()
+            return total
+
+        return wait
+
+    @torch.no_grad()
+    def stack(self, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        with self._clock():
+            torch.distributed.all_gather(parts, tensor)
+        return torch.stack(parts)
 
     def gather(self, item: Any) -> list[Any]:
         with self._clock():

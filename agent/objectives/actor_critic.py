@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from agent.modules.heads import Distribution
-from agent.objectives.base import Mean, Metrics, Objective, explained_variance
+from agent.objectives.base import Metrics, Objective, explained_variance
 from agent.policy import Outputs
 from kernels.advantages import vtrace
 from replay.chunk import Chunk
@@ -60,7 +60,7 @@ class ActorCritic(Objective):
             rho_bar=self.rho_bar,
             c_bar=self.c_bar,
         )
-        mean = Mean(chunk.weight, self.workers)
+        mean = self.mean(chunk)
         policy_loss = -mean(log_prob * advantage)
         value_loss = 0.5 * mean((value - target).square())
         entropy = mean(step_entropy)

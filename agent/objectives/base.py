@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -24,23 +25,36 @@ class Mean:
     Args:
         weight: [T, B], 0 for steps that do not count.
         workers: those whose steps are meant.
+        total: sum of the weights of all workers, if it is known; else they add it up here.
     """
 
-    def __init__(self, weight: Tensor, workers: Workers = ALONE) -> None:
-        self.weight, self.workers = weight, workers
-        self.total = weight.sum()  # of a worker on average
-        workers.mean_([self.total])
-        self.total = self.total.clamp(min=1.0 / workers.count)
+    def __init__(self, weight: Tensor, workers: Workers = ALONE, total: Tensor | None = None) -> None:
+        if total is None:
+            total = workers.sum_ahead(weight.sum())()
+        self.weight = weight
+        self.total = (total / workers.count if workers.count > 1 else total).clamp(min=1.0 / workers.count)
 
     def __call__(self, x: Tensor) -> Tensor:
         """This worker's part of the mean of `x` [T, B], a scalar."""
         return (x * self.weight).sum() / self.total
 
-    def of_all(self, x: Tensor) -> Tensor:
-        """The mean of `x` over all workers, a scalar without gradient."""
-        part = self(x).detach()
-        self.workers.mean_([part])
-        return part
+
+def standardized(x: Tensor, weight: Tensor, workers: Workers = ALONE) -> Tensor:
+    """`x` [T, B] with mean 0 and standard deviation 1 over the steps of all workers that count.
+
+    One message: every worker's weight, mean and sum of squared deviations, combined as in Chan, Golub & LeVeque (1983),
+    eq. 2.1, which cancels nothing.
+    """
+    own = weight.sum()
+    mean = (x * weight).sum() / own.clamp(min=1.0)
+    squares = ((x - mean).square() * weight).sum()
+    if workers.count == 1:
+        return (x - mean) / ((squares / own.clamp(min=1.0)).sqrt() + 1e-8)
+    weight_N, mean_N, squares_N = workers.stack(torch.stack([own, mean, squares]).double()).unbind(1)
+    total = weight_N.sum().clamp(min=1.0)
+    center = (weight_N * mean_N).sum() / total
+    variance = (squares_N + weight_N * (mean_N - center).square()).sum() / total
+    return (x - center.to(x.dtype)) / (variance.to(x.dtype).sqrt() + 1e-8)
 
 
 class Objective:
@@ -61,6 +75,32 @@ class Objective:
 
     def __init__(self, distribution: Distribution) -> None:
         self.distribution = distribution
+        self._counted: tuple[Tensor, int, Callable[[], Tensor]] | None = None  # weights, live, their sums
+
+    def weight(self, chunk: Chunk) -> Tensor:
+        """[T, B]: how much each step counts."""
+        return chunk.weight
+
+    def count(self, chunk: Chunk, live: int) -> None:
+        """Start to add up the weights of all workers for the means over `chunk`; the forward pass hides the message.
+
+        Copies from index `live` on are replayed. A collective operation.
+        """
+        if self.workers.count > 1:
+            weight = self.weight(chunk)
+            totals = torch.stack([weight[:, :live].sum(), weight[:, live:].sum()])
+            self._counted = chunk.weight, live, self.workers.sum_ahead(totals)
+
+    def mean(self, chunk: Chunk, first: int = 0) -> Mean:
+        """Means over the steps of `chunk` that count, from copy `first` on: 0, or where the replayed copies begin.
+
+        A collective operation, unless `count` announced the chunk.
+        """
+        weight = self.weight(chunk)[:, first:]
+        if self._counted is None or self._counted[0] is not chunk.weight or first not in (0, self._counted[1]):
+            return Mean(weight, self.workers)
+        totals = self._counted[2]()
+        return Mean(weight, self.workers, totals.sum() if first == 0 else totals[1])
 
     def prepare(self, chunk: Chunk) -> dict[str, Tensor]:
         """Tensors [T, B] that are computed once a chunk, before its first epoch (advantages)."""

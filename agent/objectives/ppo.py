@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from agent.modules.heads import Distribution
-from agent.objectives.base import Mean, Metrics, Objective
+from agent.objectives.base import Metrics, Objective, standardized
 from agent.policy import Outputs
 from kernels.advantages import gae
 from kernels.ppo_loss import ppo_loss
@@ -63,10 +63,7 @@ class PPO(Objective):
             lam=self.lam,
         )
         if self.normalize_advantage:
-            mean = Mean(chunk.weight, self.workers)
-            center = mean.of_all(advantage)
-            deviation = mean.of_all((advantage - center).square()).sqrt()
-            advantage = (advantage - center) / (deviation + 1e-8)
+            advantage = standardized(advantage, chunk.weight, self.workers)
         return {"advantage": advantage, "target": target}
 
     def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
@@ -79,7 +76,7 @@ class PPO(Objective):
             prepared["advantage"],
             prepared["target"],
             chunk.weight,
-            Mean(chunk.weight, self.workers).total,
+            self.mean(chunk).total,
             clip=self.clip,
             value_weight=self.value_weight,
             entropy_weight=self.entropy_weight,

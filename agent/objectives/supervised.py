@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agent.modules.heads import Categorical, Distribution, Gaussian
-from agent.objectives.base import Mean, Metrics, Objective
+from agent.objectives.base import Metrics, Objective
 from agent.policy import Outputs
 from replay.chunk import Chunk
 
@@ -28,13 +28,15 @@ class Supervised(Objective):
         if not isinstance(distribution, (Categorical, Gaussian)):
             raise ValueError("supervised needs a Discrete or Box action space")
 
+    def weight(self, chunk: Chunk) -> Tensor:
+        return chunk.weight * chunk.target_mask.to(chunk.weight.dtype)
+
     def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
-        weight = chunk.weight * chunk.target_mask.to(chunk.weight.dtype)
-        mean = Mean(weight, self.workers)
+        mean = self.mean(chunk)
         metrics = {}
         if isinstance(self.distribution, Categorical):
             error = -self.distribution.log_prob(outputs.policy, chunk.target)
-            hit = (outputs.policy.argmax(-1) == chunk.target).to(weight.dtype)
+            hit = (outputs.policy.argmax(-1) == chunk.target).to(mean.weight.dtype)
             metrics["accuracy"] = mean(hit)
         else:
             prediction = self.distribution.mode(outputs.policy)

@@ -43,6 +43,12 @@ STOP_PATIENCE = 120.0
 PREEMPTION_POLL = 5.0
 #: seconds after which a collective operation gives up on a peer that is silent but not known to be dead
 COLLECTIVE_TIMEOUT = 1800
+#: environment variables for the processes of an own cluster
+OWN_CLUSTER = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",  # processes are started when they are needed
+    "RAY_worker_maximum_startup_concurrency": "8",  # and as many at a time
+}
 
 
 # ---- the connection --------------------------------------------------------------------------------------------------
@@ -107,6 +113,9 @@ def connect(address: str = "") -> Iterator[Any]:
     host, _, port = where.rpartition(":")
     if host:
         knock(host.strip("[]"), int(port), where)
+    if where == "local":
+        for name, value in OWN_CLUSTER.items():
+            os.environ.setdefault(name, value)
     try:
         ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -118,12 +127,88 @@ def connect(address: str = "") -> Iterator[Any]:
         ray.shutdown()
 
 
+class Connection(threading.Thread):
+    """A connection to a cluster, made in a thread while the caller imports torch and builds the plan.
+
+    The thread lives as long as the connection, because what Ray starts ends with the thread that started it.
+
+    Args:
+        address: see `connect`.
+
+    Attributes:
+        ray: the package; connected after `wait`.
+        own: whether the cluster is started here, and ends with the connection.
+        began: when, in seconds since the epoch.
+
+    Raises:
+        ConfigError: Ray is not installed, or the address has another form than local, auto or host:port.
+    """
+
+    def __init__(self, address: str = "") -> None:
+        super().__init__(daemon=True)
+        self.began = time.time()
+        self.ray, self.address = ray_module(), address
+        self.own = not self.ray.is_initialized() and resolve_address(address) == "local"
+        self.error: Exception | None = None
+        self.decided, self.over = threading.Event(), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Connect, and disconnect after `close`."""
+        try:
+            with connect(self.address):
+                self.decided.set()
+                self.over.wait()
+        except Exception as error:  # raised again by `wait`
+            self.error = error
+        finally:
+            self.decided.set()
+
+    def wait(self) -> None:
+        """Wait until it is made.
+
+        Raises:
+            ClusterError: the cluster cannot be reached.
+        """
+        self.decided.wait()
+        if self.error is not None:
+            raise self.error
+
+    def close(self) -> None:
+        """Leave the cluster, and end it if it is an own one; once more does nothing."""
+        self.over.set()
+        self.join()
+
+
+def needed(config: Config) -> bool:
+    """Whether Ray Train's workers do the learning. Environment runners feed a learner in this process."""
+    return config.runtime.backend == "ray" and not config.runtime.env_runners
+
+
+@contextmanager
+def begun(config: Config) -> Iterator[Connection | None]:
+    """A connection that is being made if the run of `config` needs one; it is closed at the end."""
+    if not needed(config):
+        yield None
+        return
+    connection = Connection(config.runtime.address)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
 # ---- preflight -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def ready(config: Config, folder: Path) -> Iterator[None]:
+def ready(config: Config, folder: Path, connection: Connection | None = None) -> Iterator[Connection]:
     """A connection to a cluster that can do the run in `folder`; everything is looked at before anything is started.
+
+    Args:
+        config: of the run.
+        folder: run folder.
+        connection: made, or being made, by the caller.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -131,10 +216,16 @@ def ready(config: Config, folder: Path) -> Iterator[None]:
             version; one sentence.
         DiskError: the folder cannot be written from here.
     """
-    with connect(config.runtime.address) as ray:
-        check_resources(ray, config)
-        check_nodes(ray, folder)
-        yield
+    connection = connection or Connection(config.runtime.address)
+    try:
+        import ray.train.torch  # noqa: F401  (takes a second, in which the connection is made)
+
+        connection.wait()
+        check_resources(connection.ray, config)
+        check_nodes(connection.ray, folder)
+        yield connection
+    finally:
+        connection.close()
 
 
 def worker_resources(ray: Any, config: Config) -> dict[str, float]:
@@ -284,8 +375,8 @@ class Board:
 # ---- the driver ------------------------------------------------------------------------------------------------------
 
 
-def fit(trainer: Trainer, progress: Progress, stop: Callable[[], bool]) -> bool:
-    """Have Ray Train do the run that `trainer` is the plan of; needs a connection (see `ready`).
+def fit(trainer: Trainer, progress: Progress, stop: Callable[[], bool], connection: Connection) -> bool:
+    """Have Ray Train do the run that `trainer` is the plan of, over the connection of `ready`.
 
     Returns:
         True at the end of the stream; False if `stop()` asked to stop (a checkpoint has been saved).
@@ -294,9 +385,9 @@ def fit(trainer: Trainer, progress: Progress, stop: Callable[[], bool]) -> bool:
         ClusterError: workers failed more often than runtime.max_failures, or do not answer.
         ConfigError, CheckpointError, DiskError: what a worker raised.
     """
-    ray = ray_module()
+    ray = connection.ray
     board = _start_board(ray)
-    group = _Group(ray, trainer, board)
+    group = _Group(connection, trainer, board)
     last_sign = time.monotonic()
     news = News()
     while group.is_alive():
@@ -328,21 +419,25 @@ def _start_board(ray: Any) -> Any:
 class _Group(threading.Thread):
     """`TorchTrainer.fit` in a thread, so that the driver can go on showing progress and listening to signals."""
 
-    def __init__(self, ray: Any, trainer: Trainer, board: Any) -> None:
+    def __init__(self, connection: Connection, trainer: Trainer, board: Any) -> None:
         super().__init__(daemon=True)
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        from agent.runtime.own_cluster import OwnClusterTrainer
+
         config, folder = trainer.config, trainer.record.folder.resolve()
-        resources = worker_resources(ray, config)
+        resources = worker_resources(connection.ray, config)
         self.error: ClusterError | None = None
-        self.trainer = TorchTrainer(
+        self.trainer = (OwnClusterTrainer if connection.own else TorchTrainer)(
             work,
             train_loop_config={
                 "config": configs.to_dict(config),
                 "folder": str(folder),
                 "device": "cuda" if "GPU" in resources else "cpu",
                 "board": board,
+                "began": connection.began,
+                "submitted": time.time(),
             },
             torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT),
             scaling_config=ScalingConfig(
@@ -378,7 +473,7 @@ def work(settings: dict[str, Any]) -> None:
     from agent.parallel import TorchWorkers
     from agent.runtime import run
 
-    board = settings["board"]
+    board, entered = settings["board"], time.time()
     workers = TorchWorkers()
     news = ray.get(board.start.remote() if workers.rank == 0 else board.read.remote())
     if workers.lead(news.failure is not None):
@@ -387,15 +482,32 @@ def work(settings: dict[str, Any]) -> None:
     config.runtime.device = settings["device"]
     try:
         trainer, offset = run.reopen(config, Path(settings["folder"]), workers)
+        start = (
+            start_seconds(settings["began"], settings["submitted"], entered, time.time()) if news.starts == 1 else {}
+        )
         reporter = Reporter(board, trainer)
         finished = run.train(
-            trainer, offset, reporter, Orders(reporter, trainer), lambda *where: ClusterLog(news.starts - 1, *where)
+            trainer,
+            offset,
+            reporter,
+            Orders(reporter, trainer),
+            lambda *where: ClusterLog(news.starts - 1, start, *where),
         )
     except (ConfigError, CheckpointError, DiskError) as error:
         ray.get(board.update.remote(failure=type(error)(str(error))))
         raise
     if workers.rank == 0:
         ray.get(board.update.remote(step=trainer.step, finished=finished))
+
+
+def start_seconds(began: float, submitted: float, entered: float, opened: float) -> dict[str, float]:
+    """Seconds of a start and its parts: until Ray Train has the run, until workers run, until they have opened it."""
+    return {
+        "cluster/start_seconds": opened - began,
+        "cluster/start_driver_seconds": submitted - began,
+        "cluster/start_workers_seconds": entered - submitted,
+        "cluster/start_open_seconds": opened - entered,
+    }
 
 
 class Reporter(Progress):
@@ -419,26 +531,34 @@ class Reporter(Progress):
 class Orders:
     """What to do after a chunk, decided by rank 0 and the same on all workers.
 
-    Besides the driver's wish to stop there is Ray's warning that a node will be taken away: it saves a checkpoint once,
-    and training goes on until Ray starts the workers again elsewhere.
+    The workers ask together about every `POLL` seconds, not after every chunk: rank 0 says with every order how many
+    chunks later the next one comes. Besides the driver's wish to stop there is Ray's warning that a node will be taken
+    away: it saves a checkpoint once, and training goes on until Ray starts the workers again elsewhere.
     """
 
     QUESTION = 3  # all workers ask Ray together; the other numbers are orders
 
     def __init__(self, reporter: Reporter, trainer: Trainer) -> None:
         self.reporter, self.workers = reporter, trainer.workers
-        self.asked = time.monotonic()
+        self.polled = self.asked = time.monotonic()
+        self.pause = self.left = 1  # chunks between two orders, and until the next
         self.leaving: list[str] = []
 
     def __call__(self) -> Order:
         """The order; a collective operation."""
         from agent.runtime.trainer import Order
 
+        self.left -= 1
+        if self.left:
+            return Order.GO_ON
+        now = time.monotonic()
+        chunk_seconds, self.asked = (now - self.asked) / self.pause, now
         wish = int(Order.STOP) if self.reporter.stop else int(Order.GO_ON)
-        if not wish and time.monotonic() - self.asked > PREEMPTION_POLL:
-            self.asked = time.monotonic()
+        if not wish and now - self.polled > PREEMPTION_POLL:
+            self.polled = now
             wish = self.QUESTION
-        wish = self.workers.lead(wish)
+        self.pause, wish = divmod(self.workers.lead(4 * min(2 * self.pause, 1 + int(POLL / chunk_seconds)) + wish), 4)
+        self.left = self.pause
         if wish != self.QUESTION:
             return Order(wish)
         return Order.SAVE if self._node_leaves() else Order.GO_ON
@@ -457,16 +577,16 @@ class Orders:
 class ClusterLog(RunLog):
     """The log of a Ray run: what depends on the clock has the cluster's figures with it."""
 
-    def __init__(self, restarts: int, folder: Path, offset: int, step: int) -> None:
+    def __init__(self, restarts: int, start: dict[str, float], folder: Path, offset: int, step: int) -> None:
         super().__init__(folder, offset, step)
-        self.restarts = restarts
+        self.restarts, self.start = restarts, start
 
     def clock(self, step: int, scalars: dict[str, float]) -> None:
-        """Add how often the workers were started again, and what the object stores hold."""
+        """Add how often the workers were started again, what the object stores hold, and once what the start took."""
         import ray
 
         total, free = ray.cluster_resources(), ray.available_resources()
         used = total.get("object_store_memory", 0.0) - free.get("object_store_memory", 0.0)
-        super().clock(
-            step, {**scalars, "cluster/restarts": float(self.restarts), "cluster/object_store_bytes": max(used, 0.0)}
-        )
+        figures = {"cluster/restarts": float(self.restarts), "cluster/object_store_bytes": max(used, 0.0), **self.start}
+        super().clock(step, {**scalars, **figures})
+        self.start = {}

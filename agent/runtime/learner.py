@@ -110,6 +110,7 @@ class Learner:
         live = batch.copies
         for strategy in self.batch_hooks:
             batch = strategy.transform_batch(ctx, batch)
+        self.objective.count(batch, live)
         rows = index if copies is None else copies if index is None else copies[index]  # of the carry
         state = self.engine.attach(batch.state[:live], rows)
         if batch.copies > live:  # replayed sequences start from their stored state and have no carry

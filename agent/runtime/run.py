@@ -16,8 +16,9 @@ from agent import config as configs
 from agent.config import Config
 from agent.errors import CheckpointError, ConfigError, DiskError
 from agent.parallel import ALONE, Workers
-from agent.runtime import checkpoint
+from agent.runtime import checkpoint, cluster
 from agent.runtime.build import build
+from agent.runtime.cluster import Connection
 from agent.runtime.logging import NoLog, Progress, RunLog, write_json
 from agent.runtime.machine import machine
 from agent.runtime.metrics import Evaluations, average_performance, backward_transfer, final, forgetting, learned
@@ -39,9 +40,16 @@ Listener = Callable[[int, Evaluations], None]
 
 
 def start(
-    config: Config, folder: Path, *, quiet: bool = False, on_evaluation: Listener | None = None
+    config: Config,
+    folder: Path,
+    *,
+    quiet: bool = False,
+    on_evaluation: Listener | None = None,
+    connection: Connection | None = None,
 ) -> tuple[Trainer, bool]:
     """Start a run in the new folder `folder`; `(trainer, True at the end of the stream)`.
+
+    A run on Ray uses `connection` if it is given, and closes it.
 
     Raises:
         ConfigError: the folder holds a run already, or the config is impossible.
@@ -51,7 +59,7 @@ def start(
     if (folder / "config.yaml").exists():
         raise ConfigError(f"{folder} already holds a run; use `lifelong resume {folder}`, --resume, or another --out")
     trainer = build(config, folder, _planned(config))
-    with _backend(trainer):
+    with _backend(trainer, connection) as backend:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(configs.to_yaml(config))
@@ -59,13 +67,20 @@ def start(
             raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
         if not quiet:
             print(f"run folder {folder}", file=sys.stderr)
-        return trainer, _train(trainer, quiet=quiet, on_evaluation=on_evaluation)
+        return trainer, _train(trainer, 0, backend, quiet, on_evaluation)
 
 
 def resume(
-    folder: Path, assignments: Sequence[str] = (), *, quiet: bool = False, on_evaluation: Listener | None = None
+    folder: Path,
+    assignments: Sequence[str] = (),
+    *,
+    quiet: bool = False,
+    on_evaluation: Listener | None = None,
+    connection: Connection | None = None,
 ) -> tuple[Trainer, bool]:
     """Go on with the run in `folder` from its newest good checkpoint, with overrides if any.
+
+    A run on Ray uses `connection` if it is given, and closes it.
 
     Raises:
         CheckpointError: no run there, no usable checkpoint, or one that does not fit the overrides.
@@ -73,17 +88,12 @@ def resume(
     """
     config = load_config(folder, assignments)
     trainer, offset = reopen(config, folder, _planned(config))
-    with _backend(trainer):
+    with _backend(trainer, connection) as backend:
         if assignments:
             (folder / "config.yaml").write_text(configs.to_yaml(config))
         if not trainer.rollout.env.exact_state:
             print("note: this environment cannot save its state; fresh episodes start where the run goes on")
-        return trainer, _train(trainer, offset, quiet=quiet, on_evaluation=on_evaluation)
-
-
-def _on_workers(config: Config) -> bool:
-    """Whether Ray Train's workers do the learning. Environment runners feed a learner in this process."""
-    return config.runtime.backend == "ray" and not config.runtime.env_runners
+        return trainer, _train(trainer, offset, backend, quiet, on_evaluation)
 
 
 def _planned(config: Config) -> Workers:
@@ -91,13 +101,11 @@ def _planned(config: Config) -> Workers:
     return Workers(0, config.runtime.workers)
 
 
-def _backend(trainer: Trainer) -> AbstractContextManager[None]:
+def _backend(trainer: Trainer, connection: Connection | None) -> AbstractContextManager[Connection | None]:
     """What must run while the trainer does: environment runners, a cluster for the workers, or nothing."""
-    if not _on_workers(trainer.config):
-        return trainer.rollout.running()
-    from agent.runtime import cluster
-
-    return cluster.ready(trainer.config, trainer.record.folder)
+    if cluster.needed(trainer.config):
+        return cluster.ready(trainer.config, trainer.record.folder, connection)
+    return trainer.rollout.running()
 
 
 def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
@@ -145,17 +153,17 @@ def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
     return trainer
 
 
-def _train(trainer: Trainer, offset: int = 0, *, quiet: bool, on_evaluation: Listener | None) -> bool:
+def _train(
+    trainer: Trainer, offset: int, backend: Connection | None, quiet: bool, on_evaluation: Listener | None
+) -> bool:
     if on_evaluation is not None:
         trainer.on_evaluation = on_evaluation
     progress = Progress(trainer.stream.total_steps, trainer.step, quiet)
     try:
         with stop_signals() as stop:
-            if not _on_workers(trainer.config):
+            if backend is None:
                 return train(trainer, offset, progress, stop)
-            from agent.runtime import cluster
-
-            return cluster.fit(trainer, progress, stop)
+            return cluster.fit(trainer, progress, stop, backend)
     finally:
         progress.close()
 

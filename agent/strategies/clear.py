@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from agent.errors import choice
-from agent.objectives.base import Mean
 from agent.policy import Outputs
 from agent.runtime.rollout import Experience
 from agent.strategies.base import Context, Strategy
@@ -79,10 +78,7 @@ class CLEAR(Strategy):
     def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
         if chunk.copies == live:
             return None
-        weight = chunk.weight[:, live:]
-        if ctx.objective.needs_target:
-            weight = weight * chunk.target_mask[:, live:]
-        mean = Mean(weight, ctx.workers)
+        mean = ctx.objective.mean(chunk, live)
         kl = mean(ctx.policy.distribution.kl(chunk.policy[:, live:], outputs.policy[:, live:]))
         value = mean((outputs.value[:, live:] - chunk.value[:, live:]).square())
         self.metrics |= {"cloning_kl": kl.detach(), "cloning_value": value.detach()}

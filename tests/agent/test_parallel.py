@@ -13,7 +13,9 @@ from torch import Tensor
 
 from agent import registry
 from agent.errors import CheckpointError, ConfigError, DiskError
-from agent.parallel import ALONE, TorchWorkers, Workers
+from agent.objectives.actor_critic import ActorCritic
+from agent.objectives.base import standardized
+from agent.parallel import ALONE, GATHERED, TorchWorkers, Workers
 from agent.runtime import checkpoint
 from agent.runtime.build import build
 from agent.runtime.learner import Learner
@@ -40,6 +42,7 @@ def test_alone_every_operation_returns_what_it_got() -> None:
         operation([x])
     assert x.tolist() == [1.0, 2.0]
     assert ALONE.gather("me") == ["me"] and ALONE.lead(7) == 7
+    assert ALONE.sum_ahead(x)().tolist() == [1.0, 2.0] and ALONE.stack(x).tolist() == [[1.0, 2.0]]
     assert list(range(8))[ALONE.share(8)] == list(range(8)) and ALONE.owns(3)
 
 
@@ -62,6 +65,8 @@ def operations(workers: TorchWorkers, folder: Path) -> dict[str, Any]:
         "mean": mean.tolist(),
         "sum": total.tolist(),
         "max": largest.tolist(),
+        "sum_ahead": workers.sum_ahead(a)().tolist(),
+        "stack": workers.stack(a).tolist(),
         "gather": workers.gather({"rank": r}),
         "lead": workers.lead(10 + r),
         "speed": sorted(workers.speed(100)),
@@ -72,8 +77,80 @@ def test_workers_average_add_and_tell_each_other(group: dict[str, list[Any]]) ->
     first, second = group["operations"]
     assert first == second
     assert first["mean"] == [1.5, 15.0] and first["sum"] == [[6, 5]] and first["max"] == [[-3, 0]]
+    assert first["sum_ahead"] == [3.0, 30.0] and first["stack"] == [[1.0, 10.0], [2.0, 20.0]]
     assert first["gather"] == [{"rank": 0}, {"rank": 1}] and first["lead"] == 10
     assert "speed/worker_1/waiting" in first["speed"]
+
+
+def reductions(workers: TorchWorkers, folder: Path) -> list[Tensor]:
+    """Sums, means and largest elements of tensors that are exchanged in one step, and of tensors that are not."""
+    results = []
+    for size in (3, GATHERED):
+        x = torch.sin(torch.arange(size) * (workers.rank + 1.0))
+        for operation in (workers.sum_, workers.mean_, workers.max_):
+            y = x.clone()
+            operation([y[:2], y[2:]])
+            results.append(y[:1000])
+    return results
+
+
+def test_short_and_long_tensors_are_reduced_alike(group: dict[str, list[Any]]) -> None:
+    first, second = group["reductions"]
+    short, long = first[:3], first[3:]
+    for a, b in zip(first, second, strict=True):
+        assert_identical({"x": a}, {"x": b})
+    for a, b in zip(short, long, strict=True):
+        assert_identical({"x": a}, {"x": b[:3]})
+    x, y = (torch.sin(torch.arange(3) * k) for k in (1.0, 2.0))
+    torch.testing.assert_close(short, [x + y, (x + y) / 2, torch.maximum(x, y)])
+
+
+class Twin(Workers):
+    """One of two workers with the same data; remembers what it asked the other."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2)
+        self.asked: list[Tensor] = []
+
+    def sum_ahead(self, tensor: Tensor) -> Any:
+        self.asked.append(tensor)
+        return lambda: 2 * tensor
+
+
+def test_one_message_counts_the_live_and_the_replayed_steps_of_a_minibatch() -> None:
+    policy = make_policy(size=6, seed=1)
+    chunk = random_chunk(policy, T, B, seed=0)
+    chunk.weight[0, :3] = chunk.weight[:2, -1] = 0.0
+    objective, twin = ActorCritic(policy.distribution), Twin()
+    objective.workers = twin
+    x = torch.randn(T, B, generator=torch.Generator().manual_seed(0))
+    live = B - 2
+    objective.count(chunk, live)
+    announced = objective.mean(chunk)(x), objective.mean(chunk, live)(x[:, live:])
+    assert len(twin.asked) == 1 and twin.asked[0].tolist() == [T * live - 3, T * 2 - 2]
+    other = dataclasses.replace(chunk, weight=chunk.weight.clone())
+    asked = objective.mean(other)(x), objective.mean(other, live)(x[:, live:])
+    assert len(twin.asked) == 3  # a chunk that was not announced
+    weight = chunk.weight
+    expected = (x * weight).sum() / weight.sum(), (x * weight)[:, live:].sum() / weight[:, live:].sum()
+    torch.testing.assert_close(announced, expected)
+    assert torch.equal(torch.stack(announced), torch.stack(asked))
+
+
+def standardize(workers: Workers, folder: Path = Path()) -> Tensor:
+    """Numbers far from 0, most of which do not count on the second worker."""
+    x = 1e3 + torch.randn(T, B, generator=torch.Generator().manual_seed(3))
+    weight = torch.ones(T, B)
+    weight[1:, B // 2 :] = 0.0
+    part = workers.share(B)
+    return standardized(x[:, part], weight[:, part], workers)
+
+
+def test_two_workers_standardize_as_one_does_with_all_steps(group: dict[str, list[Any]]) -> None:
+    halves, whole = torch.cat(group["standardize"], 1), standardize(ALONE)
+    torch.testing.assert_close(halves, whole, rtol=0, atol=3e-4)  # x itself is rounded by 6e-5
+    counted = torch.cat([whole[:, : B // 2].flatten(), whole[0, B // 2 :]])
+    assert abs(float(counted.mean())) < 1e-3 and abs(float(counted.std(correction=0)) - 1) < 1e-3
 
 
 # ---- the learner: two halves are one whole ---------------------------------------------------------------------------
@@ -325,6 +402,8 @@ def save_twice(workers: TorchWorkers, folder: Path) -> list[str]:
 
 WORKS = {
     "operations": operations,
+    "reductions": reductions,
+    "standardize": standardize,
     "learn": learn_all,
     "consolidated": consolidated,
     "train": train_all,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ import torch
 from agent import config as configs
 from agent.cli import main
 from agent.errors import ClusterError, ConfigError
-from agent.parallel import TorchWorkers
+from agent.parallel import TorchWorkers, Workers
 from agent.runtime import checkpoint, cluster, run
 from agent.runtime.logging import Progress
 from agent.runtime.trainer import Order
@@ -278,6 +279,9 @@ def test_a_killed_worker_costs_nothing_but_time(config: Path, whole: Path, tmp_p
     folder = tmp_path / "run"
     command, starting, at = start(folder, "run", config, "--out", folder)
     victim = command.wait_for(lambda: train_workers(command.pid))[-1]
+    actors = {p.command.split("::")[1].split()[0] for p in below(command.pid) if p.command.startswith("ray::")}
+    assert not {"PlacementGroupCleaner", "PreemptionWatcher", "DatasetManager"} & actors
+    assert not any("Autoscaling" in name for name in actors)  # nothing that serves clusters that live on
     victim.kill()
     resumed_in_time(command, folder, at, starting, time.monotonic())
     output = command.finish()
@@ -285,6 +289,9 @@ def test_a_killed_worker_costs_nothing_but_time(config: Path, whole: Path, tmp_p
     assert_same_run(folder, whole)
     timing = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     assert timing[-1]["cluster/restarts"] == 1
+    parts = [timing[0][f"cluster/start_{part}_seconds"] for part in ("driver", "workers", "open")]
+    assert sum(parts) == pytest.approx(timing[0]["cluster/start_seconds"], abs=1e-3) and min(parts) > 0
+    assert not any("start_seconds" in name for line in timing[1:] for name in line)
     assert {"speed/worker_0/env_steps_per_second", "speed/worker_1/waiting"} <= timing[-1].keys()
 
 
@@ -407,6 +414,55 @@ def test_workers_that_die_too_often_end_the_run_with_a_sentence(config: Path, tm
     command.wait_for(lambda: train_workers(command.pid))[0].kill()
     output = command.finish(1)
     assert "lifelong: the workers failed" in output and "Traceback" not in output
+
+
+def test_workers_ask_for_orders_together_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers whose clocks differ: the first one's decides, for both."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    said: list[int] = []
+
+    class First(Workers):
+        def lead(self, number: int) -> int:
+            said.append(number)
+            return number
+
+    class Second(Workers):
+        def lead(self, number: int) -> int:
+            return said.pop()
+
+    reporter = SimpleNamespace(stop=False)
+    first, second = (
+        cluster.Orders(reporter, SimpleNamespace(workers=workers))  # type: ignore[arg-type]
+        for workers in (First(0, 2), Second(1, 2))
+    )
+    messages = stopped = 0
+    for chunk in range(400):
+        clock[0] += 0.01
+        reporter.stop = chunk >= 300
+        order = first()
+        messages += len(said)
+        clock[0] += 0.003
+        assert second() == order
+        if order == Order.STOP:
+            stopped = chunk
+            break
+    assert 300 <= stopped <= 300 + 2 * cluster.POLL / 0.013
+    assert messages <= 8 + 300 * 0.013 / cluster.POLL
+
+
+def test_a_mistake_that_is_found_while_ray_starts_is_the_answer(config: Path, tmp_path: Path) -> None:
+    command = Command("run", config, "--out", tmp_path / "run", "rollout.copies=7")
+    output = command.finish(2)
+    assert "rollout.copies is 7" in output and "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_is_stopped_leaves_no_process(config: Path, tmp_path: Path) -> None:
+    command = Command("run", config, "--out", tmp_path / "run")
+    command.wait_for(lambda: any("raylet" in p.command for p in below(command.pid)))
+    command.process.send_signal(signal.SIGTERM)
+    command.finish(-signal.SIGTERM)
 
 
 # ---- preflight -------------------------------------------------------------------------------------------------------
