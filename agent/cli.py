@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that `kind: my_module:MyClass` finds a module beside the config
+    with ExitStack() as closing:  # it ends Ray, which takes seconds, after a mistake has been told
+        return _main(arguments, closing)
+
+
+def _main(arguments: Sequence[str] | None, closing: ExitStack) -> int:
     try:
         options, rest = parser().parse_known_args(arguments)
         takes_overrides = hasattr(options, "overrides")
@@ -107,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command is None:
             parser().print_help()
             return 2
+        options.closing = closing
         return int(COMMANDS[options.command](options))
     except (ConfigError, CheckpointError, EnvError) as error:
         print(f"lifelong: {error}", file=sys.stderr)
@@ -131,13 +138,12 @@ def _run(options: argparse.Namespace) -> int:
         return _go_on(folder, options)
     from agent.runtime import cluster
 
-    with cluster.begun(config) as connection:  # while torch is imported
-        from agent.runtime import run
+    connection = options.closing.enter_context(cluster.begun(config))  # while torch is imported
+    from agent.runtime import run
 
-        if options.out is None:
-            folder = run.default_folder(config)
-        done = run.start(config, folder, quiet=options.quiet, connection=connection)
-    return _finish(*done)
+    if options.out is None:
+        folder = run.default_folder(config)
+    return _finish(*run.start(config, folder, quiet=options.quiet, connection=connection))
 
 
 def _submit(options: argparse.Namespace, config: configs.Config) -> int:
@@ -159,11 +165,11 @@ def _resume(options: argparse.Namespace) -> int:
 def _go_on(folder: Path, options: argparse.Namespace) -> int:
     from agent.runtime import cluster
 
-    with cluster.begun(configs.load(str((folder / "config.yaml").resolve()), options.overrides)) as connection:
-        from agent.runtime import run
+    config = configs.load(str((folder / "config.yaml").resolve()), options.overrides)
+    connection = options.closing.enter_context(cluster.begun(config))
+    from agent.runtime import run
 
-        done = run.resume(folder, options.overrides, quiet=options.quiet, connection=connection)
-    return _finish(*done)
+    return _finish(*run.resume(folder, options.overrides, quiet=options.quiet, connection=connection))
 
 
 def _finish(trainer: object, finished: bool) -> int:
