@@ -36,6 +36,8 @@ THREADS = 2
 ROUNDS = 5
 SHARED = {"shared_lstm": True, "enable_critic_lstm": False}
 CHUNKS = 12  # chunks a round, after as many of warm-up
+ALIKE = 30  # chunks that take us about as long as one takes sb3-contrib: a short turn after a long one would start cold
+SECONDS = 2.5  # at least, of a comparison with it
 
 
 def lifelong(gradient: str, env: str, copies: int, steps: int) -> Callable[[int], None]:
@@ -64,15 +66,11 @@ def lifelong(gradient: str, env: str, copies: int, steps: int) -> Callable[[int]
     return train
 
 
-def stable_baselines(shared: bool, steps: int) -> Callable[[int], None]:
-    """The same with sb3-contrib's RecurrentPPO: 64 environments in one process, one epoch, one minibatch.
-
-    Its defaults are an LSTM for the actor, another for the critic, and two layers of 64 behind each. With `shared` it
-    has what our policy has: one recurrent layer that reads the observation, and linear heads. It trains in a process of
-    its own, as it would for its users: our allocator settings hold for a whole process.
-    """
+def in_process(make: Callable[..., Callable[[int], None]], *arguments: Any) -> Callable[[int], None]:
+    """What `make(*arguments)` returns, but in a process of its own, as it runs for its users: allocator settings, threads
+    and what else is alive hold for a whole process."""
     here, there = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, shared, steps), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, make, arguments), daemon=True)
     process.start()
 
     def train(chunks: int) -> None:
@@ -82,8 +80,23 @@ def stable_baselines(shared: bool, steps: int) -> Callable[[int], None]:
     return train
 
 
-def _serve(connection: Connection, shared: bool, steps: int) -> None:
+def _serve(connection: Connection, make: Callable[..., Callable[[int], None]], arguments: tuple[Any, ...]) -> None:
     """Train for as many chunks as are asked for, again and again."""
+    train = make(*arguments)
+    torch.set_num_threads(THREADS)
+    with contextlib.suppress(EOFError):  # the other end is gone: the benchmark is over
+        while True:
+            chunks = connection.recv()
+            train(chunks)
+            connection.send(chunks)
+
+
+def stable_baselines(shared: bool, steps: int) -> Callable[[int], None]:
+    """The same with sb3-contrib's RecurrentPPO: 64 environments in one process, one epoch, one minibatch.
+
+    Its defaults are an LSTM for the actor, another for the critic, and two layers of 64 behind each. With `shared` it
+    has what our policy has: one recurrent layer that reads the observation, and linear heads.
+    """
     import gymnasium
     from sb3_contrib import RecurrentPPO
     from stable_baselines3.common.vec_env import DummyVecEnv
@@ -100,20 +113,21 @@ def _serve(connection: Connection, shared: bool, steps: int) -> None:
         device="cpu",
         seed=0,
     )
-    torch.set_num_threads(THREADS)
-    with contextlib.suppress(EOFError):  # the other end is gone: the benchmark is over
-        while True:
-            chunks = connection.recv()
-            model.learn(chunks * COPIES * steps, reset_num_timesteps=False)
-            connection.send(chunks)
+
+    def train(chunks: int) -> None:
+        model.learn(chunks * COPIES * steps, reset_num_timesteps=False)
+
+    return train
 
 
-def paired(a: Callable[[int], None], b: Callable[[int], None], batch: int, chunks: tuple[int, int]) -> Any:
+def paired(
+    a: Callable[[int], None], b: Callable[[int], None], batch: int, chunks: tuple[int, int], seconds: float = 0.0
+) -> Any:
     """Median rates of both, in environment steps per second, and the median of the ratios a/b, measured in turn.
 
     `batch` is the number of environment steps of a chunk, `chunks` how many each trains in a turn.
     """
-    times = take_turns({"a": lambda: a(chunks[0]), "b": lambda: b(chunks[1])}, seconds=0, turns=ROUNDS)
+    times = take_turns({"a": lambda: a(chunks[0]), "b": lambda: b(chunks[1])}, seconds=seconds, turns=ROUNDS)
     a_chunk = {name: [t / n for t in times[name]] for name, n in zip("ab", chunks, strict=True)}
     found = ratios(a_chunk["b"], a_chunk["a"])
     rates = {name: batch / seconds for name, seconds in medians(a_chunk).items()}
@@ -150,8 +164,9 @@ def main(json_file: Path | None) -> dict[str, Any]:
             ("ppo_rtrl_over_sb3", "rtrl", False, SB3_STEPS),
             ("ppo_over_sb3_shared_lstm", "bptt", True, SB3_STEPS),
         ):
-            ours, theirs = lifelong(gradient, "CartPole", COPIES, steps), stable_baselines(shared, steps)
-            pair = paired(ours, theirs, COPIES * steps, (CHUNKS * STEPS // steps, 1))
+            ours = in_process(lifelong, gradient, "CartPole", COPIES, steps)
+            theirs = in_process(stable_baselines, shared, steps)
+            pair = paired(ours, theirs, COPIES * steps, (ALIKE, 1), SECONDS)
             note(name, pair, ("ours", "sb3"), "CartPole", COPIES, steps)
     else:
         print("sb3-contrib is not installed; `pip install sb3-contrib` to measure ppo_over_sb3")

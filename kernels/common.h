@@ -43,6 +43,26 @@ static inline float exp_neg(float x) {
     return x > 87.3f ? 0.0f : e;
 }
 
+/* log(x) for normal x > 0. Cephes polynomial, about 1 ulp. */
+static inline float log_f32(float x) {
+    int32_t bits = bits_of(x);
+    int32_t power = (bits - 0x3f3504f3) >> 23; /* x = 2^power (1 + m), 1 + m from sqrt(1/2) on */
+    float m = float_of(bits - (int32_t)((uint32_t)power << 23)) - 1.0f, e = (float)power, z = m * m;
+    float p = 7.0376836292e-2f;
+    p = p * m - 1.1514610310e-1f;
+    p = p * m + 1.1676998740e-1f;
+    p = p * m - 1.2420140846e-1f;
+    p = p * m + 1.4249322787e-1f;
+    p = p * m - 1.6668057665e-1f;
+    p = p * m + 2.0000714765e-1f;
+    p = p * m - 2.4999993993e-1f;
+    p = p * m + 3.3333331174e-1f;
+    float y = m * z * p - 2.12194440e-4f * e - 0.5f * z;
+    return m + y + 0.693359375f * e;
+}
+
+static inline double log_f64(double x) { return log(x); }
+
 static inline float sigmoid_f32(float x) {
     float e = exp_neg(fabsf(x));
     return (x < 0.0f ? e : 1.0f) / (1.0f + e);

@@ -51,6 +51,7 @@ class Learner:
         #: whether a strategy takes part in the update
         self.hooked = any((self.batch_hooks, self.loss_hooks, self.gradient_hooks, self.update_hooks, self.after_hooks))
         self.named = dict(policy.named_parameters())
+        self.parameters = list(self.named.values())
 
     def orders(self, copies: int) -> Tensor | None:
         """The order of the copies in every epoch, which is cut into minibatches, int64 [epochs, copies] on the device
@@ -58,7 +59,7 @@ class Learner:
         if self.objective.minibatches == 1:
             return None
         rows = [torch.randperm(copies, generator=self.generator) for _ in range(self.objective.epochs)]
-        return torch.stack(rows).to(next(iter(self.named.values())).device)
+        return torch.stack(rows).to(self.parameters[0].device)
 
     def update(
         self, ctx: Context, experience: Experience, orders: Tensor | None = None
@@ -90,7 +91,7 @@ class Learner:
                     if units is not None:
                         reset_units.append(units)
                 # fused optimisers do not count their writes, and whoever caches weights goes by that count
-                torch.autograd.graph.increment_version(list(self.named.values()))
+                torch.autograd.graph.increment_version(self.parameters)
         self.engine.advance(trace)
         for units in reset_units:
             self.engine.reset_units(units)
@@ -121,12 +122,13 @@ class Learner:
             extra = strategy.extra_loss(ctx, batch, outputs, live)
             if extra is not None:
                 loss = loss + extra
-        self.optimizer.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
         loss.backward()
-        self.workers.mean_([p.grad for p in self.named.values() if p.grad is not None])
+        self.workers.mean_([p.grad for p in self.parameters if p.grad is not None])
         for strategy in self.gradient_hooks:
             strategy.transform_gradients(ctx, {n: p.grad for n, p in self.named.items() if p.grad is not None})
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self._apply(ctx)
         scalars = {f"loss/{name}": value.detach() for name, value in metrics.items()}
         return {"loss/total": loss.detach(), **scalars, "gradient/norm": norm}
