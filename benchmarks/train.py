@@ -67,8 +67,8 @@ def lifelong(gradient: str, env: str, copies: int, steps: int) -> Callable[[int]
 
 
 def in_process(make: Callable[..., Callable[[int], None]], *arguments: Any) -> Callable[[int], None]:
-    """What `make(*arguments)` returns, but in a process of its own, as it runs for its users: allocator settings, threads
-    and what else is alive hold for a whole process."""
+    """What `make(*arguments)` returns, but in a process of its own, as it runs for its users: allocator settings,
+    threads and what else is alive hold for a whole process."""
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, make, arguments), daemon=True)
     process.start()
