@@ -37,7 +37,7 @@ from benchmarks.measure import finish, medians, ratios, take_turns
 
 RUNNERS = 2
 #: (strategy, copies): without a strategy the learner does least, so the runners have to be fastest
-SIZES = (("finetune", 32), ("finetune", 64), ("finetune", 128), ("clear", 64))
+SIZES = (("finetune", 32), ("finetune", 64), ("finetune", 128), ("finetune", 256), ("clear", 64))
 STEPS = 64
 TASK = "MiniGrid-MemoryS7-v0"
 SECONDS_PER_SIZE = 30.0
