@@ -117,6 +117,8 @@ class BatchedEnv(VectorEnv):
     PREDICTION: ClassVar[bool] = False
     #: True if `state_dict` restores the exact state of every copy
     exact_state: ClassVar[bool] = True
+    #: False if some steps are dead, as `info["valid"]` says: the copy was reset and did not act
+    every_step_counts: bool = True
     #: True if `step` is work of the device alone, as the contract demands, so that a CUDA graph can repeat it
     capturable: ClassVar[bool] = True
 

@@ -146,6 +146,7 @@ class TaskEnv(VectorEnv):
         self.scores = [task.score or self.envs[g].SCORE for task, g in zip(self.tasks, self.group_of, strict=True)]
         self.exact_state = all(env.exact_state for env in self.envs)
         self.capturable = all(env.capturable for env in self.envs)
+        self.every_step_counts = all(env.every_step_counts for env in self.envs)
         self._unify_spaces(spaces)
         # on the host: which groups to step is known without a sync
         self.task_B = torch.zeros(num_envs, dtype=torch.int64)
@@ -265,6 +266,9 @@ class TaskEnv(VectorEnv):
         for g in self._mask_of_group:
             action = actions.clamp(max=self.action_count[g] - 1) if self.padded else actions
             results[g] = self.envs[g].step(action)
+            if self.every_step_counts and "valid" in results[g][4]:
+                name = type(self.envs[g]).__name__
+                raise EnvError(f"{name} gives info['valid']; it must set every_step_counts to False")
         if len(results) == 1:
             return self._complete(*results.popitem()[1])
         none_B, all_B = self._none_B, self._all_B

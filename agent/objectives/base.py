@@ -72,6 +72,8 @@ class Objective:
     minibatches: int = 1
     #: the data-parallel workers whose steps the means are taken over
     workers: Workers = ALONE
+    #: whether as many steps count on every worker, so that they need not tell each other
+    even: bool = False
 
     def __init__(self, distribution: Distribution) -> None:
         self.distribution = distribution
@@ -86,7 +88,7 @@ class Objective:
 
         Copies from index `live` on are replayed. A collective operation.
         """
-        if self.workers.count > 1:
+        if self.workers.count > 1 and not self.even:
             weight = self.weight(chunk)
             totals = torch.stack([weight[:, :live].sum(), weight[:, live:].sum()])
             self._counted = chunk.weight, live, self.workers.sum_ahead(totals)
@@ -94,9 +96,11 @@ class Objective:
     def mean(self, chunk: Chunk, first: int = 0) -> Mean:
         """Means over the steps of `chunk` that count, from copy `first` on: 0, or where the replayed copies begin.
 
-        A collective operation, unless `count` announced the chunk.
+        A collective operation, unless `count` announced the chunk or all workers are `even`.
         """
         weight = self.weight(chunk)[:, first:]
+        if self.even:
+            return Mean(weight, self.workers, weight.sum() * self.workers.count)
         if self._counted is None or self._counted[0] is not chunk.weight or first not in (0, self._counted[1]):
             return Mean(weight, self.workers)
         totals = self._counted[2]()

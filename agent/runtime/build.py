@@ -243,6 +243,7 @@ def _build(config: Config, folder: Path, device: torch.device, stream: TaskStrea
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.workers = workers
+    objective.even = env.every_step_counts and not objective.needs_target
     if objective.minibatches > copies:
         raise ConfigError(
             f"objective.minibatches is {objective.minibatches}, more than the {copies} copies"

@@ -75,6 +75,7 @@ class GymnasiumEnv(ExternalEnv):
         self.mode = mode
         self.encoder = SpaceEncoder(env.single_observation_space)
         self._ended = np.zeros(env.num_envs, bool)
+        self.every_step_counts = mode != AutoresetMode.NEXT_STEP
         super().__init__(env.num_envs, score=score, **options)
         if mode == AutoresetMode.NEXT_STEP:
             self.metadata["autoreset_mode"] = mode

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from agent import config as configs
 from agent import registry
 from agent.errors import CheckpointError, ConfigError, DiskError
 from agent.objectives.actor_critic import ActorCritic
@@ -135,6 +136,36 @@ def test_one_message_counts_the_live_and_the_replayed_steps_of_a_minibatch() -> 
     expected = (x * weight).sum() / weight.sum(), (x * weight)[:, live:].sum() / weight[:, live:].sum()
     torch.testing.assert_close(announced, expected)
     assert torch.equal(torch.stack(announced), torch.stack(asked))
+
+
+def test_workers_on_which_every_step_counts_need_not_tell_each_other_how_many_do() -> None:
+    policy = make_policy(size=6, seed=1)
+    chunk = random_chunk(policy, T, B, seed=0)
+    chunk.weight = torch.ones(T, B)
+    chunk.weight[:2, -2:] = 0.0  # burn-in of what is replayed
+    x = torch.randn(T, B, generator=torch.Generator().manual_seed(0))
+    means = []
+    for even in (False, True):
+        objective, twin = ActorCritic(policy.distribution), Twin()
+        objective.workers, objective.even = twin, even
+        objective.count(chunk, B - 2)
+        means.append(torch.stack([objective.mean(chunk)(x), objective.mean(chunk, B - 2)(x[:, B - 2 :])]))
+        assert len(twin.asked) == (0 if even else 1)
+    assert torch.equal(*means)
+
+
+def test_only_runs_in_which_every_step_counts_are_even(tmp_path: Path) -> None:
+    task = {"kind": "gymnasium", "id": "CartPole-v1"}
+    for options, even in (({}, True), ({"autoreset": "next_step"}, False)):
+        config = configs.check(
+            {
+                "stream": {"tasks": [{"name": "cartpole", "env": {**task, **options}}]},
+                "objective": "actor_critic",
+                "rollout": {"copies": 2, "steps": 4},
+                "runtime": {"device": "cpu"},
+            }
+        )
+        assert build(config, tmp_path).learner.objective.even == even
 
 
 def standardize(workers: Workers, folder: Path = Path()) -> Tensor:

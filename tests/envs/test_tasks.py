@@ -182,6 +182,15 @@ def test_every_step_gives_the_whole_info() -> None:
         assert info[key].shape[0] == B
 
 
+def test_an_environment_with_dead_steps_must_say_so() -> None:
+    env = TaskEnv([Task.from_spec("a", {"kind": "gymnasium", "id": "CartPole-v1", "autoreset": "next_step"}, 9)], 2)
+    env.reset()
+    assert not env.every_step_counts and "valid" in env.step(torch.zeros(2, dtype=torch.int64))[4]
+    env.every_step_counts = True
+    with pytest.raises(EnvError, match="must set every_step_counts to False"):
+        env.step(torch.zeros(2, dtype=torch.int64))
+
+
 def test_prediction_tasks_beside_others_have_targets_only_where_they_are() -> None:
     env = make([{"kind": "ImageRows"}, {"kind": "CartPole"}])
     start(env, torch.arange(B) % 2)
