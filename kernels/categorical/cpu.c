@@ -22,6 +22,16 @@ void FN(sample_call)(const i64 *s, void *const *p) { FN(sample)(s[0], s[1], s[2]
 #define ROWS 64
 #endif
 
+/* The largest logit of `count` rows. */
+SHARED FN(largest)(i64 count, i64 A, i64 stride, const real *restrict block, real *restrict top) {
+    for (i64 m = 0; m < count; m++) top[m] = block[m * stride];
+    for (i64 a = 1; a < A; a++)
+        for (i64 m = 0; m < count; m++) {
+            real x = block[m * stride + a];
+            top[m] = x > top[m] ? x : top[m];
+        }
+}
+
 /* Log-probability of each row's action, entropy, and `size`, the logarithm of the sum of exp(logit - largest logit); the
    number of actions that are none. Rows of logits lie `stride` apart. */
 void FN(log_prob)(i64 M, i64 A, i64 stride, i64 threads, const real *restrict logits, const i64 *restrict action,
@@ -31,16 +41,8 @@ void FN(log_prob)(i64 M, i64 A, i64 stride, i64 threads, const real *restrict lo
     for (i64 first = 0; first < M; first += ROWS) {
         const i64 count = MIN(ROWS, M - first);
         const real *block = logits + first * stride;
-        real top[ROWS], total[ROWS], mean[ROWS];
-        for (i64 m = 0; m < count; m++) {
-            top[m] = block[m * stride];
-            total[m] = mean[m] = 0;
-        }
-        for (i64 a = 1; a < A; a++)
-            for (i64 m = 0; m < count; m++) {
-                real x = block[m * stride + a];
-                top[m] = x > top[m] ? x : top[m];
-            }
+        real top[ROWS], total[ROWS] = {0}, mean[ROWS] = {0};
+        FN(largest)(count, A, stride, block, top);
         for (i64 a = 0; a < A; a++)
 #pragma omp simd
             for (i64 m = 0; m < count; m++) {
@@ -72,12 +74,7 @@ void FN(log_prob_backward)(i64 M, i64 A, i64 stride, i64 threads, const real *re
         const i64 count = MIN(ROWS, M - first);
         const real *block = logits + first * stride;
         real top[ROWS];
-        for (i64 m = 0; m < count; m++) top[m] = block[m * stride];
-        for (i64 a = 1; a < A; a++)
-            for (i64 m = 0; m < count; m++) {
-                real x = block[m * stride + a];
-                top[m] = x > top[m] ? x : top[m];
-            }
+        FN(largest)(count, A, stride, block, top);
         for (i64 a = 0; a < A; a++)
 #pragma omp simd
             for (i64 m = 0; m < count; m++) {
