@@ -39,7 +39,7 @@ try:
     from agent import registry
     from agent.gradients.rtrl import RTRL
     from agent.runtime.build import build
-    from agent.runtime.capture import Captured, difference
+    from agent.runtime.capture import Captured, difference, map_tensors
     from agent.runtime.machine import machine, versions
     from agent.runtime.trainer import Trainer
     from benchmarks.kernels import Problem
@@ -364,7 +364,7 @@ def check_env(name: str, device: torch.device, sizes: Sizes) -> Row:
 
     for _ in range(12):
         action = act()
-        saved = {key: _clone(value) for key, value in env.state_dict().items()}
+        saved = map_tensors(env.state_dict(), torch.clone)
         first = env.step(action)
         following, reward, terminated, truncated, info = first
         done = terminated | truncated
@@ -424,7 +424,7 @@ def check_capture(name: str, device: torch.device, sizes: Sizes) -> Row:
     for capture in ("auto", "off"):
         trainer = chunk_trainer(device, CAPTURED[name], B, T, N, capture)
         for _ in range(chunks):
-            train_chunk(trainer)
+            trainer.advance()
         states.append(dict(_leaves(trainer.state_dict())))
         if capture == "auto" and device.type == "cuda":
             assert is_captured(trainer), "it was not captured; the log says why"
@@ -444,12 +444,6 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, (Mapping, list, tuple)):
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _leaves(item, f"{path}/{key}")
-
-
-def _clone(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _clone(item) for key, item in value.items()}
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 class Quiet:
@@ -553,7 +547,7 @@ def cartpole(device: torch.device, gradient: str, B: int, T: int, N: int, captur
     """A trainer of PPO with one epoch on CartPole, which has made its first chunks."""
     trainer = chunk_trainer(device, CAPTURED[f"CartPole, ppo, {gradient}"], B, T, N, capture)
     for _ in range(4):  # one to warm up, two that are checked
-        train_chunk(trainer)
+        trainer.advance()
     return trainer
 
 
@@ -568,14 +562,6 @@ def how(trainer: Trainer) -> str:
     return "captured" if is_captured(trainer) else "eager"
 
 
-def train_chunk(trainer: Trainer) -> None:
-    """One whole chunk: act, learn, advance the carry."""
-    trainer.follow_stream()
-    experience, metrics, _ = trainer.chunk(trainer.context())
-    trainer.step += trainer.copies * trainer.steps
-    trainer.record.add(metrics, experience)
-
-
 def measure_engines(device: torch.device, sizes: Sizes) -> list[Row]:
     """Environment steps per second of whole training steps with rtrl and with bptt, captured and not, in turn."""
     B, T, N = sizes.step
@@ -585,7 +571,7 @@ def measure_engines(device: torch.device, sizes: Sizes) -> list[Row]:
     for _ in range(3):
         for way, trainer in trainers.items():
             repeats = max(sizes.repeats // 3, 1)
-            times[way].append(seconds_of(lambda t=trainer: train_chunk(t), device, repeats, warmup=2))  # type: ignore[misc]
+            times[way].append(seconds_of(trainer.advance, device, repeats, warmup=2))
     at = f"CartPole, PPO, B={B} T={T} N={N}"
     rows = []
     for capture, suffix in (("auto", ""), ("off", ", eager")):
@@ -623,7 +609,7 @@ def measure_end_to_end(device: torch.device, sizes: Sizes) -> list[Row]:
     rows = []
     for capture, suffix in (("auto", ""), ("off", ", eager")):
         trainer = cartpole(device, "rtrl", B, T, N, capture)
-        seconds = seconds_of(lambda t=trainer: train_chunk(t), device, sizes.repeats)  # type: ignore[misc]
+        seconds = seconds_of(trainer.advance, device, sizes.repeats)
         at = f"CartPole, PPO, B={B} T={T} N={N}, {how(trainer)}"
         rows.append(Row(f"end to end, rtrl{suffix}", "value", B * T / seconds, "env steps/s", at))
     return rows

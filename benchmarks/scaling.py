@@ -105,13 +105,7 @@ def orders_of(trainer: Trainer) -> Orders:
 def chunk(trainer: Trainer, orders: Orders) -> float:
     """What `Trainer.train` does in a chunk with neither log nor evaluation; the seconds it took."""
     start = time.perf_counter()
-    trainer.follow_stream()
-    experience = trainer.rollout.collect(trainer.steps)
-    metrics, _ = trainer.learner.update(trainer.context(), experience)
-    for strategy in trainer.strategies:
-        strategy.after_chunk(trainer.context(), experience)
-    trainer.step += trainer.copies * trainer.steps
-    trainer.record.add(metrics, experience)
+    trainer.advance()
     orders()
     return time.perf_counter() - start
 
@@ -132,7 +126,7 @@ def message_costs(workers: TorchWorkers) -> dict[str, float]:
     latency = median(seconds(lambda: workers.sum_([small]), 20) for _ in range(10))
     long = median(seconds(lambda: workers.sum_([large]), 2) for _ in range(10))
     lead = median(seconds(lambda: workers.lead(0), 20) for _ in range(10))
-    return {"latency": latency, "per_byte": (long - latency) / (4 * SIZES[1]), "lead": lead}
+    return {"latency": latency, "per_byte": max(0.0, long - latency) / (4 * SIZES[1]), "lead": lead}
 
 
 def member(rank: int, folder: Path, limit: float) -> None:

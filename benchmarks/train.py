@@ -41,7 +41,7 @@ SECONDS = 2.5  # at least, of a comparison with it
 
 
 def lifelong(gradient: str, env: str, copies: int, steps: int) -> Callable[[int], None]:
-    """A function that trains for a number of chunks with our trainer's own parts."""
+    """A function that trains for a number of chunks with our trainer."""
     task = {"kind": env} if env == "CartPole" else {"kind": env, "corridor": 16}
     config = configs.check(
         {
@@ -57,11 +57,7 @@ def lifelong(gradient: str, env: str, copies: int, steps: int) -> Callable[[int]
 
     def train(chunks: int) -> None:
         for _ in range(chunks):
-            trainer.follow_stream()
-            experience = trainer.rollout.collect(steps)
-            metrics, _ = trainer.learner.update(trainer.context(), experience)
-            trainer.step += copies * steps
-            trainer.record.add(metrics, experience)
+            trainer.advance()
 
     return train
 

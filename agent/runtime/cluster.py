@@ -581,12 +581,12 @@ class ClusterLog(RunLog):
         super().__init__(folder, offset, step)
         self.restarts, self.start = restarts, start
 
-    def clock(self, step: int, scalars: dict[str, float]) -> None:
+    def clock(self, step: int, scalars: dict[str, float], once: dict[str, float] | None = None) -> None:
         """Add how often the workers were started again, what the object stores hold, and once what the start took."""
         import ray
 
         total, free = ray.cluster_resources(), ray.available_resources()
         used = total.get("object_store_memory", 0.0) - free.get("object_store_memory", 0.0)
-        figures = {"cluster/restarts": float(self.restarts), "cluster/object_store_bytes": max(used, 0.0), **self.start}
-        super().clock(step, {**scalars, **figures})
+        figures = {"cluster/restarts": float(self.restarts), "cluster/object_store_bytes": max(used, 0.0)}
+        super().clock(step, {**scalars, **figures}, self.start)
         self.start = {}

@@ -122,7 +122,7 @@ class Learner:
             extra = strategy.extra_loss(ctx, batch, outputs, live)
             if extra is not None:
                 loss = loss + extra
-        for parameter in self.parameters:
+        for parameter in self.parameters:  # what `zero_grad` does, without its hooks
             parameter.grad = None
         loss.backward()
         self.workers.mean_([p.grad for p in self.parameters if p.grad is not None])

@@ -44,9 +44,9 @@ class RunLog:
         self.metrics.write((json.dumps({"step": step, **finite}) + "\n").encode())
         self._tensorboard(step, scalars)
 
-    def clock(self, step: int, scalars: dict[str, float]) -> None:
-        """The same for figures that depend on the clock."""
-        self.timing.write(json.dumps({"step": step, "time": time.time(), **scalars}) + "\n")
+    def clock(self, step: int, scalars: dict[str, float], once: dict[str, float] | None = None) -> None:
+        """The same for figures that depend on the clock; `once` goes to timing.jsonl alone, as its curves were dots."""
+        self.timing.write(json.dumps({"step": step, "time": time.time(), **scalars, **(once or {})}) + "\n")
         self._tensorboard(step, scalars)
 
     def _tensorboard(self, step: int, scalars: dict[str, float]) -> None:

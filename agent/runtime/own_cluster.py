@@ -37,11 +37,12 @@ class OwnClusterTrainer(TorchTrainer):
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         if "scaling_policy" in parts:
             parts["scaling_policy"] = _without_autoscaler(parts["scaling_policy"])
+        before = os.environ.get(WATCHER)
         os.environ[WATCHER] = "0"
         try:
             return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
         finally:
-            del os.environ[WATCHER]
+            os.environ.pop(WATCHER) if before is None else os.environ.update({WATCHER: before})
 
 
 def _without_autoscaler(policy: Any) -> Any:

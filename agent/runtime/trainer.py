@@ -79,17 +79,7 @@ class Trainer:
         if self.step == 0 and not self.evaluations.steps:
             self.evaluate(log, None)
         while self.step < self.stream.total_steps:
-            self.follow_stream()
-            experience, metrics, reset_units = self.chunk(self.context())
-            for units in reset_units:
-                self.rollout.reset_units(units)
-            for strategy in self.strategies:
-                strategy.after_chunk(self.context(), experience)
-            self.frames = experience.chunk.copies * experience.chunk.steps * self.workers.count
-            self.step += self.frames
-            for strategy in self.clocked:
-                strategy.on_clock(self.context(), self.source)
-            self.record.add(metrics, experience)
+            experience = self.advance()
             if self.due(self.config.log_every):
                 self.log(log, progress)
             if self.due(self.config.evaluation.every) or self.at_border():
@@ -101,6 +91,21 @@ class Trainer:
             if order == Order.STOP:
                 return False
         return True
+
+    def advance(self) -> Experience:
+        """One chunk: act, learn, and let the strategies see it."""
+        self.follow_stream()
+        experience, metrics, reset_units = self.chunk(self.context())
+        for units in reset_units:
+            self.rollout.reset_units(units)
+        for strategy in self.strategies:
+            strategy.after_chunk(self.context(), experience)
+        self.frames = experience.chunk.copies * experience.chunk.steps * self.workers.count
+        self.step += self.frames
+        for strategy in self.clocked:
+            strategy.on_clock(self.context(), self.source)
+        self.record.add(metrics, experience)
+        return experience
 
     # ---- the stream ----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from agent.config import PolicyConfig
 from agent.modules.encoders import CNN, MLP, Identity, OneHotLinear
 from agent.policy import Policy
 from agent.strategies.gpm import Taps
+from tests.agent.support import act_through, random_chunk
 
 COUNTS = [3, 1, 5]
 SPACE = MultiDiscrete(np.array(COUNTS), dtype=np.uint8)
@@ -77,8 +78,13 @@ def test_mlp_and_identity_read_categories_one_hot() -> None:
 
 def test_gpm_protects_what_the_layer_reads_by_its_meaning() -> None:
     config = PolicyConfig(encoder={"kind": "mlp", "hidden": [8]}, cell={"kind": "elstm", "size": 4})
-    taps = Taps(Policy(config, SPACE, Discrete(2)))
+    policy = Policy(config, SPACE, Discrete(2))
+    chunk = random_chunk(policy, 3, 5)
+    chunk.obs = draw(15).view(3, 5, 3)
+    taps = Taps(policy)
     assert taps.weights["encoder.layers.0"] == (["encoder.layers.0.weight"], "encoder.layers.0.bias")
+    read = taps.vectors(act_through(policy, chunk)[0])["encoder.layers.0"]
+    assert torch.equal(read, torch.cat([one_hot(chunk.obs.flatten(0, 1)), torch.ones(15, 1)], 1))
 
 
 @pytest.mark.parametrize("space", [Discrete(3), MultiDiscrete(np.array([[2, 3], [4, 5]]))])
