@@ -4,13 +4,14 @@
 # make bench     the benchmarks, as tables
 # make gpu       checks and benchmarks on a GPU, under 9 minutes
 # make lint      ruff and mypy
+# make links     the folders under the name `lifelong`, for type checkers, editors and runs without an installation
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-all bench gpu lint clean
+.PHONY: run test test-all bench gpu lint links clean
 
 run: $(VENV)/.run
 	$(BIN)/lifelong run quickstart
@@ -25,25 +26,32 @@ bench: $(VENV)/.test
 	$(BIN)/pip install -q -c constraints.txt sb3-contrib
 	for name in kernels train envs runners; do OMP_NUM_THREADS=2 $(BIN)/lifelong bench $$name || exit 1; done
 
-gpu:
-	$(PYTHON) benchmarks/gpu.py
+gpu: links
+	PYTHONPATH=.links:. $(PYTHON) benchmarks/gpu.py
 
-lint: $(VENV)/.lint
-	$(BIN)/ruff check agent envs replay kernels tests benchmarks
-	$(BIN)/ruff format --check agent envs replay kernels tests benchmarks
+lint: $(VENV)/.lint links
+	$(BIN)/ruff check setup.py agent envs replay kernels tests benchmarks
+	$(BIN)/ruff format --check setup.py agent envs replay kernels tests benchmarks
 	$(BIN)/mypy
 
+links: .links/lifelong/py.typed
+
+.links/lifelong/py.typed: setup.py
+	rm -rf .links && mkdir -p .links/lifelong
+	for folder in agent envs replay kernels configs; do ln -s ../../$$folder .links/lifelong/$$folder; done
+	for file in agent/api/*; do ln -s ../../$$file .links/lifelong/; done
+
 clean:
-	rm -rf $(VENV) *.egg-info build
+	rm -rf .links $(VENV) *.egg-info build
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(VENV)/bin/pip pyproject.toml constraints.txt
+$(VENV)/.run: $(VENV)/bin/pip pyproject.toml setup.py constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.test: $(VENV)/bin/pip pyproject.toml constraints.txt
+$(VENV)/.test: $(VENV)/bin/pip pyproject.toml setup.py constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[test]"
 	touch $@ $(VENV)/.run
 

@@ -15,9 +15,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from agent import config as configs
-from agent.errors import CheckpointError, ClusterError, ConfigError, DiskError, EnvError, LedgerError, unknown_name
-from agent.registry import REGISTRY
+from lifelong.agent import config as configs
+from lifelong.agent.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    DiskError,
+    EnvError,
+    LedgerError,
+    unknown_name,
+)
+from lifelong.agent.registry import REGISTRY
 
 STOPPED = 3
 
@@ -136,10 +144,10 @@ def _run(options: argparse.Namespace) -> int:
     folder: Path = options.out or Path("runs") / config.name / str(config.seed)
     if options.resume and (folder / "config.yaml").is_file():
         return _go_on(folder, options)
-    from agent.runtime import cluster
+    from lifelong.agent.runtime import cluster
 
     connection = options.closing.enter_context(cluster.begun(config))  # while torch is imported
-    from agent.runtime import run
+    from lifelong.agent.runtime import run
 
     if options.out is None:
         folder = run.default_folder(config)
@@ -151,7 +159,7 @@ def _submit(options: argparse.Namespace, config: configs.Config) -> int:
         raise ConfigError("--submit needs --out DIR, on storage that every node of the cluster has")
     if options.code is not None and not options.code.is_dir():
         raise ConfigError(f"--code is {str(options.code)!r}, which is no folder")
-    from agent.runtime.submit import submit
+    from lifelong.agent.runtime.submit import submit
 
     flags = [flag for flag, given in (("--resume", options.resume), ("--quiet", options.quiet)) if given]
     return submit(config, options.submit, options.out, flags, options.code)
@@ -163,18 +171,18 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _go_on(folder: Path, options: argparse.Namespace) -> int:
-    from agent.runtime import cluster
+    from lifelong.agent.runtime import cluster
 
     config = configs.load(str((folder / "config.yaml").resolve()), options.overrides)
     connection = options.closing.enter_context(cluster.begun(config))
-    from agent.runtime import run
+    from lifelong.agent.runtime import run
 
     return _finish(*run.resume(folder, options.overrides, quiet=options.quiet, connection=connection))
 
 
 def _finish(trainer: object, finished: bool) -> int:
-    from agent.runtime import report, run
-    from agent.runtime.trainer import Trainer
+    from lifelong.agent.runtime import report, run
+    from lifelong.agent.runtime.trainer import Trainer
 
     assert isinstance(trainer, Trainer)
     folder = trainer.record.folder
@@ -201,7 +209,7 @@ def _command(name: str) -> str:
 
 def _eval(options: argparse.Namespace) -> int:
     _check_run(options.folder)
-    from agent.runtime import report, run
+    from lifelong.agent.runtime import report, run
 
     trainer = run.evaluate(options.folder, options.overrides)
     report.console().print(report.table(run.summary(trainer, 0.0)))
@@ -212,7 +220,7 @@ def _report(options: argparse.Namespace) -> int:
     for folder in options.folders:
         if not folder.is_dir():
             raise ConfigError(f"no folder {str(folder)!r}")
-    from agent.runtime import report
+    from lifelong.agent.runtime import report
 
     page = report.write_report(options.folders, options.out or options.folders[0], report.console())
     print(f"page: {page}")
@@ -220,13 +228,13 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from agent.sweep.plan import load
+    from lifelong.agent.sweep.plan import load
 
     plan = load(options.config, options.overrides)
     folder: Path = options.out or Path("sweeps") / plan.sweep.name
-    from agent.runtime.report import console
-    from agent.sweep.report import evaluation_cells, tuning_cells
-    from agent.sweep.trials import sweep
+    from lifelong.agent.runtime.report import console
+    from lifelong.agent.sweep.report import evaluation_cells, tuning_cells
+    from lifelong.agent.sweep.trials import sweep
 
     results = sweep(plan, folder, quiet=options.quiet)
     if results is None:
@@ -248,8 +256,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from agent.sweep.ledger import verify
-    from agent.sweep.report import verdict
+    from lifelong.agent.sweep.ledger import verify
+    from lifelong.agent.sweep.report import verdict
 
     print("\n".join(verdict(options.folder, verify(options.folder))))
     return 0
@@ -263,7 +271,7 @@ def _check_run(folder: Path) -> None:
 def _bench(options: argparse.Namespace) -> int:
     import runpy
 
-    folder = Path(__file__).parent.parent / "benchmarks"
+    folder = Path(__file__).resolve().parent.parent / "benchmarks"
     known = sorted(path.stem for path in folder.glob("*.py") if path.stem != "measure")  # a library
     if not known:
         raise ConfigError(
@@ -296,7 +304,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from agent.runtime.doctor import examine
+    from lifelong.agent.runtime.doctor import examine
 
     return examine()
 

@@ -18,8 +18,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from agent.errors import ConfigError, choice, unknown_name
-from agent.registry import REGISTRY, check_name
+from lifelong.agent.errors import ConfigError, choice, unknown_name
+from lifelong.agent.registry import REGISTRY, check_name
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 SWEEP_FOLDER = CONFIG_FOLDER / "sweeps"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from envs.errors import EnvError, unknown_name
+from lifelong.envs.errors import EnvError, LifelongError, unknown_name
 
 __all__ = [
     "CheckpointError",
@@ -13,28 +13,29 @@ __all__ = [
     "DiskError",
     "EnvError",
     "LedgerError",
+    "LifelongError",
     "choice",
     "unknown_name",
 ]
 
 
-class ConfigError(ValueError):
+class ConfigError(LifelongError, ValueError):
     """A wrong config or command: one sentence that names the key, the value and the nearest valid choice (exit 2)."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(LifelongError, ValueError):
     """A run or checkpoint that cannot be read, as one sentence (exit 2)."""
 
 
-class ClusterError(RuntimeError):
+class ClusterError(LifelongError, RuntimeError):
     """A Ray cluster that cannot be reached, is too small or failed, as one sentence (exit 1)."""
 
 
-class LedgerError(RuntimeError):
+class LedgerError(LifelongError, RuntimeError):
     """A sweep whose ledger shows that its protocol was broken, as one sentence (exit 1)."""
 
 
-class DiskError(RuntimeError):
+class DiskError(LifelongError, RuntimeError):
     """Something that cannot be written, as one sentence; what was written before is kept (exit 1)."""
 
 

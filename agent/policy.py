@@ -9,14 +9,14 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from agent import registry
-from agent.cells.base import Acted, Cell
-from agent.config import PolicyConfig
-from agent.modules.encoders import Encoder
-from agent.modules.heads import ActorHead, Categorical, Distribution, distribution_of
-from kernels.categorical import categorical_call
-from kernels.loop import Call
-from replay.chunk import Chunk
+from lifelong.agent import registry
+from lifelong.agent.cells.base import Acted, Cell
+from lifelong.agent.config import PolicyConfig
+from lifelong.agent.modules.encoders import Encoder
+from lifelong.agent.modules.heads import ActorHead, Categorical, Distribution, distribution_of
+from lifelong.kernels.categorical import categorical_call
+from lifelong.kernels.loop import Call
+from lifelong.replay.chunk import Chunk
 
 
 @dataclass

@@ -10,44 +10,44 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from agent.errors import ConfigError, unknown_name
-from envs.registry import ENVIRONMENTS
+from lifelong.agent.errors import ConfigError, unknown_name
+from lifelong.envs.registry import ENVIRONMENTS
 
 REGISTRY: dict[str, dict[str, str]] = {
     "env": ENVIRONMENTS,
     "schedule": {
-        "sequential": "envs.stream:Sequential",
-        "interleaved": "envs.stream:Interleaved",
-        "random": "envs.stream:Random",
-        "blurry": "envs.stream:Blurry",
-        "drift": "envs.stream:Drift",
+        "sequential": "lifelong.envs.stream:Sequential",
+        "interleaved": "lifelong.envs.stream:Interleaved",
+        "random": "lifelong.envs.stream:Random",
+        "blurry": "lifelong.envs.stream:Blurry",
+        "drift": "lifelong.envs.stream:Drift",
     },
     "encoder": {
-        "identity": "agent.modules.encoders:Identity",
-        "mlp": "agent.modules.encoders:MLP",
-        "cnn": "agent.modules.encoders:CNN",
+        "identity": "lifelong.agent.modules.encoders:Identity",
+        "mlp": "lifelong.agent.modules.encoders:MLP",
+        "cnn": "lifelong.agent.modules.encoders:CNN",
     },
     "cell": {
-        "diagonal_gru": "agent.cells.diagonal_gru:DiagonalGRU",
-        "diagonal_lstm": "agent.cells.diagonal_lstm:DiagonalLSTM",
-        "elstm": "agent.cells.elstm:ELSTM",
-        "gru": "agent.cells.gru:GRU",
-        "lstm": "agent.cells.lstm:LSTM",
+        "diagonal_gru": "lifelong.agent.cells.diagonal_gru:DiagonalGRU",
+        "diagonal_lstm": "lifelong.agent.cells.diagonal_lstm:DiagonalLSTM",
+        "elstm": "lifelong.agent.cells.elstm:ELSTM",
+        "gru": "lifelong.agent.cells.gru:GRU",
+        "lstm": "lifelong.agent.cells.lstm:LSTM",
     },
     "gradient": {
-        "bptt": "agent.gradients.bptt:BPTT",
-        "rtrl": "agent.gradients.rtrl:RTRL",
+        "bptt": "lifelong.agent.gradients.bptt:BPTT",
+        "rtrl": "lifelong.agent.gradients.rtrl:RTRL",
     },
     "objective": {
-        "actor_critic": "agent.objectives.actor_critic:ActorCritic",
-        "ppo": "agent.objectives.ppo:PPO",
-        "supervised": "agent.objectives.supervised:Supervised",
+        "actor_critic": "lifelong.agent.objectives.actor_critic:ActorCritic",
+        "ppo": "lifelong.agent.objectives.ppo:PPO",
+        "supervised": "lifelong.agent.objectives.supervised:Supervised",
     },
     "strategy": {
-        "finetune": "agent.strategies.finetune:Finetune",
-        "ewc": "agent.strategies.ewc:EWC",
-        "clear": "agent.strategies.clear:CLEAR",
-        "gpm": "agent.strategies.gpm:GPM",
+        "finetune": "lifelong.agent.strategies.finetune:Finetune",
+        "ewc": "lifelong.agent.strategies.ewc:EWC",
+        "clear": "lifelong.agent.strategies.clear:CLEAR",
+        "gpm": "lifelong.agent.strategies.gpm:GPM",
     },
     "optimizer": {
         "adam": "torch.optim:Adam",

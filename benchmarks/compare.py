@@ -26,8 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from agent.runtime.machine import machine, versions
-from agent.runtime.report import comparison, console, load_runs
+from lifelong.agent.runtime.machine import machine, versions
+from lifelong.agent.runtime.report import comparison, console, load_runs
 
 
 def folder_of(out: Path, variant: str, seed: int) -> Path:
@@ -39,7 +39,7 @@ def train(config: str, variant: str, seed: int, folder: Path) -> None:
     """One run in a process of its own; an unfinished one is resumed."""
     if (folder / "summary.json").exists():
         return
-    command = [sys.executable, "-m", "agent.cli", "run", config, "--quiet", "--resume", "--out", str(folder)]
+    command = [sys.executable, "-m", "lifelong.agent.cli", "run", config, "--quiet", "--resume", "--out", str(folder)]
     root = Path(__file__).parent.parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     done = subprocess.run(

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import finish, medians, ratios, take_turns
-from envs.control.cartpole import CartPole
+from lifelong.envs.control.cartpole import CartPole
 
 COPIES = (64, 1024, 4096)
 THREADS = 2

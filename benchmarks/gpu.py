@@ -35,28 +35,28 @@ try:
     import torch
     from torch import Tensor
 
-    from agent import config as configs
-    from agent import registry
-    from agent.gradients.rtrl import RTRL
-    from agent.runtime.build import build
-    from agent.runtime.capture import Captured, difference, map_tensors
-    from agent.runtime.machine import machine, versions
-    from agent.runtime.trainer import Trainer
     from benchmarks.kernels import Problem
-    from envs.registry import ADAPTERS, ENVIRONMENTS
-    from envs.tasks import environment_class
-    from kernels import dispatch
-    from kernels.advantages import gae, vtrace
-    from kernels.cartpole import available
-    from kernels.diag_scan import diag_scan
-    from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
-    from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
-    from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
-    from kernels.gru_sequence import gru_sequence
-    from kernels.lstm_sequence import lstm_sequence
-    from kernels.project import project
-    from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
-    from kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
+    from lifelong.agent import config as configs
+    from lifelong.agent import registry
+    from lifelong.agent.gradients.rtrl import RTRL
+    from lifelong.agent.runtime.build import build
+    from lifelong.agent.runtime.capture import Captured, difference, map_tensors
+    from lifelong.agent.runtime.machine import machine, versions
+    from lifelong.agent.runtime.trainer import Trainer
+    from lifelong.envs.registry import ADAPTERS, ENVIRONMENTS
+    from lifelong.envs.tasks import environment_class
+    from lifelong.kernels import dispatch
+    from lifelong.kernels.advantages import gae, vtrace
+    from lifelong.kernels.cartpole import available
+    from lifelong.kernels.diag_scan import diag_scan
+    from lifelong.kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
+    from lifelong.kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
+    from lifelong.kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
+    from lifelong.kernels.gru_sequence import gru_sequence
+    from lifelong.kernels.lstm_sequence import lstm_sequence
+    from lifelong.kernels.project import project
+    from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
+    from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
 except ImportError as problem:
     if __name__ != "__main__":
         raise

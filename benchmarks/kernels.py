@@ -22,9 +22,9 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # or `import kernels` would find this file
 
 from benchmarks.measure import finish, medians, take_turns
-from kernels import dispatch
-from kernels.diag_scan import diag_scan
-from kernels.elstm import elstm_advance, elstm_layer
+from lifelong.kernels import dispatch
+from lifelong.kernels.diag_scan import diag_scan
+from lifelong.kernels.elstm import elstm_advance, elstm_layer
 
 SIZES = ((64, 32, 128, 128), (64, 32, 256, 256))
 SCAN_SIZE = (16, 128, 256)

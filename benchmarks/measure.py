@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from agent.runtime.machine import machine, versions
+from lifelong.agent.runtime.machine import machine, versions
 
 
 def take_turns(

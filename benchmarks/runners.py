@@ -28,12 +28,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 
-from agent import config as configs
-from agent.runtime.build import build, build_runner
-from agent.runtime.rollout import Experience
-from agent.runtime.runners import pack, unpack
-from agent.runtime.trainer import Trainer
 from benchmarks.measure import finish, medians, ratios, take_turns
+from lifelong.agent import config as configs
+from lifelong.agent.runtime.build import build, build_runner
+from lifelong.agent.runtime.rollout import Experience
+from lifelong.agent.runtime.runners import pack, unpack
+from lifelong.agent.runtime.trainer import Trainer
 
 RUNNERS = 2
 #: (strategy, copies): without a strategy the learner does least, so the runners have to be fastest
@@ -169,7 +169,7 @@ def put_and_get(ray: Any, part: dict[str, np.ndarray]) -> float:
 
 def main(json_file: Path | None) -> dict[str, Any]:
     """Measure, print the table, and write the JSON."""
-    from agent.runtime.cluster import connect
+    from lifelong.agent.runtime.cluster import connect
 
     torch.set_num_threads(1)
     with connect("local"):

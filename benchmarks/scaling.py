@@ -38,12 +38,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torch.multiprocessing
 
-from agent import config as configs
-from agent.parallel import ALONE, TorchWorkers, Workers
-from agent.runtime.build import build
-from agent.runtime.cluster import Orders
-from agent.runtime.trainer import Trainer
 from benchmarks.measure import finish, ratios
+from lifelong.agent import config as configs
+from lifelong.agent.parallel import ALONE, TorchWorkers, Workers
+from lifelong.agent.runtime.build import build
+from lifelong.agent.runtime.cluster import Orders
+from lifelong.agent.runtime.trainer import Trainer
 
 COPIES = 64  # of a worker
 CHUNKS = 10  # in a turn
@@ -165,7 +165,7 @@ def start_seconds(folder: Path) -> dict[str, float]:
     shape = ["runtime.backend=ray", "runtime.workers=2", "stream.steps_per_task=100_000_000", "log_every=1"]
     began = time.time()
     run = subprocess.Popen(
-        [sys.executable, "-m", "agent.cli", "run", "quickstart", "--quiet", "--out", str(folder), *shape],
+        [sys.executable, "-m", "lifelong.agent.cli", "run", "quickstart", "--quiet", "--out", str(folder), *shape],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,  # it says that it was stopped

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from agent import config as configs
-from agent.runtime.build import build
 from benchmarks.measure import finish, medians, ratios, take_turns
+from lifelong.agent import config as configs
+from lifelong.agent.runtime.build import build
 
 COPIES, STATE = 64, 128
 STEPS = 32  # of a chunk, in the comparison of our own engines

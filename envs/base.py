@@ -30,8 +30,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.errors import EnvError, unknown_name
-from kernels.loop import Call
+from lifelong.envs.errors import EnvError, unknown_name
+from lifelong.kernels.loop import Call
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,11 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-class EnvError(ValueError):
+class LifelongError(Exception):
+    """What a user can cause or must know: one sentence, without a traceback. The base of every error of `lifelong`."""
+
+
+class EnvError(LifelongError, ValueError):
     """A wrong environment name, parameter or call, as one sentence for the user."""
 
 

@@ -4,14 +4,14 @@
     env = gymnasium.make_vec("lifelong/TMaze-v0", num_envs=4096, device="cuda")
 
 Gymnasium 1.x loads no plugins by itself; without the import, name the module in the id:
-"envs.register:lifelong/TMaze-v0".
+"lifelong.envs.register:lifelong/TMaze-v0".
 """
 
 from __future__ import annotations
 
 import gymnasium
 
-from envs.registry import ADAPTERS, ENVIRONMENTS
+from lifelong.envs.registry import ADAPTERS, ENVIRONMENTS
 
 for _name, _target in ENVIRONMENTS.items():
     _id = f"lifelong/{_name}-v0"

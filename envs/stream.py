@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from envs.errors import EnvError
-from envs.tasks import Task, environment_class
+from lifelong.envs.errors import EnvError
+from lifelong.envs.tasks import Task, environment_class
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.base import BatchedEnv, CompiledSteps, select
-from envs.errors import EnvError, unknown_name
-from envs.registry import ENVIRONMENTS
+from lifelong.envs.base import BatchedEnv, CompiledSteps, select
+from lifelong.envs.errors import EnvError, unknown_name
+from lifelong.envs.registry import ENVIRONMENTS
 
 
 def environment_class(kind: str) -> type[BatchedEnv]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from kernels import build
+from lifelong.kernels import build
 
 BACKENDS = ("reference", "torch", "cpu", "triton")
 _MODULES = {"reference": "reference", "torch": "torch_backend", "cpu": "cpu", "triton": "triton_backend"}

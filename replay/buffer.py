@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replay.chunk import Chunk
-from replay.sampling import Sampling
-from replay.writing import Writing
+from lifelong.replay.chunk import Chunk
+from lifelong.replay.sampling import Sampling
+from lifelong.replay.writing import Writing
 
 
 class SequenceReplay:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.registry import REGISTRY, load
+from lifelong.agent.registry import REGISTRY, load
 
 ROOT = Path(__file__).parent.parent
 #: floor -> the floors it may import from, itself included
@@ -24,7 +24,7 @@ FILES = sorted(path for floor in MAY_IMPORT for path in (ROOT / floor).rglob("*.
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return ".".join(["lifelong", *(parts[:-1] if parts[-1] == "__init__" else parts)])
 
 
 MODULES = {module_name(path): path for path in FILES}
@@ -66,13 +66,14 @@ def at_module_level(path: Path) -> ast.Module:
 def test_imports_go_down_only(floor: str) -> None:
     wrong = []
     for name, path in MODULES.items():
-        if name.split(".")[0] == floor:
+        if name.split(".")[1] == floor:
             for target in imported(ast.parse(path.read_text()), name):
-                top = target.split(".")[0]
-                if top in {*MAY_IMPORT, "tests", "benchmarks"} and top not in MAY_IMPORT[floor]:
+                top, *below = target.split(".")
+                old_name = top in {*MAY_IMPORT, "tests", "benchmarks"}
+                if old_name or (top == "lifelong" and below and below[0] not in MAY_IMPORT[floor]):
                     wrong.append(f"{name} imports {target}")
     assert not wrong, wrong
-    assert any(name.split(".")[0] == floor for name in MODULES)
+    assert any(name.split(".")[1] == floor for name in MODULES)
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -118,7 +119,11 @@ def test_every_registered_part_is_there_and_says_what_it_is(kind: str, name: str
 
 @pytest.mark.parametrize("kind", ["cell", "gradient", "strategy"])
 def test_a_part_lies_in_the_file_of_its_name(kind: str) -> None:
-    folder = {"cell": "agent.cells", "gradient": "agent.gradients", "strategy": "agent.strategies"}[kind]
+    folder = {
+        "cell": "lifelong.agent.cells",
+        "gradient": "lifelong.agent.gradients",
+        "strategy": "lifelong.agent.strategies",
+    }[kind]
     for name, target in REGISTRY[kind].items():
         assert target.partition(":")[0] == f"{folder}.{name}"
-        assert (ROOT / folder.replace(".", "/") / f"{name}.py").is_file()
+        assert (ROOT / folder.removeprefix("lifelong.").replace(".", "/") / f"{name}.py").is_file()

@@ -10,11 +10,11 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from agent import config as configs
-from agent import registry
-from agent.sweep.plan import GroupConfig, SweepConfig
-from envs.registry import ADAPTERS, ENVIRONMENTS
-from envs.tasks import environment_class
+from lifelong.agent import config as configs
+from lifelong.agent import registry
+from lifelong.agent.sweep.plan import GroupConfig, SweepConfig
+from lifelong.envs.registry import ADAPTERS, ENVIRONMENTS
+from lifelong.envs.tasks import environment_class
 
 DOCS = Path(__file__).parent.parent / "docs"
 

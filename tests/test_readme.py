@@ -11,10 +11,10 @@ from typing import get_type_hints
 
 import pytest
 
-from agent import cli
-from agent import config as configs
-from agent.registry import REGISTRY
-from agent.sweep import plan as sweep_plan
+from lifelong.agent import cli
+from lifelong.agent import config as configs
+from lifelong.agent.registry import REGISTRY
+from lifelong.agent.sweep import plan as sweep_plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

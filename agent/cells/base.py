@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kernels.loop import Call
-from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
-from kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
+from lifelong.kernels.loop import Call
+from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
+from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agent.cells.base import DiagonalCell
-from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
+from lifelong.agent.cells.base import DiagonalCell
+from lifelong.kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
 
 
 class DiagonalGRU(DiagonalCell):

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agent.cells.base import Acted, BlockCell
-from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
+from lifelong.agent.cells.base import Acted, BlockCell
+from lifelong.kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
 
 
 class DiagonalLSTM(BlockCell):

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agent.cells.base import Acted, CellChunk, DiagonalCell
-from kernels.elstm import ElstmAct, elstm_advance, elstm_layer, elstm_local, elstm_sequence
-from kernels.loop import Call
+from lifelong.agent.cells.base import Acted, CellChunk, DiagonalCell
+from lifelong.kernels.elstm import ElstmAct, elstm_advance, elstm_layer, elstm_local, elstm_sequence
+from lifelong.kernels.loop import Call
 
 
 class ELSTM(DiagonalCell):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from agent.cells.base import Acted, Cell
-from kernels.gru_sequence import gru_sequence
+from lifelong.agent.cells.base import Acted, Cell
+from lifelong.kernels.gru_sequence import gru_sequence
 
 
 class GRU(Cell):

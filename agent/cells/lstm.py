@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from agent.cells.base import Acted, Cell
-from kernels.lstm_sequence import lstm_sequence
+from lifelong.agent.cells.base import Acted, Cell
+from lifelong.kernels.lstm_sequence import lstm_sequence
 
 
 class LSTM(Cell):

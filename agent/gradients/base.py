@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from agent.cells.base import Cell
+from lifelong.agent.cells.base import Cell
 
 
 class GradientEngine:

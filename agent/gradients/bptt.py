@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.gradients.base import GradientEngine
+from lifelong.agent.gradients.base import GradientEngine
 
 
 class BPTT(GradientEngine):

@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agent.cells.base import CellChunk, ElementwiseCell
-from agent.errors import choice
-from agent.gradients.base import GradientEngine
+from lifelong.agent.cells.base import CellChunk, ElementwiseCell
+from lifelong.agent.errors import choice
+from lifelong.agent.gradients.base import GradientEngine
 
 
 @dataclass

@@ -14,7 +14,7 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from kernels.categorical import categorical_log_prob, categorical_sample
+from lifelong.kernels.categorical import categorical_log_prob, categorical_sample
 
 NEGATIVE = -1e9  # logit of a masked action: zero probability, finite gradients
 

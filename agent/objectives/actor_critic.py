@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from agent.modules.heads import Distribution
-from agent.objectives.base import Metrics, Objective, explained_variance
-from agent.policy import Outputs
-from kernels.advantages import vtrace
-from replay.chunk import Chunk
+from lifelong.agent.modules.heads import Distribution
+from lifelong.agent.objectives.base import Metrics, Objective, explained_variance
+from lifelong.agent.policy import Outputs
+from lifelong.kernels.advantages import vtrace
+from lifelong.replay.chunk import Chunk
 
 
 class ActorCritic(Objective):

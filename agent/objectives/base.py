@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from agent.modules.heads import Distribution
-from agent.parallel import ALONE, Workers
-from agent.policy import Outputs
-from replay.chunk import Chunk
+from lifelong.agent.modules.heads import Distribution
+from lifelong.agent.parallel import ALONE, Workers
+from lifelong.agent.policy import Outputs
+from lifelong.replay.chunk import Chunk
 
 Metrics = dict[str, Tensor]
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from agent.modules.heads import Distribution
-from agent.objectives.base import Metrics, Objective, standardized
-from agent.policy import Outputs
-from kernels.advantages import gae
-from kernels.ppo_loss import ppo_loss
-from replay.chunk import Chunk
+from lifelong.agent.modules.heads import Distribution
+from lifelong.agent.objectives.base import Metrics, Objective, standardized
+from lifelong.agent.policy import Outputs
+from lifelong.kernels.advantages import gae
+from lifelong.kernels.ppo_loss import ppo_loss
+from lifelong.replay.chunk import Chunk
 
 
 class PPO(Objective):

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from agent.modules.heads import Categorical, Distribution, Gaussian
-from agent.objectives.base import Metrics, Objective
-from agent.policy import Outputs
-from replay.chunk import Chunk
+from lifelong.agent.modules.heads import Categorical, Distribution, Gaussian
+from lifelong.agent.objectives.base import Metrics, Objective
+from lifelong.agent.policy import Outputs
+from lifelong.replay.chunk import Chunk
 
 
 class Supervised(Objective):

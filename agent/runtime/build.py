@@ -9,27 +9,27 @@ from typing import Any
 
 import torch
 
-from agent import registry
-from agent.config import Config
-from agent.errors import ConfigError, EnvError
-from agent.gradients.base import GradientEngine
-from agent.objectives.base import Objective
-from agent.parallel import ALONE, Workers
-from agent.policy import Policy
-from agent.runtime.capture import CudaGraph
-from agent.runtime.evaluation import Evaluator
-from agent.runtime.learner import Learner
-from agent.runtime.machine import versions
-from agent.runtime.metrics import Evaluations
-from agent.runtime.record import Record
-from agent.runtime.rollout import Rollout
-from agent.runtime.runners import Copies, RunnerRollout
-from agent.runtime.trainer import Trainer
-from agent.strategies.base import Strategy
-from envs.stream import TaskStream
-from envs.tasks import Task, TaskEnv
-from kernels.allocator import keep_freed_memory
-from kernels.dispatch import prepare
+from lifelong.agent import registry
+from lifelong.agent.config import Config
+from lifelong.agent.errors import ConfigError, EnvError
+from lifelong.agent.gradients.base import GradientEngine
+from lifelong.agent.objectives.base import Objective
+from lifelong.agent.parallel import ALONE, Workers
+from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.capture import CudaGraph
+from lifelong.agent.runtime.evaluation import Evaluator
+from lifelong.agent.runtime.learner import Learner
+from lifelong.agent.runtime.machine import versions
+from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime.record import Record
+from lifelong.agent.runtime.rollout import Rollout
+from lifelong.agent.runtime.runners import Copies, RunnerRollout
+from lifelong.agent.runtime.trainer import Trainer
+from lifelong.agent.strategies.base import Strategy
+from lifelong.envs.stream import TaskStream
+from lifelong.envs.tasks import Task, TaskEnv
+from lifelong.kernels.allocator import keep_freed_memory
+from lifelong.kernels.dispatch import prepare
 
 
 def subseed(seed: int, *names: object) -> int:

@@ -34,11 +34,11 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from agent.objectives.base import Metrics
-from agent.runtime.learner import Learner
-from agent.runtime.rollout import Experience, Rollout
-from agent.runtime.runners import RunnerRollout
-from agent.strategies.base import Context, Strategy, overrides
+from lifelong.agent.objectives.base import Metrics
+from lifelong.agent.runtime.learner import Learner
+from lifelong.agent.runtime.rollout import Experience, Rollout
+from lifelong.agent.runtime.runners import RunnerRollout
+from lifelong.agent.strategies.base import Context, Strategy, overrides
 
 #: Relative RMS difference between captured and eager that a tensor may have in the check. Both run the same kernels on
 #: the same numbers, so zero is expected; a library may choose another algorithm on another stream.

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from agent.errors import CheckpointError, DiskError
-from agent.parallel import ALONE, Workers
+from lifelong.agent.errors import CheckpointError, DiskError
+from lifelong.agent.parallel import ALONE, Workers
 
 MANIFEST = "manifest.json"
 

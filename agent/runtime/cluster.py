@@ -22,14 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import config as configs
-from agent.config import Config
-from agent.errors import CheckpointError, ClusterError, ConfigError, DiskError
-from agent.runtime.logging import Progress, RunLog
-from agent.runtime.machine import versions
+from lifelong.agent import config as configs
+from lifelong.agent.config import Config
+from lifelong.agent.errors import CheckpointError, ClusterError, ConfigError, DiskError
+from lifelong.agent.runtime.logging import Progress, RunLog
+from lifelong.agent.runtime.machine import versions
 
 if TYPE_CHECKING:
-    from agent.runtime.trainer import Order, Trainer
+    from lifelong.agent.runtime.trainer import Order, Trainer
 
 #: seconds between two looks at the Board
 POLL = 0.2
@@ -424,7 +424,7 @@ class _Group(threading.Thread):
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from agent.runtime.own_cluster import OwnClusterTrainer
+        from lifelong.agent.runtime.own_cluster import OwnClusterTrainer
 
         config, folder = trainer.config, trainer.record.folder.resolve()
         resources = worker_resources(connection.ray, config)
@@ -470,8 +470,8 @@ def work(settings: dict[str, Any]) -> None:
     """What every worker of Ray Train does: go on with the run in the folder until it ends or is asked to stop."""
     import ray
 
-    from agent.parallel import TorchWorkers
-    from agent.runtime import run
+    from lifelong.agent.parallel import TorchWorkers
+    from lifelong.agent.runtime import run
 
     board, entered = settings["board"], time.time()
     workers = TorchWorkers()
@@ -546,7 +546,7 @@ class Orders:
 
     def __call__(self) -> Order:
         """The order; a collective operation."""
-        from agent.runtime.trainer import Order
+        from lifelong.agent.runtime.trainer import Order
 
         self.left -= 1
         if self.left:

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from agent.policy import Policy
-from agent.runtime.rollout import Rollout
-from agent.strategies.base import Context, Strategy, overrides
-from envs.tasks import TaskEnv
+from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.rollout import Rollout
+from lifelong.agent.strategies.base import Context, Strategy, overrides
+from lifelong.envs.tasks import TaskEnv
 
 
 class Evaluator:

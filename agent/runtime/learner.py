@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agent.cells.base import Acted
-from agent.gradients.base import GradientEngine
-from agent.objectives.base import Metrics, Objective
-from agent.parallel import ALONE, Workers
-from agent.policy import Policy
-from agent.runtime.rollout import Experience
-from agent.strategies.base import Context, Strategy, overrides
-from replay.chunk import Chunk
+from lifelong.agent.cells.base import Acted
+from lifelong.agent.gradients.base import GradientEngine
+from lifelong.agent.objectives.base import Metrics, Objective
+from lifelong.agent.parallel import ALONE, Workers
+from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.rollout import Experience
+from lifelong.agent.strategies.base import Context, Strategy, overrides
+from lifelong.replay.chunk import Chunk
 
 
 class Learner:

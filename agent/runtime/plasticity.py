@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from agent.policy import Policy, inputs_of
-from replay.chunk import Chunk
+from lifelong.agent.policy import Policy, inputs_of
+from lifelong.replay.chunk import Chunk
 
 #: a unit is dormant if its score is at most this (Sokar et al. 2023, section 3)
 DORMANT = 0.025

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agent.config import Config
-from agent.parallel import ALONE, Workers
-from agent.runtime.rollout import Experience
+from lifelong.agent.config import Config
+from lifelong.agent.parallel import ALONE, Workers
+from lifelong.agent.runtime.rollout import Experience
 
 
 class Record:

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agent.errors import ConfigError
-from agent.runtime import metrics
-from agent.runtime.metrics import Evaluations
+from lifelong.agent.errors import ConfigError
+from lifelong.agent.runtime import metrics
+from lifelong.agent.runtime.metrics import Evaluations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from agent.cells.base import Acted
-from agent.policy import Inputs, Policy
-from envs.tasks import TaskEnv
-from kernels.loop import loop
-from replay.chunk import Chunk
+from lifelong.agent.cells.base import Acted
+from lifelong.agent.policy import Inputs, Policy
+from lifelong.envs.tasks import TaskEnv
+from lifelong.kernels.loop import loop
+from lifelong.replay.chunk import Chunk
 
 
 @dataclass

@@ -12,17 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent import config as configs
-from agent.config import Config
-from agent.errors import CheckpointError, ConfigError, DiskError
-from agent.parallel import ALONE, Workers
-from agent.runtime import checkpoint, cluster
-from agent.runtime.build import build
-from agent.runtime.cluster import Connection
-from agent.runtime.logging import NoLog, Progress, RunLog, write_json
-from agent.runtime.machine import machine
-from agent.runtime.metrics import Evaluations, average_performance, backward_transfer, final, forgetting, learned
-from agent.runtime.trainer import Order, Trainer
+from lifelong.agent import config as configs
+from lifelong.agent.config import Config
+from lifelong.agent.errors import CheckpointError, ConfigError, DiskError
+from lifelong.agent.parallel import ALONE, Workers
+from lifelong.agent.runtime import checkpoint, cluster
+from lifelong.agent.runtime.build import build
+from lifelong.agent.runtime.cluster import Connection
+from lifelong.agent.runtime.logging import NoLog, Progress, RunLog, write_json
+from lifelong.agent.runtime.machine import machine
+from lifelong.agent.runtime.metrics import (
+    Evaluations,
+    average_performance,
+    backward_transfer,
+    final,
+    forgetting,
+    learned,
+)
+from lifelong.agent.runtime.trainer import Order, Trainer
 
 
 def default_folder(config: Config) -> Path:

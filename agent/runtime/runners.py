@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agent.errors import ClusterError
-from agent.gradients.base import GradientEngine
-from agent.policy import Policy
-from agent.runtime.cluster import connect
-from agent.runtime.rollout import Experience, Rollout
-from kernels.allocator import keep_freed_memory
-from replay.chunk import Chunk
+from lifelong.agent.errors import ClusterError
+from lifelong.agent.gradients.base import GradientEngine
+from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.cluster import connect
+from lifelong.agent.runtime.rollout import Experience, Rollout
+from lifelong.kernels.allocator import keep_freed_memory
+from lifelong.replay.chunk import Chunk
 
 #: once half of the runners have delivered, the others are waited for until they took so many times as long as those
 PATIENCE = 2.0

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from agent import config as configs
-from agent.config import Config
-from agent.errors import ClusterError, ConfigError
-from agent.runtime.cluster import knock, ray_module
+from lifelong.agent import config as configs
+from lifelong.agent.config import Config
+from lifelong.agent.errors import ClusterError, ConfigError
+from lifelong.agent.runtime.cluster import knock, ray_module
 
 #: seconds that a job which is told to stop has to save its checkpoint; Ray's default is 3
 STOP_SECONDS = 120

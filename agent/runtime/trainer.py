@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from agent.parallel import ALONE, Workers
-from agent.runtime import checkpoint
-from agent.runtime.capture import ChunkRunner, Graph
-from agent.runtime.evaluation import Evaluator
-from agent.runtime.learner import Learner
-from agent.runtime.logging import NoLog, Progress, RunLog
-from agent.runtime.metrics import Evaluations, average_performance
-from agent.runtime.plasticity import plasticity
-from agent.runtime.record import Record
-from agent.runtime.rollout import Experience, Rollout
-from agent.runtime.runners import RunnerRollout
-from agent.strategies.base import Context, Strategy, overrides
-from envs.stream import TaskStream
+from lifelong.agent.parallel import ALONE, Workers
+from lifelong.agent.runtime import checkpoint
+from lifelong.agent.runtime.capture import ChunkRunner, Graph
+from lifelong.agent.runtime.evaluation import Evaluator
+from lifelong.agent.runtime.learner import Learner
+from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
+from lifelong.agent.runtime.metrics import Evaluations, average_performance
+from lifelong.agent.runtime.plasticity import plasticity
+from lifelong.agent.runtime.record import Record
+from lifelong.agent.runtime.rollout import Experience, Rollout
+from lifelong.agent.runtime.runners import RunnerRollout
+from lifelong.agent.strategies.base import Context, Strategy, overrides
+from lifelong.envs.stream import TaskStream
 
 
 class Order(IntEnum):

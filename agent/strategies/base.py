@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agent.objectives.base import Objective
-from agent.parallel import ALONE, Workers
-from agent.policy import Outputs, Policy
-from agent.runtime.rollout import Experience
-from replay.chunk import Chunk
+from lifelong.agent.objectives.base import Objective
+from lifelong.agent.parallel import ALONE, Workers
+from lifelong.agent.policy import Outputs, Policy
+from lifelong.agent.runtime.rollout import Experience
+from lifelong.replay.chunk import Chunk
 
 #: yields n chunks of fresh experience of the current policy on the current task(s), without touching training
 Source = Callable[[int], Iterator[Experience]]

@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from agent.errors import choice
-from agent.policy import Outputs
-from agent.runtime.rollout import Experience
-from agent.strategies.base import Context, Strategy
-from replay.buffer import SequenceReplay
-from replay.chunk import Chunk, concatenate
-from replay.sampling import SAMPLING
-from replay.writing import WRITING
+from lifelong.agent.errors import choice
+from lifelong.agent.policy import Outputs
+from lifelong.agent.runtime.rollout import Experience
+from lifelong.agent.strategies.base import Context, Strategy
+from lifelong.replay.buffer import SequenceReplay
+from lifelong.replay.chunk import Chunk, concatenate
+from lifelong.replay.sampling import SAMPLING
+from lifelong.replay.writing import WRITING
 
 
 class CLEAR(Strategy):

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agent.policy import Outputs, Policy
-from agent.strategies.base import Context, Source, Strategy
-from replay.chunk import Chunk
+from lifelong.agent.policy import Outputs, Policy
+from lifelong.agent.strategies.base import Context, Source, Strategy
+from lifelong.replay.chunk import Chunk
 
 
 def fisher_diagonal(

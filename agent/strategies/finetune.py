@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from agent.strategies.base import Strategy
+from lifelong.agent.strategies.base import Strategy
 
 
 class Finetune(Strategy):

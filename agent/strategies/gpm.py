@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agent.modules.encoders import OneHotLinear
-from agent.policy import Policy, inputs_of
-from agent.runtime.rollout import Experience
-from agent.strategies.base import Context, Source, Strategy
-from kernels.project import project
+from lifelong.agent.modules.encoders import OneHotLinear
+from lifelong.agent.policy import Policy, inputs_of
+from lifelong.agent.runtime.rollout import Experience
+from lifelong.agent.strategies.base import Context, Source, Strategy
+from lifelong.kernels.project import project
 
 
 def append_basis(basis_nk: Tensor, covariance_nn: Tensor, threshold: float) -> Tensor:

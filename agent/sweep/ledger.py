@@ -23,10 +23,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from agent import config as configs
-from agent.errors import ConfigError, DiskError, LedgerError
-from agent.runtime.metrics import Evaluations
-from agent.sweep.plan import EVALUATION, PHASE_FOLDERS, TUNING, Trial, data_of, digest
+from lifelong.agent import config as configs
+from lifelong.agent.errors import ConfigError, DiskError, LedgerError
+from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.sweep.plan import EVALUATION, PHASE_FOLDERS, TUNING, Trial, data_of, digest
 
 Entry = dict[str, Any]
 

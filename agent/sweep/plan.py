@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent import config as configs
-from agent.config import Config, bounded
-from agent.errors import ConfigError, choice
-from agent.runtime import metrics
-from agent.runtime.metrics import Evaluations
+from lifelong.agent import config as configs
+from lifelong.agent.config import Config, bounded
+from lifelong.agent.errors import ConfigError, choice
+from lifelong.agent.runtime import metrics
+from lifelong.agent.runtime.metrics import Evaluations
 
 #: metric -> (how it is computed, which direction is better)
 METRICS: dict[str, tuple[Callable[[Evaluations], float], str]] = {
@@ -301,7 +301,7 @@ def digest(content: Any) -> str:
 
 def data_of(config: Config) -> set[str]:
     """What a stream is made of: the environment of every task with all its parameters, as text."""
-    from envs.tasks import Task  # torch
+    from lifelong.envs.tasks import Task  # torch
 
     found = set()
     for spec in config.stream.tasks:
@@ -313,7 +313,7 @@ def data_of(config: Config) -> set[str]:
 
 
 def _environment_params(kind: str) -> Mapping[str, Any]:
-    from envs.tasks import environment_class  # torch
+    from lifelong.envs.tasks import environment_class  # torch
 
     return environment_class(kind).all_params()
 

@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from agent.runtime.logging import write_json
-from agent.runtime.report import INK, PALETTE, Cells, embed, new_figure, number_text, render, save_figure, strip_axes
-from agent.sweep.ledger import Entry, Ledger, Standing, run_status, violations
-from agent.sweep.plan import EVALUATION, PHASE_FOLDERS, TUNING, Plan
+from lifelong.agent.runtime.logging import write_json
+from lifelong.agent.runtime.report import (
+    INK,
+    PALETTE,
+    Cells,
+    embed,
+    new_figure,
+    number_text,
+    render,
+    save_figure,
+    strip_axes,
+)
+from lifelong.agent.sweep.ledger import Entry, Ledger, Standing, run_status, violations
+from lifelong.agent.sweep.plan import EVALUATION, PHASE_FOLDERS, TUNING, Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

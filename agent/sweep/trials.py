@@ -20,16 +20,16 @@ from typing import Any
 
 import yaml
 
-from agent import config as configs
-from agent.errors import ClusterError, ConfigError, DiskError
-from agent.runtime import checkpoint, run
-from agent.runtime.build import build, build_stream
-from agent.runtime.cluster import connect, ray_module
-from agent.runtime.logging import Progress
-from agent.runtime.metrics import Evaluations
-from agent.sweep.ledger import Ledger, Standing, best, trained_tasks
-from agent.sweep.plan import EVALUATION, TUNING, Plan, Range, Trial, data_of, digest
-from agent.sweep.report import Results, write
+from lifelong.agent import config as configs
+from lifelong.agent.errors import ClusterError, ConfigError, DiskError
+from lifelong.agent.runtime import checkpoint, run
+from lifelong.agent.runtime.build import build, build_stream
+from lifelong.agent.runtime.cluster import connect, ray_module
+from lifelong.agent.runtime.logging import Progress
+from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.sweep.ledger import Ledger, Standing, best, trained_tasks
+from lifelong.agent.sweep.plan import EVALUATION, TUNING, Plan, Range, Trial, data_of, digest
+from lifelong.agent.sweep.report import Results, write
 
 STEPS, METRIC = "env_steps", "metric"  # what a trial reports to Tune
 

@@ -15,8 +15,8 @@ import torch
 from gymnasium.spaces import Box, Dict, MultiDiscrete
 from torch import Tensor
 
-from envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
-from envs.errors import EnvError
+from lifelong.envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
+from lifelong.envs.errors import EnvError
 
 #: MiniGrid's numbers of objects, colours and door states; every cell of an image is one id of each.
 MINIGRID_IDS = (11, 6, 3)

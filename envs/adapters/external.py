@@ -14,8 +14,8 @@ from gymnasium.spaces.utils import flatten, flatten_space
 from gymnasium.vector.utils import batch_space, iterate
 from torch import Tensor
 
-from envs.base import BatchedEnv, Param, select
-from envs.errors import EnvError
+from lifelong.envs.base import BatchedEnv, Param, select
+from lifelong.envs.errors import EnvError
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from gymnasium.spaces import Dict
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor
 
-from envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
-from envs.base import select
-from envs.errors import EnvError
+from lifelong.envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
+from lifelong.envs.base import select
+from lifelong.envs.errors import EnvError
 
 VECTORIZATIONS = ("sync", "async", "vector_entry_point")
 AUTORESETS = {

@@ -17,7 +17,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from envs.base import BatchedEnv, Param
+from lifelong.envs.base import BatchedEnv, Param
 
 MAX_SPIN_1 = 4 * math.pi  # [rad/s]
 MAX_SPIN_2 = 9 * math.pi  # [rad/s]

@@ -17,8 +17,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from envs.base import BatchedEnv, CompiledSteps, Param
-from kernels.cartpole import Stepped, available, cartpole_call, cartpole_step
+from lifelong.envs.base import BatchedEnv, CompiledSteps, Param
+from lifelong.kernels.cartpole import Stepped, available, cartpole_call, cartpole_step
 
 X_LIMIT = 2.4  # [m]
 THETA_LIMIT = 12 * 2 * math.pi / 360  # [rad]

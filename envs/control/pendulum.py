@@ -15,7 +15,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from envs.base import BatchedEnv, Param
+from lifelong.envs.base import BatchedEnv, Param
 
 MAX_SPEED = 8.0  # [rad/s]
 MAX_TORQUE = 2.0  # [N m]

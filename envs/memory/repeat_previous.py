@@ -14,8 +14,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from envs.base import BatchedEnv, Param
-from envs.errors import EnvError
+from lifelong.envs.base import BatchedEnv, Param
+from lifelong.envs.errors import EnvError
 
 MAX_LAG = 64
 

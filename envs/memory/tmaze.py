@@ -15,8 +15,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from envs.base import BatchedEnv, Param
-from envs.errors import EnvError
+from lifelong.envs.base import BatchedEnv, Param
+from lifelong.envs.errors import EnvError
 
 FORWARD, UP, DOWN = 0, 1, 2
 

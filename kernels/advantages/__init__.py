@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import torch
 
-from kernels.dispatch import Op, check, check_mask
+from lifelong.kernels.dispatch import Op, check, check_mask
 
-_GAE = Op("gae", "kernels.advantages")
-_VTRACE = Op("vtrace", "kernels.advantages")
+_GAE = Op("gae", "lifelong.kernels.advantages")
+_VTRACE = Op("vtrace", "lifelong.kernels.advantages")
 
 
 def _check(op: str, tensors: tuple[torch.Tensor, ...]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from kernels import build
+from lifelong.kernels import build
 
-_GAE = build.function("kernels.advantages", "gae", "iiidd" + "p" * 8)
-_VTRACE = build.function("kernels.advantages", "vtrace", "iiidddd" + "p" * 9)
+_GAE = build.function("lifelong.kernels.advantages", "gae", "iiidd" + "p" * 8)
+_VTRACE = build.function("lifelong.kernels.advantages", "vtrace", "iiidddd" + "p" * 9)
 
 
 def gae(tensors: tuple[torch.Tensor, ...], gamma: float, lam: float) -> tuple[torch.Tensor, torch.Tensor]:

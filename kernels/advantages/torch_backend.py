@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.advantages.reference import next_values
+from lifelong.kernels.advantages.reference import next_values
 
 
 def _reverse_scan(decay_TB: torch.Tensor, x_TB: torch.Tensor) -> torch.Tensor:

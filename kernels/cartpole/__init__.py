@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.dispatch import Op
-from kernels.loop import Call, Each
+from lifelong.kernels.dispatch import Op
+from lifelong.kernels.loop import Call, Each
 
-_STEP = Op("cartpole_step", "kernels.cartpole", ("cpu", "triton"), cpu_dtypes=(torch.float32,))
+_STEP = Op("cartpole_step", "lifelong.kernels.cartpole", ("cpu", "triton"), cpu_dtypes=(torch.float32,))
 
 
 class Stepped(NamedTuple):

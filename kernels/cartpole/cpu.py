@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from kernels import build
-from kernels.cartpole import Stepped
+from lifelong.kernels import build
+from lifelong.kernels.cartpole import Stepped
 
-_STEP = build.function("kernels.cartpole", "cartpole", "i" + "p" * 17)
+_STEP = build.function("lifelong.kernels.cartpole", "cartpole", "i" + "p" * 17)
 
-STEP_CALL = build.function("kernels.cartpole", "cartpole_call", "pp")
+STEP_CALL = build.function("lifelong.kernels.cartpole", "cartpole_call", "pp")
 
 
 def step(

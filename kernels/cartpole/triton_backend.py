@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.cartpole import Stepped
+from lifelong.kernels.cartpole import Stepped
 
 _BLOCK = 128
 #: pi/2 in three parts, of which the first two have so few digits that a product with a small integer is exact

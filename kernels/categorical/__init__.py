@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import Op, check
-from kernels.loop import Call, Each
+from lifelong.kernels.dispatch import Op, check
+from lifelong.kernels.loop import Call, Each
 
-_SAMPLE = Op("categorical_sample", "kernels.categorical", backends=("reference", "torch", "cpu"))
-_LOG_PROB = Op("categorical_log_prob", "kernels.categorical", backends=("reference", "torch", "cpu"))
+_SAMPLE = Op("categorical_sample", "lifelong.kernels.categorical", backends=("reference", "torch", "cpu"))
+_LOG_PROB = Op("categorical_log_prob", "lifelong.kernels.categorical", backends=("reference", "torch", "cpu"))
 
 
 def categorical_sample(logits_MA: torch.Tensor, uniform_M: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:

@@ -6,14 +6,14 @@ import ctypes
 
 import torch
 
-from kernels import build
+from lifelong.kernels import build
 
-_SAMPLE = build.function("kernels.categorical", "sample", "iiippp")
+_SAMPLE = build.function("lifelong.kernels.categorical", "sample", "iiippp")
 
-_LOG_PROB = build.function("kernels.categorical", "log_prob", "iiii" + "p" * 6)
-_LOG_PROB_BACKWARD = build.function("kernels.categorical", "log_prob_backward", "iiii" + "p" * 7)
+_LOG_PROB = build.function("lifelong.kernels.categorical", "log_prob", "iiii" + "p" * 6)
+_LOG_PROB_BACKWARD = build.function("lifelong.kernels.categorical", "log_prob_backward", "iiii" + "p" * 7)
 
-SAMPLE_CALL = build.function("kernels.categorical", "sample_call", "pp")
+SAMPLE_CALL = build.function("lifelong.kernels.categorical", "sample_call", "pp")
 
 
 def sample(logits_MA: torch.Tensor, uniform_M: torch.Tensor) -> torch.Tensor:

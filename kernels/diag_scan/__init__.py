@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import Op, check, check_mask
+from lifelong.kernels.dispatch import Op, check, check_mask
 
 _SCAN = Op(
     "diag_scan",
-    "kernels.diag_scan",
+    "lifelong.kernels.diag_scan",
     cpu_dtypes=(torch.float32, torch.float64, torch.complex64, torch.complex128),
 )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from kernels import build
-from kernels.arguments import pointer, zero_row
+from lifelong.kernels import build
+from lifelong.kernels.arguments import pointer, zero_row
 
-_FORWARD = build.function("kernels.diag_scan", "diag_scan_forward", "iiiiii" + "p" * 6)
-_BACKWARD = build.function("kernels.diag_scan", "diag_scan_backward", "iiiiii" + "p" * 10)
+_FORWARD = build.function("lifelong.kernels.diag_scan", "diag_scan_forward", "iiiiii" + "p" * 6)
+_BACKWARD = build.function("lifelong.kernels.diag_scan", "diag_scan_backward", "iiiiii" + "p" * 10)
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

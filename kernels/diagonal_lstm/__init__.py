@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import Op, check, check_mask
+from lifelong.kernels.dispatch import Op, check, check_mask
 
-_SEQUENCE = Op("diagonal_lstm_sequence", "kernels.diagonal_lstm")
-_LOCAL = Op("diagonal_lstm_local", "kernels.diagonal_lstm")
+_SEQUENCE = Op("diagonal_lstm_sequence", "lifelong.kernels.diagonal_lstm")
+_LOCAL = Op("diagonal_lstm_local", "lifelong.kernels.diagonal_lstm")
 
 
 class _Sequence(torch.autograd.Function):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from kernels import build
-from kernels.arguments import pointer, zero_row
+from lifelong.kernels import build
+from lifelong.kernels.arguments import pointer, zero_row
 
-_FORWARD = build.function("kernels.diagonal_lstm", "diagonal_lstm_forward", "iiii" + "p" * 7)
-_BACKWARD = build.function("kernels.diagonal_lstm", "diagonal_lstm_backward", "iiii" + "p" * 13)
-_LOCAL = build.function("kernels.diagonal_lstm", "diagonal_lstm_local", "iiii" + "p" * 8)
+_FORWARD = build.function("lifelong.kernels.diagonal_lstm", "diagonal_lstm_forward", "iiii" + "p" * 7)
+_BACKWARD = build.function("lifelong.kernels.diagonal_lstm", "diagonal_lstm_backward", "iiii" + "p" * 13)
+_LOCAL = build.function("lifelong.kernels.diagonal_lstm", "diagonal_lstm_local", "iiii" + "p" * 8)
 _ROWS = 4  # batch rows per block of the weight gradient, as in cpu.c
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.diagonal_lstm.reference import local, sequence
+from lifelong.kernels.diagonal_lstm.reference import local, sequence
 
 __all__ = ["backward", "forward", "local"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import Op, check, check_mask
+from lifelong.kernels.dispatch import Op, check, check_mask
 
-_SEQUENCE = Op("diagonal_gru_sequence", "kernels.diagonal_sequence")
-_LOCAL = Op("diagonal_gru_local", "kernels.diagonal_sequence")
+_SEQUENCE = Op("diagonal_gru_sequence", "lifelong.kernels.diagonal_sequence")
+_LOCAL = Op("diagonal_gru_local", "lifelong.kernels.diagonal_sequence")
 
 
 class _Sequence(torch.autograd.Function):

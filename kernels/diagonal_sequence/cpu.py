@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from kernels import build
-from kernels.arguments import pointer
+from lifelong.kernels import build
+from lifelong.kernels.arguments import pointer
 
-_FORWARD = build.function("kernels.diagonal_sequence", "diagonal_gru_forward", "iiii" + "p" * 6)
-_BACKWARD = build.function("kernels.diagonal_sequence", "diagonal_gru_backward", "iiii" + "p" * 12)
-_LOCAL = build.function("kernels.diagonal_sequence", "diagonal_gru_local", "iiii" + "p" * 7)
+_FORWARD = build.function("lifelong.kernels.diagonal_sequence", "diagonal_gru_forward", "iiii" + "p" * 6)
+_BACKWARD = build.function("lifelong.kernels.diagonal_sequence", "diagonal_gru_backward", "iiii" + "p" * 12)
+_LOCAL = build.function("lifelong.kernels.diagonal_sequence", "diagonal_gru_local", "iiii" + "p" * 7)
 _ROWS = 4  # batch rows per block of the weight gradient, as in cpu.c
 
 

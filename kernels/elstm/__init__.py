@@ -16,15 +16,15 @@ from typing import Any, ClassVar
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import Op, check, check_mask
-from kernels.loop import Call
-from kernels.rtrl import check_carry, rtrl_advance, rtrl_advance_vector
+from lifelong.kernels.dispatch import Op, check, check_mask
+from lifelong.kernels.loop import Call
+from lifelong.kernels.rtrl import check_carry, rtrl_advance, rtrl_advance_vector
 
-_SEQUENCE = Op("elstm_sequence", "kernels.elstm")
-_STEP = Op("elstm_step", "kernels.elstm")
-_LOCAL = Op("elstm_local", "kernels.elstm")
-_LAYER = Op("elstm_layer", "kernels.elstm")
-_ADVANCE = Op("elstm_advance", "kernels.elstm")
+_SEQUENCE = Op("elstm_sequence", "lifelong.kernels.elstm")
+_STEP = Op("elstm_step", "lifelong.kernels.elstm")
+_LOCAL = Op("elstm_local", "lifelong.kernels.elstm")
+_LAYER = Op("elstm_layer", "lifelong.kernels.elstm")
+_ADVANCE = Op("elstm_advance", "lifelong.kernels.elstm")
 
 
 class _Sequence(torch.autograd.Function):

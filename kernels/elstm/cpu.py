@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import torch
 
-from kernels import build
-from kernels.arguments import pointer, zero_row, zeros
-from kernels.loop import Call, Each
+from lifelong.kernels import build
+from lifelong.kernels.arguments import pointer, zero_row, zeros
+from lifelong.kernels.loop import Call, Each
 
-_FORWARD = build.function("kernels.elstm", "elstm_forward", "iiii" + "p" * 6)
-_BACKWARD = build.function("kernels.elstm", "elstm_backward", "iiii" + "p" * 12)
-_LOCAL = build.function("kernels.elstm", "elstm_local", "iiii" + "p" * 6)
-_TRACE = build.function("kernels.elstm", "elstm_trace", "iiii" + "p" * 8)
-_NARROW = build.function("kernels.elstm", "elstm_advance_narrow", "iiiiiii" + "p" * 13)
-_FORWARD_NARROW = build.function("kernels.elstm", "elstm_forward_narrow", "iiiii" + "p" * 11)
-_BACKWARD_NARROW = build.function("kernels.elstm", "elstm_backward_narrow", "iiiiii" + "p" * 15)
-_GATE = build.function("kernels.elstm", "elstm_gate", "ii" + "p" * 3)
-_GATE_BACKWARD = build.function("kernels.elstm", "elstm_gate_backward", "ii" + "p" * 6)
-_ACT = build.function("kernels.elstm", "elstm_act", "iiiii" + "p" * 16)
+_FORWARD = build.function("lifelong.kernels.elstm", "elstm_forward", "iiii" + "p" * 6)
+_BACKWARD = build.function("lifelong.kernels.elstm", "elstm_backward", "iiii" + "p" * 12)
+_LOCAL = build.function("lifelong.kernels.elstm", "elstm_local", "iiii" + "p" * 6)
+_TRACE = build.function("lifelong.kernels.elstm", "elstm_trace", "iiii" + "p" * 8)
+_NARROW = build.function("lifelong.kernels.elstm", "elstm_advance_narrow", "iiiiiii" + "p" * 13)
+_FORWARD_NARROW = build.function("lifelong.kernels.elstm", "elstm_forward_narrow", "iiiii" + "p" * 11)
+_BACKWARD_NARROW = build.function("lifelong.kernels.elstm", "elstm_backward_narrow", "iiiiii" + "p" * 15)
+_GATE = build.function("lifelong.kernels.elstm", "elstm_gate", "ii" + "p" * 3)
+_GATE_BACKWARD = build.function("lifelong.kernels.elstm", "elstm_gate_backward", "ii" + "p" * 6)
+_ACT = build.function("lifelong.kernels.elstm", "elstm_act", "iiiii" + "p" * 16)
 _ROWS = 4  # batch rows per block of the weight gradient, as in cpu.c
 _ACT_ROWS = 8  # batch rows per block of a step, as in cpu.c
-ACT_CALL = build.function("kernels.elstm", "elstm_act_call", "pp")
+ACT_CALL = build.function("lifelong.kernels.elstm", "elstm_act_call", "pp")
 NARROW = 16  # widest input that `advance_narrow` takes, as in cpu.c
 _GROUPS, _GROUP = 16, 4  # most groups of copies whose gradients are summed apart, and fewest copies per group
 

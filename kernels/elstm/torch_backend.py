@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels.elstm.reference import local
+from lifelong.kernels.elstm.reference import local
 
 __all__ = ["backward", "forward", "gate", "gate_backward", "local", "step"]
 

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.elstm.torch_backend import gate, gate_backward
+from lifelong.kernels.elstm.torch_backend import gate, gate_backward
 
 __all__ = ["backward", "forward", "gate", "gate_backward", "local", "step"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import DENSE_UNITS, Op, check, check_mask
+from lifelong.kernels.dispatch import DENSE_UNITS, Op, check, check_mask
 
-_GRU = Op("gru_sequence", "kernels.gru_sequence", triton_units=DENSE_UNITS)
+_GRU = Op("gru_sequence", "lifelong.kernels.gru_sequence", triton_units=DENSE_UNITS)
 
 
 class _Sequence(torch.autograd.Function):

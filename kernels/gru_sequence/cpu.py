@@ -6,12 +6,12 @@ import sys
 
 import torch
 
-from kernels import build
-from kernels.arguments import pointer, zero_row
-from kernels.gru_sequence import torch_backend
+from lifelong.kernels import build
+from lifelong.kernels.arguments import pointer, zero_row
+from lifelong.kernels.gru_sequence import torch_backend
 
-_FORWARD = build.function("kernels.gru_sequence", "gru_forward", "iii" + "p" * 8)
-_BACKWARD = build.function("kernels.gru_sequence", "gru_backward", "iii" + "p" * 10)
+_FORWARD = build.function("lifelong.kernels.gru_sequence", "gru_forward", "iii" + "p" * 8)
+_BACKWARD = build.function("lifelong.kernels.gru_sequence", "gru_backward", "iii" + "p" * 10)
 
 
 def forward_step(

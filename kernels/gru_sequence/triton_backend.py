@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.triton_tools import blocks, rows_per_program
+from lifelong.kernels.triton_tools import blocks, rows_per_program
 
 
 @triton.jit

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.build import Functions
-from kernels.dispatch import Op
+from lifelong.kernels.build import Functions
+from lifelong.kernels.dispatch import Op
 
-_LOOP = Op("loop", "kernels.loop", backends=("cpu",))
+_LOOP = Op("loop", "lifelong.kernels.loop", backends=("cpu",))
 
 
 class Each(NamedTuple):

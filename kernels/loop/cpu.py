@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from kernels import build
-from kernels.loop import Call, Each
+from lifelong.kernels import build
+from lifelong.kernels.loop import Call, Each
 
-_LOOP = build.function("kernels.loop", "loop", "ii" + "p" * 5)
+_LOOP = build.function("lifelong.kernels.loop", "loop", "ii" + "p" * 5)
 _SIZES, _POINTERS = 8, 32  # as in cpu.c
 
 

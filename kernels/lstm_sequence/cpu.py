@@ -6,12 +6,12 @@ import sys
 
 import torch
 
-from kernels import build
-from kernels.arguments import pointer, zero_row
-from kernels.lstm_sequence import torch_backend
+from lifelong.kernels import build
+from lifelong.kernels.arguments import pointer, zero_row
+from lifelong.kernels.lstm_sequence import torch_backend
 
-_FORWARD = build.function("kernels.lstm_sequence", "lstm_forward", "iii" + "p" * 9)
-_BACKWARD = build.function("kernels.lstm_sequence", "lstm_backward", "iii" + "p" * 10)
+_FORWARD = build.function("lifelong.kernels.lstm_sequence", "lstm_forward", "iii" + "p" * 9)
+_BACKWARD = build.function("lifelong.kernels.lstm_sequence", "lstm_backward", "iii" + "p" * 10)
 
 
 def forward_step(

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import Op, check
+from lifelong.kernels.dispatch import Op, check
 
-_LOSS = Op("ppo_loss", "kernels.ppo_loss", backends=("reference", "torch", "cpu"))
+_LOSS = Op("ppo_loss", "lifelong.kernels.ppo_loss", backends=("reference", "torch", "cpu"))
 
 
 class Statistics(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kernels import build
+from lifelong.kernels import build
 
-_LOSS = build.function("kernels.ppo_loss", "ppo_loss", "iddd" + "p" * 13)
+_LOSS = build.function("lifelong.kernels.ppo_loss", "ppo_loss", "iddd" + "p" * 13)
 
 
 def loss(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kernels.dispatch import Op, check
+from lifelong.kernels.dispatch import Op, check
 
-_PROJECT = Op("project", "kernels.project", backends=("reference", "torch", "triton"))
+_PROJECT = Op("project", "lifelong.kernels.project", backends=("reference", "torch", "triton"))
 
 
 @torch.no_grad()

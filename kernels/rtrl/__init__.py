@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import torch
 
-from kernels.dispatch import Op, check
+from lifelong.kernels.dispatch import Op, check
 
-_ADVANCE = Op("rtrl_advance", "kernels.rtrl")
-_VECTOR = Op("rtrl_advance_vector", "kernels.rtrl")
-_BOUNDARY = Op("rtrl_boundary", "kernels.rtrl")
+_ADVANCE = Op("rtrl_advance", "lifelong.kernels.rtrl")
+_VECTOR = Op("rtrl_advance_vector", "lifelong.kernels.rtrl")
+_BOUNDARY = Op("rtrl_boundary", "lifelong.kernels.rtrl")
 
 
 def check_carry(op: str, S: torch.Tensor, shape: tuple[int, ...], like: torch.Tensor) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from kernels import build
-from kernels.arguments import pointer
+from lifelong.kernels import build
+from lifelong.kernels.arguments import pointer
 
-_ADVANCE = build.function("kernels.rtrl", "rtrl_advance", "iiiiiiiii" + "p" * 9)
-_BOUNDARY = build.function("kernels.rtrl", "rtrl_boundary", "iiiiii" + "pppp")
-_VECTOR = build.function("kernels.rtrl", "rtrl_advance_vector", "iiiii" + "p" * 6)
+_ADVANCE = build.function("lifelong.kernels.rtrl", "rtrl_advance", "iiiiiiiii" + "p" * 9)
+_BOUNDARY = build.function("lifelong.kernels.rtrl", "rtrl_boundary", "iiiiii" + "pppp")
+_VECTOR = build.function("lifelong.kernels.rtrl", "rtrl_advance_vector", "iiiii" + "p" * 6)
 _ROWS, _COLUMNS = 64, 256  # state rows (as in cpu.c) and inputs per piece of work
 _GROUPS, _GROUP = 8, 8  # most groups of copies, and fewest copies per group
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import torch
 
-from kernels.dispatch import Op, check
-from kernels.rtrl import check_carry
+from lifelong.kernels.dispatch import Op, check
+from lifelong.kernels.rtrl import check_carry
 
-_ADVANCE = Op("rtrl_block_advance", "kernels.rtrl_block")
-_VECTOR = Op("rtrl_block_advance_vector", "kernels.rtrl_block")
-_BOUNDARY = Op("rtrl_block_boundary", "kernels.rtrl_block")
+_ADVANCE = Op("rtrl_block_advance", "lifelong.kernels.rtrl_block")
+_VECTOR = Op("rtrl_block_advance_vector", "lifelong.kernels.rtrl_block")
+_BOUNDARY = Op("rtrl_block_boundary", "lifelong.kernels.rtrl_block")
 
 
 @torch.no_grad()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from kernels import build
-from kernels.arguments import pointer
+from lifelong.kernels import build
+from lifelong.kernels.arguments import pointer
 
-_ADVANCE = build.function("kernels.rtrl_block", "rtrl_block_advance", "iiiiiiii" + "p" * 5)
-_VECTOR = build.function("kernels.rtrl_block", "rtrl_block_advance_vector", "iiiii" + "p" * 3)
-_BOUNDARY = build.function("kernels.rtrl_block", "rtrl_block_boundary", "iiiiii" + "p" * 4)
+_ADVANCE = build.function("lifelong.kernels.rtrl_block", "rtrl_block_advance", "iiiiiiii" + "p" * 5)
+_VECTOR = build.function("lifelong.kernels.rtrl_block", "rtrl_block_advance_vector", "iiiii" + "p" * 3)
+_BOUNDARY = build.function("lifelong.kernels.rtrl_block", "rtrl_block_boundary", "iiiiii" + "p" * 4)
 _UNITS = 64  # units per piece of work, as in cpu.c
 
 

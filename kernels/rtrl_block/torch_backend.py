@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kernels.rtrl import torch_backend
-from kernels.rtrl_block.reference import advance_vector
+from lifelong.kernels.rtrl import torch_backend
+from lifelong.kernels.rtrl_block.reference import advance_vector
 
 __all__ = ["advance", "advance_vector", "boundary"]
 

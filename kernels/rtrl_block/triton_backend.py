@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.rtrl import triton_backend
+from lifelong.kernels.rtrl import triton_backend
 
 
 @triton.jit

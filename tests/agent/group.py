@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.multiprocessing
 
-from agent.parallel import TorchWorkers
+from lifelong.agent.parallel import TorchWorkers
 
 Work = Callable[[TorchWorkers, Path], Any]
 

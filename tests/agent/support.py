@@ -13,19 +13,19 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor
 
-from agent import config as configuration
-from agent.cells.base import BlockCell, DiagonalCell
-from agent.config import PolicyConfig
-from agent.objectives.base import Objective
-from agent.policy import Policy, inputs_of
-from agent.registry import REGISTRY
-from agent.runtime.build import build
-from agent.runtime.rollout import Experience, Rollout
-from agent.runtime.trainer import Trainer
-from agent.strategies.base import Context
-from envs.base import BatchedEnv, Param
-from envs.tasks import Task, TaskEnv
-from replay.chunk import Chunk
+from lifelong.agent import config as configuration
+from lifelong.agent.cells.base import BlockCell, DiagonalCell
+from lifelong.agent.config import PolicyConfig
+from lifelong.agent.objectives.base import Objective
+from lifelong.agent.policy import Policy, inputs_of
+from lifelong.agent.registry import REGISTRY
+from lifelong.agent.runtime.build import build
+from lifelong.agent.runtime.rollout import Experience, Rollout
+from lifelong.agent.runtime.trainer import Trainer
+from lifelong.agent.strategies.base import Context
+from lifelong.envs.base import BatchedEnv, Param
+from lifelong.envs.tasks import Task, TaskEnv
+from lifelong.replay.chunk import Chunk
 
 CELLS = list(REGISTRY["cell"])
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import cli
+from lifelong.agent import cli
 
 SMALL = """
 stream:
@@ -205,7 +205,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_the_last_checkpoint(
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
     run = tmp_path / "run"
-    arguments = [sys.executable, "-m", "agent.cli", "run", str(small), "--out", str(run), "--quiet"]
+    arguments = [sys.executable, "-m", "lifelong.agent.cli", "run", str(small), "--out", str(run), "--quiet"]
     big = [*arguments, "policy.cell.size=64"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(big, preexec_fn=limit, capture_output=True, text=True, env=environment, check=False)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent import config as configs
-from agent import registry
-from agent.errors import ConfigError
+from lifelong.agent import config as configs
+from lifelong.agent import registry
+from lifelong.agent.errors import ConfigError
 
 MINIMAL = "stream:\n  tasks:\n    - env: TMaze\n"
 
@@ -78,7 +78,7 @@ def test_every_registered_part_can_be_loaded(kind: str) -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "quikstart"], ["run", "quickstart", "strategy=gmp"]])
 def test_help_and_mistyped_names_answer_without_torch(arguments: list[str]) -> None:
     code = (
-        "import sys; from agent import cli\n"
+        "import sys; from lifelong.agent import cli\n"
         "try: cli.main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'gymnasium' not in sys.modules"

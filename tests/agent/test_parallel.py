@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent import config as configs
-from agent import registry
-from agent.errors import CheckpointError, ConfigError, DiskError
-from agent.objectives.actor_critic import ActorCritic
-from agent.objectives.base import standardized
-from agent.parallel import ALONE, GATHERED, TorchWorkers, Workers
-from agent.runtime import checkpoint
-from agent.runtime.build import build
-from agent.runtime.learner import Learner
-from agent.runtime.rollout import Experience
-from agent.strategies.ewc import EWC
-from agent.strategies.gpm import GPM
+from lifelong.agent import config as configs
+from lifelong.agent import registry
+from lifelong.agent.errors import CheckpointError, ConfigError, DiskError
+from lifelong.agent.objectives.actor_critic import ActorCritic
+from lifelong.agent.objectives.base import standardized
+from lifelong.agent.parallel import ALONE, GATHERED, TorchWorkers, Workers
+from lifelong.agent.runtime import checkpoint
+from lifelong.agent.runtime.build import build
+from lifelong.agent.runtime.learner import Learner
+from lifelong.agent.runtime.rollout import Experience
+from lifelong.agent.strategies.ewc import EWC
+from lifelong.agent.strategies.gpm import GPM
 from tests.agent.group import in_group
 from tests.agent.support import (
     Silent,

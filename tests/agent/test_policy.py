@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from agent.modules.heads import distribution_of
-from agent.objectives.ppo import PPO
-from agent.policy import Inputs
-from envs.tasks import TaskEnv
+from lifelong.agent.modules.heads import distribution_of
+from lifelong.agent.objectives.ppo import PPO
+from lifelong.agent.policy import Inputs
+from lifelong.envs.tasks import TaskEnv
 from tests.agent.support import BUTTONS, CELLS, COUNT, OWN_CELLS, make_rollout, policy_for, task_env
 
 SPECS: dict[str, dict[str, Any]] = {

@@ -13,9 +13,9 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from envs.adapters.gymnasium import GymnasiumEnv
-from envs.control.cartpole import CartPole
-from envs.errors import EnvError
+from lifelong.envs.adapters.gymnasium import GymnasiumEnv
+from lifelong.envs.control.cartpole import CartPole
+from lifelong.envs.errors import EnvError
 
 needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="the package envpool is missing")
 
@@ -289,7 +289,7 @@ def test_loading_starts_fresh_episodes_that_the_saved_state_decides() -> None:
 def test_envpool_gives_the_episodes_of_single_pools_without_dead_steps() -> None:
     import envpool
 
-    from envs.adapters.envpool import EnvPoolEnv
+    from lifelong.envs.adapters.envpool import EnvPoolEnv
 
     id, steps = "MiniGrid-MemoryS7-v0", 500
     env = EnvPoolEnv(3, id=id, categories=False, num_threads=1, seed=11)
@@ -318,7 +318,7 @@ def test_envpool_gives_the_episodes_of_single_pools_without_dead_steps() -> None
 
 @needs_envpool
 def test_minigrid_views_are_categories_of_every_cell() -> None:
-    from envs.adapters.envpool import EnvPoolEnv
+    from lifelong.envs.adapters.envpool import EnvPoolEnv
 
     env, raw = (EnvPoolEnv(4, categories=categories, num_threads=1, seed=1) for categories in (None, False))
     obs, image = env.reset()[0], raw.reset()[0]
@@ -333,7 +333,7 @@ def test_minigrid_views_are_categories_of_every_cell() -> None:
 
 @needs_envpool
 def test_minigrid_sizes_share_their_spaces() -> None:
-    from envs.adapters.envpool import EnvPoolEnv
+    from lifelong.envs.adapters.envpool import EnvPoolEnv
 
     small, large = (EnvPoolEnv(2, id=f"MiniGrid-MemoryS{s}-v0", num_threads=1) for s in (7, 13))
     assert small.single_observation_space == large.single_observation_space
@@ -342,7 +342,7 @@ def test_minigrid_sizes_share_their_spaces() -> None:
 
 @needs_envpool
 def test_envpool_can_flatten_the_whole_observation_and_wraps_other_games() -> None:
-    from envs.adapters.envpool import EnvPoolEnv
+    from lifelong.envs.adapters.envpool import EnvPoolEnv
 
     whole = EnvPoolEnv(2, observation="flatten", num_threads=1)
     assert whole.reset()[0].shape == (2, 4 + 7 * 7 * 3 + 96)
@@ -354,7 +354,7 @@ def test_envpool_can_flatten_the_whole_observation_and_wraps_other_games() -> No
 
 @needs_envpool
 def test_a_reset_with_a_seed_replays_the_pool() -> None:
-    from envs.adapters.envpool import EnvPoolEnv
+    from lifelong.envs.adapters.envpool import EnvPoolEnv
 
     env = EnvPoolEnv(8, num_threads=1, seed=2)
     first, second = env.reset()[0], env.reset()[0]
@@ -365,14 +365,14 @@ def test_a_reset_with_a_seed_replays_the_pool() -> None:
 
 @needs_envpool
 def test_envpool_starts_fresh_episodes_after_loading() -> None:
-    from envs.adapters.envpool import EnvPoolEnv
+    from lifelong.envs.adapters.envpool import EnvPoolEnv
 
     fresh_episodes_after_loading(lambda: EnvPoolEnv(8, num_threads=1))
 
 
 @needs_envpool
 def test_wrong_envpool_calls_are_one_sentence() -> None:
-    from envs.adapters.envpool import EnvPoolEnv
+    from lifelong.envs.adapters.envpool import EnvPoolEnv
 
     with pytest.raises(EnvError, match="nearest: MiniGrid-Memory"):
         EnvPoolEnv(2, id="MiniGrid-MemoryS8-v0")
@@ -388,8 +388,8 @@ def test_wrong_envpool_calls_are_one_sentence() -> None:
 
 def test_without_envpool_the_adapter_imports_and_its_use_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "envpool", None)
-    monkeypatch.delitem(sys.modules, "envs.adapters.envpool", raising=False)
-    from envs.adapters.envpool import EnvPoolEnv
+    monkeypatch.delitem(sys.modules, "lifelong.envs.adapters.envpool", raising=False)
+    from lifelong.envs.adapters.envpool import EnvPoolEnv
 
     with pytest.raises(EnvError, match=r"pip install lifelong\[envpool\]"):
         EnvPoolEnv(2)

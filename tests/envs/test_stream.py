@@ -11,10 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.registry import REGISTRY, load
-from envs.errors import EnvError
-from envs.stream import Blurry, Drift, Interleaved, Random, Schedule, Segment, Sequential, TaskStream, quantiles
-from envs.tasks import Task
+from lifelong.agent.registry import REGISTRY, load
+from lifelong.envs.errors import EnvError
+from lifelong.envs.stream import (
+    Blurry,
+    Drift,
+    Interleaved,
+    Random,
+    Schedule,
+    Segment,
+    Sequential,
+    TaskStream,
+    quantiles,
+)
+from lifelong.envs.tasks import Task
 
 STEPS = [100, 300, 200]
 

@@ -10,8 +10,8 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from envs.errors import EnvError
-from envs.tasks import Task, TaskEnv, environment_class
+from lifelong.envs.errors import EnvError
+from lifelong.envs.tasks import Task, TaskEnv, environment_class
 
 MIXED: list[dict[str, Any]] = [
     {"kind": "CartPole", "max_episode_steps": 9},

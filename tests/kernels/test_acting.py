@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from envs.control.cartpole import CartPole
-from kernels import dispatch
-from kernels.allocator import keep_freed_memory
-from kernels.cartpole import available
-from kernels.categorical import categorical_sample
-from kernels.elstm import ElstmAct, elstm_layer
+from lifelong.envs.control.cartpole import CartPole
+from lifelong.kernels import dispatch
+from lifelong.kernels.allocator import keep_freed_memory
+from lifelong.kernels.cartpole import available
+from lifelong.kernels.categorical import categorical_sample
+from lifelong.kernels.elstm import ElstmAct, elstm_layer
 
 
 def layer(B: int, D: int, N: int, dtype: torch.dtype) -> list[torch.Tensor]:

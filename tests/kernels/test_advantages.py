@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from kernels.advantages import gae, vtrace
+from lifelong.kernels.advantages import gae, vtrace
 from tests.kernels.support import BACKENDS, assert_close
 
 T, B = 5, 27

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.categorical import categorical_log_prob
+from lifelong.kernels.categorical import categorical_log_prob
 from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close, gradients
 
 SHAPES = [(1, 1), (5, 2), (3, 4, 7), (2, 3, 5, 40)]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from kernels.gru_sequence import gru_sequence
-from kernels.lstm_sequence import lstm_sequence
+from lifelong.kernels.gru_sequence import gru_sequence
+from lifelong.kernels.lstm_sequence import lstm_sequence
 from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close, gradients
 
 SHAPES = [(1, 1, 1), (1, 5, 33), (7, 3, 17), (9, 6, 64)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from kernels.diag_scan import diag_scan
+from lifelong.kernels.diag_scan import diag_scan
 from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close, gradients
 
 SHAPES = [(1, 1, 1), (1, 5, 33), (7, 3, 17), (16, 9, 64)]

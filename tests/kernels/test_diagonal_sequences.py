@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
-from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
+from lifelong.kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
+from lifelong.kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
 from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close, gradients
 
 SHAPES = [(1, 1, 1), (1, 5, 33), (7, 3, 17), (16, 9, 64)]

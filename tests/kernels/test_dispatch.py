@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import dispatch
-from kernels.elstm import elstm_sequence
-from kernels.gru_sequence import gru_sequence
+from lifelong.kernels import dispatch
+from lifelong.kernels.elstm import elstm_sequence
+from lifelong.kernels.gru_sequence import gru_sequence
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import logging, sys, time
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
 import torch
-from kernels import dispatch
-from kernels.elstm import elstm_sequence, elstm_local
-from kernels.rtrl import rtrl_advance
+from lifelong.kernels import dispatch
+from lifelong.kernels.elstm import elstm_sequence, elstm_local
+from lifelong.kernels.rtrl import rtrl_advance
 T, B, N = 3, 2, 5
 u, v, c0 = torch.randn(T, B, 2 * N), torch.randn(2 * N), torch.randn(B, N)
 is_init = torch.zeros(T, B, dtype=torch.bool)
@@ -77,7 +77,7 @@ def test_without_a_compiler_the_torch_backend_runs_after_one_log_line(tmp_path: 
 def test_what_is_imported_can_be_compiled_ahead_of_its_first_use(tmp_path: Path) -> None:
     program = """
 import torch
-from kernels import build, dispatch, elstm, advantages
+from lifelong.kernels import build, dispatch, elstm, advantages
 dispatch.prepare(torch.device("cuda"))
 assert not build._library.cache_info().currsize
 dispatch.prepare(torch.device("cpu"))
@@ -131,7 +131,7 @@ def test_other_dtypes_run_on_torch() -> None:
 
 
 def test_every_op_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernels import build
+    from lifelong.kernels import build
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for source in sorted((ROOT / "kernels").glob("*/cpu.c")):
@@ -145,7 +145,7 @@ def test_every_op_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_dense_cell_too_wide_for_one_triton_program_runs_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    op = dispatch.Op("gru_sequence", "kernels.gru_sequence", triton_units=dispatch.DENSE_UNITS)
+    op = dispatch.Op("gru_sequence", "lifelong.kernels.gru_sequence", triton_units=dispatch.DENSE_UNITS)
     assert op._choose("auto", "cuda", torch.float32, fits=True) == "triton"
     assert op._choose("auto", "cuda", torch.float32, fits=False) == "torch"
     wide = dispatch.DENSE_UNITS + 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
+from lifelong.kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
 from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close, gradients
 
 SHAPES = [(1, 1, 1), (1, 5, 33), (7, 3, 17), (16, 9, 64), (33, 6, 100)]

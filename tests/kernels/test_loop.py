@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.categorical import categorical_call, categorical_sample
-from kernels.elstm import ElstmAct
-from kernels.loop import loop
+from lifelong.kernels.categorical import categorical_call, categorical_sample
+from lifelong.kernels.elstm import ElstmAct
+from lifelong.kernels.loop import loop
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels.ppo_loss import ppo_loss
+from lifelong.kernels.ppo_loss import ppo_loss
 from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close
 
 OPTIONS = {"clip": 0.2, "value_weight": 0.7, "entropy_weight": 0.03}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.project import project
+from lifelong.kernels.project import project
 from tests.kernels.support import assert_close
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
-from kernels.rtrl import rtrl_advance, rtrl_advance_vector
-from kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
+from lifelong.kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
+from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector
+from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
 from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close
 
 SHAPES = [(1, 1, 1, 1, 1), (1, 5, 2, 16, 64), (4, 9, 3, 17, 70), (7, 19, 3, 70, 33), (3, 2, 1, 64, 300)]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.gpu import OPS, op_results
-from kernels.cartpole import cartpole_step
-from kernels.dispatch import Op
+from lifelong.kernels.cartpole import cartpole_step
+from lifelong.kernels.dispatch import Op
 
 triton = pytest.importorskip("triton")
 

@@ -10,18 +10,18 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from envs.control.cartpole import CartPole
-from kernels.advantages import gae, vtrace
-from kernels.cartpole import cartpole_step
-from kernels.diag_scan import diag_scan
-from kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
-from kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
-from kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
-from kernels.gru_sequence import gru_sequence
-from kernels.lstm_sequence import lstm_sequence
-from kernels.project import project
-from kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
-from kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
+from lifelong.envs.control.cartpole import CartPole
+from lifelong.kernels.advantages import gae, vtrace
+from lifelong.kernels.cartpole import cartpole_step
+from lifelong.kernels.diag_scan import diag_scan
+from lifelong.kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
+from lifelong.kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
+from lifelong.kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
+from lifelong.kernels.gru_sequence import gru_sequence
+from lifelong.kernels.lstm_sequence import lstm_sequence
+from lifelong.kernels.project import project
+from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
+from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
 from tests.kernels.support import assert_close, gradients
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

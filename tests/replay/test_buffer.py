@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from replay.buffer import SequenceReplay
-from replay.chunk import Chunk, concatenate
-from replay.sampling import SAMPLING
-from replay.writing import WRITING, Reservoir, Ring
+from lifelong.replay.buffer import SequenceReplay
+from lifelong.replay.chunk import Chunk, concatenate
+from lifelong.replay.sampling import SAMPLING
+from lifelong.replay.writing import WRITING, Reservoir, Ring
 
 T = 3
 FIELDS = [f.name for f in fields(Chunk)]

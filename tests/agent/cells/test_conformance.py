@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent import registry
-from agent.cells.base import Cell
+from lifelong.agent import registry
+from lifelong.agent.cells.base import Cell
 from tests.agent.support import CELLS, OWN_CELLS
 
 D, N, T, B = 5, 7, 9, 4

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from agent.cells.base import BlockCell, CellChunk, DiagonalCell
-from agent.cells.diagonal_gru import DiagonalGRU
-from agent.cells.diagonal_lstm import DiagonalLSTM
+from lifelong.agent.cells.base import BlockCell, CellChunk, DiagonalCell
+from lifelong.agent.cells.diagonal_gru import DiagonalGRU
+from lifelong.agent.cells.diagonal_lstm import DiagonalLSTM
 
 D, N, T, B = 5, 6, 8, 3
 GENERIC: dict[type[Any], type[Any]] = {DiagonalGRU: DiagonalCell, DiagonalLSTM: BlockCell}

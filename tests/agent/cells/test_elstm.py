@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from agent.cells.base import CellChunk, DiagonalCell
-from agent.cells.elstm import ELSTM
+from lifelong.agent.cells.base import CellChunk, DiagonalCell
+from lifelong.agent.cells.elstm import ELSTM
 
 D, N, T, B = 5, 6, 8, 3
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agent.cells.gru import GRU
-from agent.cells.lstm import LSTM
+from lifelong.agent.cells.gru import GRU
+from lifelong.agent.cells.lstm import LSTM
 
 D, N, T, B = 5, 7, 20, 4
 

@@ -15,19 +15,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent import registry
-from agent.errors import ConfigError
-from agent.gradients.base import GradientEngine
-from agent.gradients.bptt import BPTT
-from agent.gradients.rtrl import RTRL
-from agent.objectives.actor_critic import ActorCritic
-from agent.objectives.ppo import PPO
-from agent.policy import Outputs, Policy, inputs_of
-from agent.runtime import checkpoint
-from agent.runtime.build import build, check_gradient
-from agent.runtime.learner import Learner
-from agent.runtime.rollout import Experience
-from replay.chunk import Chunk, concatenate
+from lifelong.agent import registry
+from lifelong.agent.errors import ConfigError
+from lifelong.agent.gradients.base import GradientEngine
+from lifelong.agent.gradients.bptt import BPTT
+from lifelong.agent.gradients.rtrl import RTRL
+from lifelong.agent.objectives.actor_critic import ActorCritic
+from lifelong.agent.objectives.ppo import PPO
+from lifelong.agent.policy import Outputs, Policy, inputs_of
+from lifelong.agent.runtime import checkpoint
+from lifelong.agent.runtime.build import build, check_gradient
+from lifelong.agent.runtime.learner import Learner
+from lifelong.agent.runtime.rollout import Experience
+from lifelong.replay.chunk import Chunk, concatenate
 from tests.agent.support import (
     CELLS,
     OWN_CELLS,

@@ -10,10 +10,10 @@ import torch
 from gymnasium.spaces import Discrete, MultiDiscrete
 from torch import nn
 
-from agent.config import PolicyConfig
-from agent.modules.encoders import CNN, MLP, Identity, OneHotLinear
-from agent.policy import Policy
-from agent.strategies.gpm import Taps
+from lifelong.agent.config import PolicyConfig
+from lifelong.agent.modules.encoders import CNN, MLP, Identity, OneHotLinear
+from lifelong.agent.policy import Policy
+from lifelong.agent.strategies.gpm import Taps
 from tests.agent.support import act_through, random_chunk
 
 COUNTS = [3, 1, 5]

@@ -9,7 +9,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor
 from torch import distributions as td
 
-from agent.modules.heads import Distribution, MultiCategorical, distribution_of
+from lifelong.agent.modules.heads import Distribution, MultiCategorical, distribution_of
 
 SPACES = {
     "discrete": Discrete(4),

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent.gradients.bptt import BPTT
-from agent.objectives.actor_critic import ActorCritic
-from agent.objectives.base import Mean
-from agent.objectives.ppo import PPO
-from agent.policy import Inputs, Outputs, Policy, inputs_of
-from agent.runtime.learner import Learner
-from kernels.advantages import vtrace
-from replay.chunk import Chunk
+from lifelong.agent.gradients.bptt import BPTT
+from lifelong.agent.objectives.actor_critic import ActorCritic
+from lifelong.agent.objectives.base import Mean
+from lifelong.agent.objectives.ppo import PPO
+from lifelong.agent.policy import Inputs, Outputs, Policy, inputs_of
+from lifelong.agent.runtime.learner import Learner
+from lifelong.kernels.advantages import vtrace
+from lifelong.replay.chunk import Chunk
 from tests.agent.support import CONSTANT, make_context, make_policy, make_rollout, policy_for, random_chunk, task_env
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from gymnasium.spaces import Box, MultiDiscrete
 
-from agent.modules.heads import distribution_of
-from agent.objectives.supervised import Supervised
-from agent.policy import Outputs
+from lifelong.agent.modules.heads import distribution_of
+from lifelong.agent.objectives.supervised import Supervised
+from lifelong.agent.policy import Outputs
 from tests.agent.support import make_policy, make_rollout, random_chunk, task_env
 
 

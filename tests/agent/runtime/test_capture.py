@@ -17,19 +17,19 @@ from gymnasium.spaces import MultiDiscrete
 from torch import Tensor, nn
 
 import agent.cells.base
-from agent.parallel import ALONE, Workers
-from agent.runtime import capture
-from agent.runtime.build import build_optimizer, can_capture
-from agent.runtime.capture import Captured, ChunkRunner, map_tensors
-from agent.runtime.rollout import Experience
-from agent.runtime.trainer import Trainer
-from agent.strategies.base import Context, Strategy
-from envs.adapters.gymnasium import GymnasiumEnv
-from envs.base import BatchedEnv
-from envs.control.cartpole import CartPole
-from kernels import dispatch
-from kernels.rtrl import torch_backend as rtrl
-from kernels.rtrl_block import torch_backend as rtrl_block
+from lifelong.agent.parallel import ALONE, Workers
+from lifelong.agent.runtime import capture
+from lifelong.agent.runtime.build import build_optimizer, can_capture
+from lifelong.agent.runtime.capture import Captured, ChunkRunner, map_tensors
+from lifelong.agent.runtime.rollout import Experience
+from lifelong.agent.runtime.trainer import Trainer
+from lifelong.agent.strategies.base import Context, Strategy
+from lifelong.envs.adapters.gymnasium import GymnasiumEnv
+from lifelong.envs.base import BatchedEnv
+from lifelong.envs.control.cartpole import CartPole
+from lifelong.kernels import dispatch
+from lifelong.kernels.rtrl import torch_backend as rtrl
+from lifelong.kernels.rtrl_block import torch_backend as rtrl_block
 from tests.agent.emulated_graph import EmulatedGraph
 from tests.agent.support import assert_identical, make_config, make_trainer, run
 
@@ -551,7 +551,9 @@ def test_optimisers_count_their_steps_on_the_gpu(monkeypatch: pytest.MonkeyPatch
             return iter([OnGpu(torch.zeros(1))])
 
     seen: dict[str, Any] = {}
-    monkeypatch.setattr("agent.registry.build", lambda kind, spec, parameters: seen.update({spec["kind"]: spec}))
+    monkeypatch.setattr(
+        "lifelong.agent.registry.build", lambda kind, spec, parameters: seen.update({spec["kind"]: spec})
+    )
     for kind in ("adam", "adamw", "sgd", "rmsprop"):
         build_optimizer(make_config(optimizer=kind), Of())  # type: ignore[arg-type]
     assert [bool(spec.get("capturable")) for spec in seen.values()] == [True, True, False, True]

@@ -24,13 +24,13 @@ from typing import Any
 import pytest
 import torch
 
-from agent import config as configs
-from agent.cli import main
-from agent.errors import ClusterError, ConfigError
-from agent.parallel import TorchWorkers, Workers
-from agent.runtime import checkpoint, cluster, run
-from agent.runtime.logging import Progress
-from agent.runtime.trainer import Order
+from lifelong.agent import config as configs
+from lifelong.agent.cli import main
+from lifelong.agent.errors import ClusterError, ConfigError
+from lifelong.agent.parallel import TorchWorkers, Workers
+from lifelong.agent.runtime import checkpoint, cluster, run
+from lifelong.agent.runtime.logging import Progress
+from lifelong.agent.runtime.trainer import Order
 from tests.agent.group import in_group
 from tests.agent.runtime.test_kill import ROOT, assert_equal
 
@@ -139,7 +139,7 @@ class Command:
 
     def __init__(self, *arguments: object, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "agent.cli", *map(str, arguments)],
+            [sys.executable, "-m", "lifelong.agent.cli", *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -263,7 +263,7 @@ def test_one_worker_is_the_inline_run_bit_for_bit_and_each_resumes_the_other(con
 
 def test_the_inline_backend_and_help_never_import_ray(config: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from agent.cli import main; main(sys.argv[1:]); "
+        "import sys; from lifelong.agent.cli import main; main(sys.argv[1:]); "
         "sys.exit(any(name.split('.')[0] == 'ray' for name in sys.modules))"
     )
     small = ["runtime.backend=inline", "runtime.workers=1", "stream.steps_per_task=64", "--quiet"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from agent.runtime import checkpoint
+from lifelong.agent.runtime import checkpoint
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -22,7 +22,7 @@ STRATEGIES = ["clear", "ewc", "gpm"]
 
 
 def lifelong(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "agent.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "lifelong.agent.cli", *map(str, arguments)]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from agent.runtime import metrics
-from agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime import metrics
+from lifelong.agent.runtime.metrics import Evaluations
 
 
 def make(curves: dict[str, list[float]], training_end: list[int], every: int = 100, first: int = 0) -> Evaluations:

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from agent.runtime import metrics, report
-from agent.runtime.metrics import Evaluations
-from agent.runtime.report import ReportError
+from lifelong.agent.runtime import metrics, report
+from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime.report import ReportError
 
 PNG = b"\x89PNG\r\n"
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from agent.objectives.actor_critic import ActorCritic
-from agent.runtime.evaluation import Evaluator
-from agent.runtime.record import Record
-from agent.runtime.rollout import Experience, Rollout
+from lifelong.agent.objectives.actor_critic import ActorCritic
+from lifelong.agent.runtime.evaluation import Evaluator
+from lifelong.agent.runtime.record import Record
+from lifelong.agent.runtime.rollout import Experience, Rollout
 from tests.agent.support import (
     COUNT,
     assert_identical,

@@ -20,14 +20,14 @@ from torch import Tensor
 
 pytest.importorskip("ray")
 
-from agent.errors import ClusterError, ConfigError
-from agent.gradients.rtrl import RTRL
-from agent.objectives.actor_critic import ActorCritic
-from agent.runtime import runners
-from agent.runtime.learner import Learner
-from agent.runtime.rollout import Experience, Rollout
-from agent.runtime.runners import Copies, RunnerRollout, load_weights, pack, unpack, weights_of
-from replay.chunk import concatenate
+from lifelong.agent.errors import ClusterError, ConfigError
+from lifelong.agent.gradients.rtrl import RTRL
+from lifelong.agent.objectives.actor_critic import ActorCritic
+from lifelong.agent.runtime import runners
+from lifelong.agent.runtime.learner import Learner
+from lifelong.agent.runtime.rollout import Experience, Rollout
+from lifelong.agent.runtime.runners import Copies, RunnerRollout, load_weights, pack, unpack, weights_of
+from lifelong.replay.chunk import concatenate
 from tests.agent.support import (
     COUNT,
     act_through,
@@ -495,7 +495,7 @@ runtime: {backend: ray, env_runners: 2, address: local}
 
 def lifelong(*arguments: object) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "agent.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "lifelong.agent.cli", *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from agent.errors import ConfigError
-from agent.gradients.rtrl import RTRL
-from agent.objectives.actor_critic import ActorCritic
-from agent.policy import Policy
-from agent.runtime.learner import Learner
-from agent.strategies.clear import CLEAR
+from lifelong.agent.errors import ConfigError
+from lifelong.agent.gradients.rtrl import RTRL
+from lifelong.agent.objectives.actor_critic import ActorCritic
+from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.learner import Learner
+from lifelong.agent.strategies.clear import CLEAR
 from tests.agent.support import (
     act_through,
     make_context,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from agent.registry import REGISTRY
-from agent.runtime import checkpoint
-from agent.runtime.trainer import Trainer
-from agent.strategies.base import Strategy, overrides
+from lifelong.agent.registry import REGISTRY
+from lifelong.agent.runtime import checkpoint
+from lifelong.agent.runtime.trainer import Trainer
+from lifelong.agent.strategies.base import Strategy, overrides
 from tests.agent.support import assert_identical, make_trainer, run
 
 #: options under which a strategy is fully at work within a few chunks

@@ -12,11 +12,11 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from agent.objectives.actor_critic import ActorCritic
-from agent.policy import Policy
-from agent.runtime.rollout import Experience
-from agent.strategies.ewc import EWC, fisher_diagonal
-from replay.chunk import Chunk
+from lifelong.agent.objectives.actor_critic import ActorCritic
+from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.rollout import Experience
+from lifelong.agent.strategies.ewc import EWC, fisher_diagonal
+from lifelong.replay.chunk import Chunk
 from tests.agent.support import act_through, make_context, make_policy, make_rollout, policy_for, random_chunk, task_env
 
 ACTIONS, STEPS = 3, 2

@@ -11,16 +11,16 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from agent.cells.base import Cell
-from agent.cells.gru import GRU
-from agent.gradients.bptt import BPTT
-from agent.gradients.rtrl import RTRL
-from agent.objectives.actor_critic import ActorCritic
-from agent.policy import Policy
-from agent.runtime.learner import Learner
-from agent.runtime.rollout import Experience
-from agent.strategies.base import Context
-from agent.strategies.gpm import GPM, Taps, append_basis
+from lifelong.agent.cells.base import Cell
+from lifelong.agent.cells.gru import GRU
+from lifelong.agent.gradients.bptt import BPTT
+from lifelong.agent.gradients.rtrl import RTRL
+from lifelong.agent.objectives.actor_critic import ActorCritic
+from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.learner import Learner
+from lifelong.agent.runtime.rollout import Experience
+from lifelong.agent.strategies.base import Context
+from lifelong.agent.strategies.gpm import GPM, Taps, append_basis
 from tests.agent.support import act_through, make_context, make_policy, random_chunk
 
 B, T = 6, 8

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
-from agent import cli
-from agent import config as configs
-from agent.errors import LedgerError
-from agent.runtime import run
-from agent.sweep import plan as sweep_plan
-from agent.sweep import report as sweep_report
-from agent.sweep import trials
-from agent.sweep.ledger import Entry, Ledger, entry_hash, read_entries, verify
-from agent.sweep.plan import EVALUATION, TUNING, Plan, Trial
+from lifelong.agent import cli
+from lifelong.agent import config as configs
+from lifelong.agent.errors import LedgerError
+from lifelong.agent.runtime import run
+from lifelong.agent.sweep import plan as sweep_plan
+from lifelong.agent.sweep import report as sweep_report
+from lifelong.agent.sweep import trials
+from lifelong.agent.sweep.ledger import Entry, Ledger, entry_hash, read_entries, verify
+from lifelong.agent.sweep.plan import EVALUATION, TUNING, Plan, Trial
 from tests.agent.sweep.test_sweep import write_sweep
 
 CHANGES: dict[str, Any] = {"groups": {}, "seeds": [0], "overrides": {"stream.steps_per_task": 128}}

@@ -18,13 +18,13 @@ import pytest
 import yaml
 from scipy import stats
 
-from agent import cli
-from agent import config as configs
-from agent.runtime import run
-from agent.runtime.cluster import connect
-from agent.runtime.metrics import Evaluations
-from agent.sweep import plan as sweep_plan
-from agent.sweep.ledger import Standing, read_entries
+from lifelong.agent import cli
+from lifelong.agent import config as configs
+from lifelong.agent.runtime import run
+from lifelong.agent.runtime.cluster import connect
+from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.sweep import plan as sweep_plan
+from lifelong.agent.sweep.ledger import Standing, read_entries
 
 ROOT = Path(__file__).parents[3]
 
@@ -176,7 +176,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
 def test_a_wrong_sweep_is_refused_before_ray_starts(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.sweep.trials.connect", lambda address: pytest.fail("Ray was started"))
+    monkeypatch.setattr("lifelong.agent.sweep.trials.connect", lambda address: pytest.fail("Ray was started"))
     changes, words = MISTAKES[case]
     assert lifelong("sweep", write_sweep(tmp_path, **changes), "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err.splitlines()
@@ -305,7 +305,7 @@ def test_tensorboards_hparams_plugin_lists_every_run(finished: Path) -> None:
 def test_the_same_command_on_a_finished_sweep_runs_nothing(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.sweep.trials.connect", lambda address: pytest.fail("Ray was started"))
+    monkeypatch.setattr("lifelong.agent.sweep.trials.connect", lambda address: pytest.fail("Ray was started"))
     before = (finished / "ledger.jsonl").read_bytes()
     assert lifelong("sweep", finished.parent / "small.yaml", "--out", finished) == 0
     assert (finished / "ledger.jsonl").read_bytes() == before
@@ -395,7 +395,16 @@ def test_a_stopped_sweep_finishes_only_what_is_missing(number: int, cluster: Any
     longer = {"stream.steps_per_task": 10_000, "checkpoint.every": 3_000, "evaluation.every": 5_000}
     space = {"optimizer.lr": [1e-3, 3e-3]}
     sweep, out = write_sweep(tmp_path, **PLAIN, seeds=[0], overrides=longer, space=space), tmp_path / "out"
-    command = [sys.executable, "-m", "agent.cli", "sweep", str(sweep), "resources.concurrent=1", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "lifelong.agent.cli",
+        "sweep",
+        str(sweep),
+        "resources.concurrent=1",
+        "--out",
+        str(out),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     trials = [out / "trials" / f"tiny,lr={lr},seed=0" for lr in (0.001, 0.003)]
@@ -421,7 +430,7 @@ def test_a_stopped_sweep_finishes_only_what_is_missing(number: int, cluster: Any
 
 
 def test_two_processes_cannot_run_one_sweep(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from agent.sweep.ledger import Ledger
+    from lifelong.agent.sweep.ledger import Ledger
 
     copy = shutil.copytree(finished, tmp_path / "out")
     ledger = Ledger(copy)

@@ -1,0 +1,6 @@
+"""`python -m lifelong`."""
+
+from lifelong.agent.cli import entry
+
+if __name__ == "__main__":
+    entry()
