@@ -144,10 +144,10 @@ def _run(options: argparse.Namespace) -> int:
     folder: Path = options.out or Path("runs") / config.name / str(config.seed)
     if options.resume and (folder / "config.yaml").is_file():
         return _go_on(folder, options)
-    from lifelong.agent.runtime import cluster
+    from lifelong.agent.distributed import cluster
 
     connection = options.closing.enter_context(cluster.begun(config))  # while torch is imported
-    from lifelong.agent.runtime import run
+    from lifelong.agent import run
 
     if options.out is None:
         folder = run.default_folder(config)
@@ -159,7 +159,7 @@ def _submit(options: argparse.Namespace, config: configs.Config) -> int:
         raise ConfigError("--submit needs --out DIR, on storage that every node of the cluster has")
     if options.code is not None and not options.code.is_dir():
         raise ConfigError(f"--code is {str(options.code)!r}, which is no folder")
-    from lifelong.agent.runtime.submit import submit
+    from lifelong.agent.distributed.submit import submit
 
     flags = [flag for flag, given in (("--resume", options.resume), ("--quiet", options.quiet)) if given]
     return submit(config, options.submit, options.out, flags, options.code)
@@ -171,17 +171,18 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _go_on(folder: Path, options: argparse.Namespace) -> int:
-    from lifelong.agent.runtime import cluster
+    from lifelong.agent.distributed import cluster
 
     config = configs.load(str((folder / "config.yaml").resolve()), options.overrides)
     connection = options.closing.enter_context(cluster.begun(config))
-    from lifelong.agent.runtime import run
+    from lifelong.agent import run
 
     return _finish(*run.resume(folder, options.overrides, quiet=options.quiet, connection=connection))
 
 
 def _finish(trainer: object, finished: bool) -> int:
-    from lifelong.agent.runtime import report, run
+    from lifelong.agent.report import tables
+    from lifelong.agent.runtime import session
     from lifelong.agent.runtime.trainer import Trainer
 
     assert isinstance(trainer, Trainer)
@@ -192,8 +193,8 @@ def _finish(trainer: object, finished: bool) -> int:
             file=sys.stderr,
         )
         return STOPPED
-    print(run.gradient_report(trainer))
-    report.console().print(report.table(run.load_summary(folder)))
+    print(session.gradient_report(trainer))
+    tables.console().print(tables.table(session.load_summary(folder)))
     print(f"watch:  {_command('tensorboard')} --logdir {folder}")
     print(f"report: {_command('lifelong')} report {folder}")
     return 0
@@ -209,10 +210,12 @@ def _command(name: str) -> str:
 
 def _eval(options: argparse.Namespace) -> int:
     _check_run(options.folder)
-    from lifelong.agent.runtime import report, run
+    from lifelong.agent import run
+    from lifelong.agent.report import tables
+    from lifelong.agent.runtime import session
 
     trainer = run.evaluate(options.folder, options.overrides)
-    report.console().print(report.table(run.summary(trainer, 0.0)))
+    tables.console().print(tables.table(session.summary(trainer, 0.0)))
     return 0
 
 
@@ -220,10 +223,10 @@ def _report(options: argparse.Namespace) -> int:
     for folder in options.folders:
         if not folder.is_dir():
             raise ConfigError(f"no folder {str(folder)!r}")
-    from lifelong.agent.runtime import report
+    from lifelong.agent.report import page, tables
 
-    page = report.write_report(options.folders, options.out or options.folders[0], report.console())
-    print(f"page: {page}")
+    path = page.write_report(options.folders, options.out or options.folders[0], tables.console())
+    print(f"page: {path}")
     return 0
 
 
@@ -232,7 +235,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     plan = load(options.config, options.overrides)
     folder: Path = options.out or Path("sweeps") / plan.sweep.name
-    from lifelong.agent.runtime.report import console
+    from lifelong.agent.report.tables import console
     from lifelong.agent.sweep.report import evaluation_cells, tuning_cells
     from lifelong.agent.sweep.trials import sweep
 

@@ -26,8 +26,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from lifelong.agent.report.runs import load_runs
+from lifelong.agent.report.tables import comparison, console
 from lifelong.agent.runtime.machine import machine, versions
-from lifelong.agent.runtime.report import comparison, console, load_runs
 
 
 def folder_of(out: Path, variant: str, seed: int) -> Path:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -35,276 +35,27 @@ try:
     import torch
     from torch import Tensor
 
+    from benchmarks.gpu_parts.kernels import OPS, TOLERANCE, Inputs, check_op
+    from benchmarks.gpu_parts.rows import Row, Sizes, Skip, relative_rms, seconds_of
     from benchmarks.kernels import Problem
     from lifelong.agent import config as configs
     from lifelong.agent import registry
     from lifelong.agent.gradients.rtrl import RTRL
     from lifelong.agent.runtime.build import build
-    from lifelong.agent.runtime.capture import Captured, difference, map_tensors
+    from lifelong.agent.runtime.capture import Captured
     from lifelong.agent.runtime.machine import machine, versions
     from lifelong.agent.runtime.trainer import Trainer
+    from lifelong.agent.runtime.walk import difference, map_tensors
     from lifelong.envs.registry import ADAPTERS, ENVIRONMENTS
     from lifelong.envs.tasks import environment_class
     from lifelong.kernels import dispatch
-    from lifelong.kernels.advantages import gae, vtrace
     from lifelong.kernels.cartpole import available
     from lifelong.kernels.diag_scan import diag_scan
-    from lifelong.kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
-    from lifelong.kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
-    from lifelong.kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
-    from lifelong.kernels.gru_sequence import gru_sequence
-    from lifelong.kernels.lstm_sequence import lstm_sequence
-    from lifelong.kernels.project import project
-    from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
-    from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
 except ImportError as problem:
     if __name__ != "__main__":
         raise
     print(f"gpu.py needs a package that is missing: {problem}", file=sys.stderr)
     sys.exit(2)
-
-#: relative RMS error against the reference that a float32 backend may have
-TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large everything is; the defaults are for a GPU, `TINY` for tests on a CPU."""
-
-    kernels: tuple[tuple[int, int, int, int], ...] = ((1, 3, 5, 4), (7, 33, 65, 20), (32, 256, 128, 64))  # T, B, N, D
-    exactness: tuple[int, int, int, int, int] = (3, 8, 64, 48, 20)  # chunks, T, B, N, D
-    env_copies: int = 1024
-    capture: tuple[int, int, int, int] = (6, 16, 256, 64)  # chunks, T, B, N
-    train_copies: int = 1024
-    train_steps: int = 400_000
-    scan: tuple[int, int, int] = (4096, 64, 256)  # B, T, N
-    step: tuple[int, int, int] = (4096, 32, 256)  # B, T, N of rtrl against bptt
-    env_alone: tuple[int, ...] = (4096, 2**20)  # B
-    end_to_end: tuple[int, int, int] = (4096, 32, 128)  # B, T, N
-    per_step: tuple[int, int, int, int] = (4096, 32, 256, 64)  # B, T, N, D
-    repeats: int = 10
-    seconds: float = 500.0  # nothing new is started after so long
-
-
-TINY = Sizes(
-    kernels=((3, 2, 5, 4),),
-    exactness=(3, 4, 5, 6, 3),
-    env_copies=4,
-    capture=(4, 4, 8, 6),
-    train_copies=8,
-    train_steps=512,
-    scan=(4, 8, 16),
-    step=(4, 4, 8),
-    env_alone=(4, 8),
-    end_to_end=(4, 4, 8),
-    per_step=(3, 4, 8, 5),
-    repeats=2,
-)
-
-
-@dataclass
-class Row:
-    """One line of the result. `status` is PASS or FAIL for a check, `value` for a measurement, SKIP with a reason."""
-
-    name: str
-    status: str
-    value: float | None = None
-    unit: str = ""
-    note: str = ""
-
-
-class Skip(Exception):
-    """A part that cannot run here, with the reason."""
-
-
-# ---- small tools -----------------------------------------------------------------------------------------------------
-
-
-def relative_rms(got: Tensor, expected: Tensor) -> float:
-    """RMS of the difference over RMS of what is expected; infinite if anything is not finite."""
-    if got.shape != expected.shape:
-        raise AssertionError(f"shape {tuple(got.shape)} is not {tuple(expected.shape)}")
-    got, expected = got.detach().double().cpu(), expected.detach().double().cpu()
-    if not bool(torch.isfinite(got).all()):
-        return math.inf
-    return (got - expected).norm().item() / (expected.norm().item() or 1.0)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds_of(run: Callable[[], Any], device: torch.device, repeats: int, warmup: int = 3) -> float:
-    """Median seconds of `run` after a warm-up."""
-    for _ in range(warmup):
-        run()
-    times = []
-    for _ in range(repeats):
-        synchronize(device)
-        if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run()
-            end.record()
-            synchronize(device)
-            times.append(start.elapsed_time(end) / 1e3)
-        else:
-            begun = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - begun)
-    return median(times)
-
-
-# ---- checks: kernels -------------------------------------------------------------------------------------------------
-
-
-class Inputs:
-    """Random tensors on the device, the same for every backend."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.generator = torch.Generator().manual_seed(0)
-
-    def normal(self, *shape: int, scale: float = 1.0, grad: bool = False) -> Tensor:
-        """Normal numbers."""
-        return (torch.randn(shape, generator=self.generator) * scale).to(self.device).requires_grad_(grad)
-
-    def flags(self, *shape: int) -> Tensor:
-        """True with probability 0.1, and everywhere in copy 0 at the first step."""
-        mask = torch.rand(shape, generator=self.generator) < 0.1
-        mask[0, 0] = True
-        return mask.to(self.device)
-
-
-def gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of a fixed random linear function of all outputs."""
-    generator = torch.Generator().manual_seed(99)
-    weights = [torch.randn(o.shape, generator=generator).to(o.device) for o in outputs]
-    total = torch.stack([(o * w).sum() for o, w in zip(outputs, weights, strict=True)]).sum()
-    return torch.autograd.grad(total, list(inputs))
-
-
-def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, backend: str) -> tuple[Tensor, ...]:
-    """Outputs and gradients of an op on one backend."""
-    (T, B, N, D), make = shape, Inputs(device)
-    normal, is_init = make.normal, make.flags(T, B)
-    weights = {"scale": 0.3, "grad": True}
-    if op in ("elstm_sequence", "diagonal_gru_sequence"):
-        gates = 2 if op == "elstm_sequence" else 3
-        inputs = (normal(T, B, gates * N, grad=True), normal(gates * N, **weights), normal(B, N, grad=True))
-        run = elstm_sequence if op == "elstm_sequence" else diagonal_gru_sequence
-        outputs = run(*inputs, is_init, backend=backend)
-        return (*outputs, *gradients(outputs, inputs))
-    if op in ("elstm_local", "diagonal_gru_local"):
-        gates = 2 if op == "elstm_local" else 3
-        run = elstm_local if op == "elstm_local" else diagonal_gru_local
-        return run(normal(T, B, gates * N), normal(gates * N), normal(T, B, N), is_init, backend=backend)
-    if op == "diagonal_lstm_sequence":
-        inputs = (normal(T, B, 3 * N, grad=True), normal(5 * N, **weights), normal(B, 2 * N, grad=True))
-        outputs = diagonal_lstm_sequence(*inputs, is_init, backend=backend)
-        return (*outputs, *gradients(outputs, inputs))
-    if op == "diagonal_lstm_local":
-        return diagonal_lstm_local(normal(T, B, 3 * N), normal(5 * N), normal(T, B, 2 * N), is_init, backend=backend)
-    if op == "rtrl_block_boundary":
-        carry, index = normal(B, 2, 3, N, D), torch.arange(B - 1, -1, -2, device=device)
-        rows = normal(B, 2, N)
-        return (
-            rtrl_block_boundary(carry, rows, backend=backend),
-            rtrl_block_boundary(carry, rows[: len(index)], index, backend=backend),
-        )
-    if op in ("rtrl_block_advance", "rtrl_block_advance_vector"):
-        J = torch.tanh(normal(T, B, 2, 2, N)).masked_fill(is_init[..., None, None, None], 0.0) / 2
-        if op == "rtrl_block_advance_vector":
-            return (rtrl_block_advance_vector(normal(B, 2, 5, N), J, normal(T, B, 2, 5, N), backend=backend),)
-        return (rtrl_block_advance(normal(B, 2, 3, N, D), J, normal(T, B, 2, 3, N), normal(T, B, D), backend=backend),)
-    if op == "elstm_step":
-        return (elstm_step(normal(B, 2 * N), normal(2 * N), normal(B, N), is_init[0], backend=backend),)
-    if op in ("elstm_layer", "elstm_advance"):
-        shapes = ((T, B, D), (2 * N, D), (2 * N,), (2 * N,), (N, D), (N, N), (N,), (B, N))
-        inputs = tuple(normal(*s, scale=s[-1] ** -0.5 if len(s) == 2 else 0.5, grad=True) for s in shapes)
-        outputs = elstm_layer(*inputs, is_init, backend=backend)
-        if op == "elstm_layer":
-            return (*outputs, *gradients(outputs[:3], inputs))
-        carry, small, boundary = normal(B, 2, N, D), normal(B, 4, N), normal(B, N)
-        states = torch.cat([inputs[7][None], outputs[2][:-1]]).detach()
-        plain = tuple(tensor.detach() for tensor in inputs[:4])
-        added = elstm_advance(carry, small, *plain, states, is_init, boundary_BN=boundary, backend=backend)
-        return (carry, small, *(a for a in added if a is not None))
-    if op in ("gru_sequence", "lstm_sequence"):
-        gates, states = (3, 1) if op == "gru_sequence" else (4, 2)
-        u, weight = normal(T, B, gates * N, grad=True), normal(gates * N, N, scale=N**-0.5, grad=True)
-        state = normal(B, states * N, scale=0.5, grad=True)
-        if op == "gru_sequence":
-            bias = normal(N, grad=True)
-            outputs, inputs = gru_sequence(u, weight, bias, state, is_init, backend=backend), (u, weight, bias, state)
-        else:
-            outputs, inputs = lstm_sequence(u, weight, state, is_init, backend=backend), (u, weight, state)
-        return (*outputs, *gradients(outputs, inputs))
-    if op == "diag_scan":
-        a = torch.sigmoid(normal(T, B, N)).requires_grad_()
-        inputs = (a, normal(T, B, N, grad=True), normal(B, N, grad=True))
-        outputs = (*diag_scan(*inputs, is_init, backend=backend), *diag_scan(*inputs, is_init, True, backend=backend))
-        return (*outputs, *gradients(outputs, inputs))
-    if op in ("gae", "vtrace"):
-        data = (normal(T, B), normal(T, B), normal(B), is_init, make.flags(T, B), normal(T, B))
-        if op == "gae":
-            return gae(*data, 0.99, 0.95, backend=backend)
-        return vtrace(normal(T, B, scale=0.3), *data, 0.99, 0.95, backend=backend)
-    a = torch.tanh(normal(T, B, N)).masked_fill(is_init[..., None], 0.0)
-    boundary, carry = normal(B, N), normal(B, 2, N, D)
-    if op == "rtrl_advance":
-        new, grad = rtrl_advance(carry, a, normal(T, B, 2, N), normal(T, B, D), boundary_BN=boundary, backend=backend)
-        return new, *([] if grad is None else [grad])
-    if op == "rtrl_advance_vector":
-        small, grad = rtrl_advance_vector(normal(B, 3, N), a, normal(T, B, 3, N), boundary_BN=boundary, backend=backend)
-        return small, *([] if grad is None else [grad])
-    if op == "rtrl_boundary":
-        index = torch.arange(B - 1, -1, -2, device=device)
-        rows = boundary[: len(index)].contiguous()
-        return rtrl_boundary(carry, boundary, backend=backend), rtrl_boundary(carry, rows, index, backend=backend)
-    if op == "project":
-        basis, left = (torch.linalg.qr(normal(n, min(D, N)).cpu())[0].to(device) for n in (D + N, N))
-        return (project(normal(N, D + N), basis, left, backend=backend),)
-    raise AssertionError(f"no case for {op}")
-
-
-#: every op; all of them have a Triton backend
-OPS = (
-    "elstm_sequence",
-    "elstm_step",
-    "elstm_local",
-    "elstm_layer",
-    "elstm_advance",
-    "diag_scan",
-    "rtrl_advance",
-    "rtrl_advance_vector",
-    "rtrl_boundary",
-    "gae",
-    "vtrace",
-    "diagonal_gru_sequence",
-    "diagonal_gru_local",
-    "diagonal_lstm_sequence",
-    "diagonal_lstm_local",
-    "rtrl_block_advance",
-    "rtrl_block_advance_vector",
-    "rtrl_block_boundary",
-    "gru_sequence",
-    "lstm_sequence",
-    "project",
-)
-
-
-def check_op(op: str, backend: str, device: torch.device, sizes: Sizes) -> Row:
-    """An op on `backend` against the reference on the same device, outputs and gradients, at every size."""
-    worst = 0.0
-    for shape in sizes.kernels:
-        got, expected = (op_results(op, shape, device, name) for name in (backend, "reference"))
-        errors = [relative_rms(a, b) for a, b in zip(got, expected, strict=True)]
-        worst = max(worst, *errors)
-    return Row(f"{op} {backend}", "PASS" if worst <= TOLERANCE else "FAIL", worst, f"error, at most {TOLERANCE:g}")
-
 
 # ---- checks: gradients, environments, training -----------------------------------------------------------------------
 

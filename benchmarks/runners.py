@@ -30,9 +30,9 @@ import torch
 
 from benchmarks.measure import finish, medians, ratios, take_turns
 from lifelong.agent import config as configs
+from lifelong.agent.distributed.runners import pack, unpack
 from lifelong.agent.runtime.build import build, build_runner
 from lifelong.agent.runtime.rollout import Experience
-from lifelong.agent.runtime.runners import pack, unpack
 from lifelong.agent.runtime.trainer import Trainer
 
 RUNNERS = 2
@@ -169,7 +169,7 @@ def put_and_get(ray: Any, part: dict[str, np.ndarray]) -> float:
 
 def main(json_file: Path | None) -> dict[str, Any]:
     """Measure, print the table, and write the JSON."""
-    from lifelong.agent.runtime.cluster import connect
+    from lifelong.agent.distributed.cluster import connect
 
     torch.set_num_threads(1)
     with connect("local"):

@@ -40,9 +40,9 @@ import torch.multiprocessing
 
 from benchmarks.measure import finish, ratios
 from lifelong.agent import config as configs
+from lifelong.agent.distributed.train import Orders
 from lifelong.agent.parallel import ALONE, TorchWorkers, Workers
 from lifelong.agent.runtime.build import build
-from lifelong.agent.runtime.cluster import Orders
 from lifelong.agent.runtime.trainer import Trainer
 
 COPIES = 64  # of a worker

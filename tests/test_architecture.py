@@ -44,21 +44,14 @@ def imported(tree: ast.AST, name: str) -> Iterator[str]:
                 yield f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base
 
 
-def at_module_level(path: Path) -> ast.Module:
-    """The file without what runs only inside functions or under TYPE_CHECKING."""
-    tree = ast.parse(path.read_text())
+def without_types(path: Path) -> ast.Module:
+    """The file without what is imported for type checkers only; what functions import counts."""
 
     class Strip(ast.NodeTransformer):
-        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-            return None
-
-        def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
-            return None
-
         def visit_If(self, node: ast.If) -> ast.AST | None:
             return None if "TYPE_CHECKING" in ast.dump(node.test) else self.generic_visit(node)
 
-    stripped: ast.Module = Strip().visit(tree)
+    stripped: ast.Module = Strip().visit(ast.parse(path.read_text()))
     return stripped
 
 
@@ -78,7 +71,7 @@ def test_imports_go_down_only(floor: str) -> None:
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = {
-        name: {target for target in imported(at_module_level(path), name) if target in MODULES and target != name}
+        name: {target for target in imported(without_types(path), name) if target in MODULES and target != name}
         for name, path in MODULES.items()
     }
     assert sum(map(len, graph.values())) > 50  # the walk sees imports
@@ -93,6 +86,21 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+def test_the_runtime_knows_nothing_of_ray() -> None:
+    inside = {name: path for name, path in MODULES.items() if name.startswith("lifelong.agent.runtime.")}
+    assert len(inside) > 10
+    for name, path in inside.items():
+        targets = set(imported(ast.parse(path.read_text()), name))
+        assert not {t for t in targets if t.split(".")[0] == "ray" or "agent.distributed" in t}, name
+
+
+def test_no_file_is_longer_than_500_lines() -> None:
+    files = [*FILES, *(ROOT / "benchmarks").rglob("*.py"), ROOT / "setup.py"]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert len(lengths) > 100
+    assert not {name: length for name, length in lengths.items() if length > 500}
 
 
 def test_the_training_loop_fits_on_one_screen() -> None:

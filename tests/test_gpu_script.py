@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.gpu_parts import kernels
+from benchmarks.gpu_parts.rows import TINY
 
 CPU = torch.device("cpu")
-PARTS: dict[str, Any] = dict(gpu.parts(CPU, ("torch",), gpu.TINY))
+PARTS: dict[str, Any] = dict(gpu.parts(CPU, ("torch",), TINY))
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -30,7 +32,7 @@ def test_a_part_runs_and_passes(name: str) -> None:
 def test_a_wrong_kernel_fails_and_the_other_parts_still_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = gpu.gae
+    right = kernels.gae
 
     def wrong(*args: Any, backend: str, **options: Any) -> Any:
         advantage, target = right(*args, backend=backend, **options)
@@ -39,11 +41,11 @@ def test_a_wrong_kernel_fails_and_the_other_parts_still_run(
     def broken(*args: Any, **options: Any) -> Any:
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(gpu, "gae", wrong)
-    monkeypatch.setattr(gpu, "vtrace", broken)
+    monkeypatch.setattr(kernels, "gae", wrong)
+    monkeypatch.setattr(kernels, "vtrace", broken)
     monkeypatch.setattr(gpu, "parts", lambda *_: ((name, PARTS[name]) for name in ("gae torch", "vtrace torch", *last)))
     last = ["project torch"]
-    rows = gpu.run_all(CPU, ("torch",), gpu.TINY)
+    rows = gpu.run_all(CPU, ("torch",), TINY)
     assert [row.status for row in rows] == ["FAIL", "FAIL", "PASS"]
     assert "RuntimeError: out of memory" in rows[1].note
     assert "1 checks passed, 2 failed" in capsys.readouterr().out
@@ -51,7 +53,7 @@ def test_a_wrong_kernel_fails_and_the_other_parts_still_run(
 
 def test_a_cell_that_forgets_its_carry_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.RTRL, "advance", lambda self, trace: None)
-    row = gpu.check_exactness("elstm", CPU, gpu.TINY, torch.float64, "torch", 1e-10)
+    row = gpu.check_exactness("elstm", CPU, TINY, torch.float64, "torch", 1e-10)
     assert row.status == "FAIL"
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from lifelong.agent.errors import LifelongError as LifelongError
     from lifelong.agent.gradients.base import GradientEngine as GradientEngine
     from lifelong.agent.objectives.base import Objective as Objective
-    from lifelong.agent.runtime.run import resume as resume
-    from lifelong.agent.runtime.run import start as run  # noqa: F401
+    from lifelong.agent.run import resume as resume
+    from lifelong.agent.run import start as run  # noqa: F401
     from lifelong.agent.strategies.base import Strategy as Strategy
     from lifelong.envs.base import BatchedEnv as BatchedEnv
     from lifelong.envs.base import Param as Param
@@ -34,8 +34,8 @@ __version__ = "0.1.0"
 #: public name -> "module:attribute", or a module
 _NAMES = {
     "load_config": "lifelong.agent.config:load",
-    "run": "lifelong.agent.runtime.run:start",
-    "resume": "lifelong.agent.runtime.run:resume",
+    "run": "lifelong.agent.run:start",
+    "resume": "lifelong.agent.run:resume",
     "registry": "lifelong.agent.registry",
     "LifelongError": "lifelong.agent.errors:LifelongError",
     "BatchedEnv": "lifelong.envs.base:BatchedEnv",

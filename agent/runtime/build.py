@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,16 @@ from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.machine import versions
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.runtime.record import Record
-from lifelong.agent.runtime.rollout import Rollout
-from lifelong.agent.runtime.runners import Copies, RunnerRollout
+from lifelong.agent.runtime.rollout import Acting, Rollout
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.stream import TaskStream
 from lifelong.envs.tasks import Task, TaskEnv
 from lifelong.kernels.allocator import keep_freed_memory
 from lifelong.kernels.dispatch import prepare
+
+#: Makes who acts, from the config, the policy and engine of the learner, and one copy of the environment.
+MakeActing = Callable[[Config, Policy, GradientEngine, TaskEnv], Acting]
 
 
 def subseed(seed: int, *names: object) -> int:
@@ -150,10 +152,10 @@ def build_optimizer(config: Config, policy: Policy) -> torch.optim.Optimizer:
     return optimizer
 
 
-def can_capture(config: Config, env: TaskEnv, workers: Workers) -> bool:
+def can_capture(config: Config, rollout: Acting, workers: Workers) -> bool:
     """Whether a chunk is to be a CUDA graph: on a GPU, with one worker that steps native environments itself."""
-    inside = workers.count == 1 and not config.runtime.env_runners and env.capturable
-    return config.runtime.capture == "auto" and env.device.type == "cuda" and inside
+    on_gpu = rollout.env.device.type == "cuda"
+    return config.runtime.capture == "auto" and on_gpu and workers.count == 1 and rollout.capturable
 
 
 def build_env(
@@ -193,8 +195,8 @@ def build_policy(config: Config, env: TaskEnv) -> Policy:
         raise ConfigError(str(error)) from error
 
 
-def build_runner(config: Config, copies: int, seed: int) -> Rollout:
-    """The rollout of an environment runner, on the CPU, with all its randomness from `seed`."""
+def build_rollout(config: Config, copies: int, seed: int) -> Rollout:
+    """A rollout and a policy of its own for another process, on the CPU, with all its randomness from `seed`."""
     device = torch.device("cpu")
     ages = config.rollout.random_initial_age
     env = build_env(config, build_stream(config), copies, device, subseed(seed, "training"), ages=ages)
@@ -202,8 +204,14 @@ def build_runner(config: Config, copies: int, seed: int) -> Rollout:
     return Rollout(env, build_policy(config, env), generator, reset_memory_on=config.policy.reset_memory_on)
 
 
-def build(config: Config, folder: Path, workers: Workers = ALONE) -> Trainer:
+def build(config: Config, folder: Path, workers: Workers = ALONE, acting: MakeActing | None = None) -> Trainer:
     """Build what `workers.rank` of the run that writes into `folder` needs; nothing is written yet.
+
+    Args:
+        config: checked config.
+        folder: run folder.
+        workers: this worker among all.
+        acting: makes who acts in the environments; by default that is a `Rollout` in this process.
 
     Raises:
         ConfigError: one sentence about the first thing that cannot be.
@@ -218,14 +226,21 @@ def build(config: Config, folder: Path, workers: Workers = ALONE) -> Trainer:
         config, registry.load("gradient", config.gradient["kind"]), registry.load("cell", config.policy.cell["kind"])
     )
     try:
-        trainer = _build(config, folder, device, stream, workers)
+        trainer = _build(config, folder, device, stream, workers, acting)
     except EnvError as error:
         raise ConfigError(str(error)) from error
     prepare(device)
     return trainer
 
 
-def _build(config: Config, folder: Path, device: torch.device, stream: TaskStream, workers: Workers) -> Trainer:
+def _build(
+    config: Config,
+    folder: Path,
+    device: torch.device,
+    stream: TaskStream,
+    workers: Workers,
+    acting: MakeActing | None,
+) -> Trainer:
     copies = config.rollout.copies // workers.count
 
     def own_seed(*names: object) -> int:
@@ -236,9 +251,8 @@ def _build(config: Config, folder: Path, device: torch.device, stream: TaskStrea
         seed = subseed(config.seed, name, key) if evaluation else own_seed(name, key)
         return build_env(config, stream, num_envs, device, seed, evaluation=evaluation, ages=ages)
 
-    runners = config.runtime.env_runners
-    # with runners, one copy to know the spaces from: the others live there
-    env = environment("training", 1 if runners else copies, ages=config.rollout.random_initial_age)
+    # if others act, one copy to know the spaces from
+    env = environment("training", copies if acting is None else 1, ages=config.rollout.random_initial_age)
     policy = build_policy(config, env).to(device)
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
@@ -257,19 +271,11 @@ def _build(config: Config, folder: Path, device: torch.device, stream: TaskStrea
         return torch.Generator(device=device).manual_seed(own_seed(name))
 
     reset_memory_on = config.policy.reset_memory_on
-    rollout: Rollout | RunnerRollout
-    if runners:
-        rollout = RunnerRollout(
-            policy,
-            engine,
-            partial(build_runner, config),
-            [subseed(config.seed, "runner", runner) for runner in range(runners)],
-            Copies(torch.zeros(copies, dtype=torch.int64), device, env.exact_state),
-            cpus=config.runtime.cpus_per_runner,
-            address=config.runtime.address,
-        )
-    else:
+    rollout: Acting
+    if acting is None:
         rollout = Rollout(env, policy, generator("actions"), reset_memory_on=reset_memory_on)
+    else:
+        rollout = acting(config, policy, engine, env)
 
     def fresh_rollout(step: int) -> Rollout:
         fresh = environment("source", copies, key=step)
@@ -297,7 +303,7 @@ def _build(config: Config, folder: Path, device: torch.device, stream: TaskStrea
     ends = [stream.training_end(task) for task in range(len(names))]
     evaluations = Evaluations(tasks=names, scores=[tuple(map(float, s)) for s in env.scores], training_end=ends)
     record = Record(config, folder, versions(), names, device)
-    graph = CudaGraph if can_capture(config, env, workers) else None
+    graph = CudaGraph if can_capture(config, rollout, workers) else None
     trainer = Trainer(
         record, stream, rollout, learner, strategies, evaluator, evaluations, fresh_rollout, workers, graph
     )

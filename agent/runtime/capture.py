@@ -22,22 +22,17 @@ result stands, one line of the log says why, and everything stays eager.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from enum import Enum
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, Protocol
 
-import gymnasium
 import torch
 from torch import Tensor, nn
 
 from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.runtime.learner import Learner
-from lifelong.agent.runtime.rollout import Experience, Rollout
-from lifelong.agent.runtime.runners import RunnerRollout
+from lifelong.agent.runtime.rollout import Acting, Experience
+from lifelong.agent.runtime.walk import PLAIN, difference, map_tensors, memory_of, overlaps_itself, tensors_of, walk
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 
 #: Relative RMS difference between captured and eager that a tensor may have in the check. Both run the same kernels on
@@ -46,9 +41,6 @@ TOLERANCE = 1e-4
 CHECKS = 2  # calls that are compared: the second starts where the first ended, so what was frozen by mistake shows
 PATIENCE = 20  # calls in a row whose layout is new, after which nothing will ever be captured
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_OPAQUE = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, Enum, gymnasium.Space)
-_LEAVES = (Tensor, torch.Generator, *_PLAIN, *_OPAQUE)
 _log = logging.getLogger("lifelong.capture")
 
 
@@ -105,97 +97,7 @@ class CudaGraph:
         self.graph.replay()
 
 
-# ---- walking objects -------------------------------------------------------------------------------------------------
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    """The attributes of an object that state can hang on."""
-    if isinstance(value, torch.optim.Optimizer):
-        return {"state": value.state, "param_groups": value.param_groups}
-    if hasattr(value, "__dict__"):
-        transient = getattr(type(value), "TRANSIENT", ())
-        return {name: item for name, item in vars(value).items() if name not in transient}
-    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-
-
-def walk(path: str, value: Any, visit: Callable[[str, Any], Any], done: dict[int, tuple[Any, Any]]) -> Any:
-    """`value` with every leaf replaced by `visit(path, leaf)`: in place, but for tuples and frozen dataclasses.
-
-    The class of an object is one of its leaves. `done` remembers what every object became: it is walked once.
-    """
-    if isinstance(value, _LEAVES):
-        return visit(path, value)
-    if id(value) in done:
-        return done[id(value)][1]
-    if isinstance(value, tuple):
-        items = [walk(f"{path}.{index}", item, visit, done) for index, item in enumerate(value)]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, (dict, list)):
-        done[id(value)] = value, value
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        for position, (key, item) in enumerate(pairs):
-            name = key if isinstance(key, (str, int)) else position  # an optimiser's keys are parameters
-            new = walk(f"{path}.{name}", item, visit, done)
-            if new is not item:
-                value[key] = new
-        return value
-    if not (hasattr(value, "__dict__") or dataclasses.is_dataclass(value)):
-        return visit(path, value)
-    done[id(value)] = value, value
-    visit(path, type(value))
-    changed = {}
-    for name, item in _attributes(value).items():
-        new = walk(f"{path}.{name}", item, visit, done)
-        if new is not item:
-            changed[name] = new
-    parameters = getattr(value, "__dataclass_params__", None)
-    target = copy.copy(value) if changed and parameters is not None and parameters.frozen else value
-    for name, new in changed.items():
-        object.__setattr__(target, name, new)
-    done[id(value)] = value, target
-    return target
-
-
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of nested dicts, sequences and dataclasses with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [map_tensors(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {f.name: map_tensors(getattr(value, f.name), change) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **changes)
-    return value
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_tensors(value, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return found
-
-
-def _memory(tensor: Tensor) -> int:
-    """What tensors that share memory have in common."""
-    return tensor.untyped_storage().data_ptr()
-
-
-def _overlaps_itself(tensor: Tensor) -> bool:
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-
-
-def difference(got: Tensor, expected: Tensor) -> float:
-    """RMS of the difference over RMS of what is expected (absolute where that is zero); 0 if equal bit for bit."""
-    if torch.equal(got, expected):
-        return 0.0
-    a, b = got.detach().double(), expected.detach().double()
-    same = (a == b) | (a.isnan() & b.isnan())
-    error = torch.where(same, 0.0, a - b).norm().item() / (torch.where(same & a.isnan(), 0.0, b).norm().item() or 1.0)
-    return error if error == error else float("inf")
+# ---- a call as a graph -----------------------------------------------------------------------------------------------
 
 
 class State(NamedTuple):
@@ -331,7 +233,7 @@ class Captured:
                     state.generators.append(leaf)
                 state.layout.append((path, id(leaf)))
             else:
-                state.layout.append((path, leaf if isinstance(leaf, _PLAIN) else id(leaf)))
+                state.layout.append((path, leaf if isinstance(leaf, PLAIN) else id(leaf)))
             return leaf
 
         walk("", self.objects, visit, {})
@@ -350,7 +252,7 @@ class Captured:
         """Put the objects back into the state of a snapshot, with the tensors that they had. This writes to parameters,
         so what caches hold is computed anew, in a graph that is captured next too."""
         for path, tensor in snapshot.state.slots.items():
-            if not _overlaps_itself(tensor):  # such a tensor is never written to
+            if not overlaps_itself(tensor):  # such a tensor is never written to
                 tensor.copy_(snapshot.values[path])
         self._put(snapshot.state.slots)
         for generator, state in zip(snapshot.state.generators, snapshot.random, strict=True):
@@ -365,15 +267,15 @@ class Captured:
         if it shares memory with another slot, as the two may part later."""
         owners: dict[int, int] = {}
         for tensor in before.state.slots.values():
-            owners[_memory(tensor)] = owners.get(_memory(tensor), 0) + 1
+            owners[memory_of(tensor)] = owners.get(memory_of(tensor), 0) + 1
         self.buffers, self.fixed = {}, set()
         for path, tensor in before.state.slots.items():
             replaced = after.state.slots[path] is not tensor
-            shared = owners[_memory(tensor)] > 1 and tensor.numel() > 0
+            shared = owners[memory_of(tensor)] > 1 and tensor.numel() > 0
             written = isinstance(tensor, nn.Parameter) or not torch.equal(before.values[path], after.values[path])
             if not replaced and shared and written:
                 self.fixed.add(path)
-            own = replaced or (shared and not written) or _overlaps_itself(tensor)
+            own = replaced or (shared and not written) or overlaps_itself(tensor)
             self.buffers[path] = torch.empty_like(tensor, requires_grad=False) if own else tensor
         self.addresses = {path: buffer.data_ptr() for path, buffer in self.buffers.items()}
 
@@ -392,8 +294,8 @@ class Captured:
         torn = self.fixed.intersection(new)
         if torn:
             raise RuntimeError(f"a chunk replaces {min(torn)}, which other objects hold too")
-        written = {_memory(self.buffers[path]) for path in new}
-        values = [tensor.clone() if _memory(tensor) in written else tensor for tensor in new.values()]
+        written = {memory_of(self.buffers[path]) for path in new}
+        values = [tensor.clone() if memory_of(tensor) in written else tensor for tensor in new.values()]
         for path, value in zip(new, values, strict=True):
             self.buffers[path].copy_(value)
         if new:
@@ -404,9 +306,9 @@ class Captured:
 
         def function() -> Any:
             outputs = self.function(*self.inputs)
-            kept = {_memory(buffer) for buffer in self.buffers.values()}
+            kept = {memory_of(buffer) for buffer in self.buffers.values()}
             with torch.no_grad():  # a result must not change when its slot does
-                outputs = map_tensors(outputs, lambda x: x.clone() if _memory(x) in kept else x)
+                outputs = map_tensors(outputs, lambda x: x.clone() if memory_of(x) in kept else x)
             self._load(self._state().slots)
             return outputs
 
@@ -421,7 +323,7 @@ class Captured:
         """What differs most from the eager call, and by how much."""
         state = self._state()
         errors = {path: difference(tensor, after.values[path]) for path, tensor in state.slots.items()}
-        for index, (got, expected) in enumerate(zip(_tensors(self.outputs), _tensors(result), strict=True)):
+        for index, (got, expected) in enumerate(zip(tensors_of(self.outputs), tensors_of(result), strict=True)):
             errors[f"result {index}"] = difference(got, expected)
         for index, (generator, expected) in enumerate(zip(state.generators, after.random, strict=True)):
             errors[f"generator {index}"] = 0.0 if torch.equal(generator.get_state(), expected) else float("inf")
@@ -465,7 +367,7 @@ class ChunkRunner:
 
     def __init__(
         self,
-        rollout: Rollout | RunnerRollout,
+        rollout: Acting,
         learner: Learner,
         strategies: list[Strategy],
         steps: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +41,59 @@ class Steps(NamedTuple):
     ]  # true last observation and action of each step; needed at truncations only
 
 
+class EnvCopies(Protocol):
+    """What a trainer asks of the environment copies and tells them; `TaskEnv` is one."""
+
+    task_B: Tensor  # int64 on the host
+    device: torch.device  # where the chunks are
+    exact_state: bool  # whether `state_dict` holds all that the environments go on from
+
+    @property
+    def num_envs(self) -> int:
+        """B."""
+
+    def set_params(self, **params: float) -> None:
+        """Write task parameters of all copies while their episodes go on."""
+
+
+class Acting(Protocol):
+    """Who gives a trainer its chunks. `Rollout` steps environments in this process; others may have them elsewhere."""
+
+    #: whether the environments are stepped in this process, by this object
+    owns_environments: bool
+    #: whether `collect` may become part of a graph that is captured on the device
+    capturable: bool
+
+    @property
+    def policy(self) -> Policy:
+        """That acts; the learner's, or equal to it up to a lag."""
+
+    @property
+    def env(self) -> EnvCopies:
+        """The copies."""
+
+    def switch(self, task_B: Tensor, *, fresh: bool = True) -> None:
+        """Put the copies on `task_B` (int64 on the host). Copies that change start a fresh episode if `fresh`."""
+
+    def reset_units(self, units: Tensor) -> None:
+        """Zero what the memory of every copy holds of the re-initialised `units` (int64)."""
+
+    def collect(self, steps: int) -> Experience:
+        """Act for T steps."""
+
+    def running(self) -> AbstractContextManager[None]:
+        """Whatever must run while this is used."""
+
+    def timing(self) -> dict[str, float]:
+        """Scalars for the log that depend on the clock."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that acting goes on from."""
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
 class Rollout:
     """B copies of the environment and the policy's memory of each; both go on from chunk to chunk.
 
@@ -51,6 +104,8 @@ class Rollout:
         reset_memory_on: `episode`, `task` or `never`.
         deterministic: take the most likely action.
     """
+
+    owns_environments = True
 
     def __init__(
         self,
@@ -63,6 +118,7 @@ class Rollout:
     ) -> None:
         self.env = env
         self.policy = policy
+        self.capturable = env.capturable
         self.generator = generator
         self.reset_memory_on = reset_memory_on
         self.deterministic = deterministic

@@ -17,8 +17,7 @@ from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
 from lifelong.agent.runtime.metrics import Evaluations, average_performance
 from lifelong.agent.runtime.plasticity import plasticity
 from lifelong.agent.runtime.record import Record
-from lifelong.agent.runtime.rollout import Experience, Rollout
-from lifelong.agent.runtime.runners import RunnerRollout
+from lifelong.agent.runtime.rollout import Acting, Experience, Rollout
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.envs.stream import TaskStream
 
@@ -45,7 +44,7 @@ class Trainer:
         self,
         record: Record,
         stream: TaskStream,
-        rollout: Rollout | RunnerRollout,
+        rollout: Acting,
         learner: Learner,
         strategies: list[Strategy],
         evaluator: Evaluator,

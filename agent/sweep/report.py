@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lifelong.agent.report.page import embed, render
+from lifelong.agent.report.plots import INK, PALETTE, new_figure, save_figure, strip_axes
+from lifelong.agent.report.tables import Cells, number_text
 from lifelong.agent.runtime.logging import write_json
-from lifelong.agent.runtime.report import (
-    INK,
-    PALETTE,
-    Cells,
-    embed,
-    new_figure,
-    number_text,
-    render,
-    save_figure,
-    strip_axes,
-)
 from lifelong.agent.sweep.ledger import Entry, Ledger, Standing, run_status, violations
 from lifelong.agent.sweep.plan import EVALUATION, PHASE_FOLDERS, TUNING, Plan
 

@@ -21,12 +21,14 @@ from typing import Any
 import yaml
 
 from lifelong.agent import config as configs
+from lifelong.agent import run
+from lifelong.agent.distributed.cluster import connect, ray_module
 from lifelong.agent.errors import ClusterError, ConfigError, DiskError
-from lifelong.agent.runtime import checkpoint, run
+from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.build import build, build_stream
-from lifelong.agent.runtime.cluster import connect, ray_module
 from lifelong.agent.runtime.logging import Progress
 from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime.session import stop_signals
 from lifelong.agent.sweep.ledger import Ledger, Standing, best, trained_tasks
 from lifelong.agent.sweep.plan import EVALUATION, TUNING, Plan, Range, Trial, data_of, digest
 from lifelong.agent.sweep.report import Results, write
@@ -54,7 +56,7 @@ def sweep(plan: Plan, folder: Path, *, quiet: bool = False) -> Results | None:
         try:
             if not complete(plan, ledger):
                 # in this order: Ray's start installs a handler of SIGTERM that would abort
-                with connect(plan.sweep.resources.address) as ray, run.stop_signals() as stop:
+                with connect(plan.sweep.resources.address) as ray, stop_signals() as stop:
                     preflight(ray, plan)
                     _run_phases(Session(plan, ledger, stop, quiet))
         except KeyboardInterrupt:

@@ -16,13 +16,15 @@ import torch
 from gymnasium.spaces import MultiDiscrete
 from torch import Tensor, nn
 
-import agent.cells.base
+from lifelong.agent.cells import base as cells
+from lifelong.agent.distributed.runners import RunnerRollout
 from lifelong.agent.parallel import ALONE, Workers
-from lifelong.agent.runtime import capture
+from lifelong.agent.runtime import capture, walk
 from lifelong.agent.runtime.build import build_optimizer, can_capture
-from lifelong.agent.runtime.capture import Captured, ChunkRunner, map_tensors
+from lifelong.agent.runtime.capture import Captured, ChunkRunner
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.runtime.trainer import Trainer
+from lifelong.agent.runtime.walk import map_tensors
 from lifelong.agent.strategies.base import Context, Strategy
 from lifelong.envs.adapters.gymnasium import GymnasiumEnv
 from lifelong.envs.base import BatchedEnv
@@ -41,7 +43,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything goes through torch's dispatcher, and an index is not looked at, as on a GPU."""
     for name, backend in (("rtrl_boundary", rtrl), ("rtrl_block_boundary", rtrl_block)):
         boundary = backend.boundary
-        monkeypatch.setattr(agent.cells.base, name, lambda S, b, index=None, run=boundary: run(S, b, index))
+        monkeypatch.setattr(cells, name, lambda S, b, index=None, run=boundary: run(S, b, index))
     with dispatch.force("torch"):
         yield
 
@@ -513,12 +515,12 @@ def test_a_layout_that_never_comes_twice_is_given_up(caplog: pytest.LogCaptureFi
 
 def test_the_difference_of_tensors() -> None:
     a = torch.tensor([3.0, 4.0])
-    assert capture.difference(a, a.clone()) == 0.0
-    assert capture.difference(a + torch.tensor([0.0, 0.05]), a) == pytest.approx(0.01, rel=1e-4)
+    assert walk.difference(a, a.clone()) == 0.0
+    assert walk.difference(a + torch.tensor([0.0, 0.05]), a) == pytest.approx(0.01, rel=1e-4)
     nan = torch.tensor([1.0, torch.nan])
-    assert capture.difference(nan, nan.clone()) == 0.0
-    assert capture.difference(nan, torch.ones(2)) == float("inf")
-    assert capture.difference(torch.tensor([True, False]), torch.tensor([True, True])) > 0.5
+    assert walk.difference(nan, nan.clone()) == 0.0
+    assert walk.difference(nan, torch.ones(2)) == float("inf")
+    assert walk.difference(torch.tensor([True, False]), torch.tensor([True, True])) > 0.5
 
 
 # ---- when it is on ---------------------------------------------------------------------------------------------------
@@ -530,15 +532,15 @@ def test_on_a_cpu_nothing_is_captured(tmp_path: Path) -> None:
 
 def test_what_is_captured_on_a_gpu() -> None:
     def asked(workers: Workers = ALONE, device: str = "cuda", capturable: bool = True, **runtime: Any) -> bool:
-        env: Any = SimpleNamespace(device=torch.device(device), capturable=capturable)
-        return can_capture(make_config(runtime=runtime), env, workers)
+        rollout: Any = SimpleNamespace(env=SimpleNamespace(device=torch.device(device)), capturable=capturable)
+        return can_capture(make_config(runtime=runtime), rollout, workers)
 
     assert asked()
     assert not asked(device="cpu")
     assert not asked(capture="off")
     assert not asked(workers=Workers(0, 2))
     assert not asked(capturable=False)
-    assert not asked(backend="ray", env_runners=2)
+    assert not RunnerRollout.capturable
     assert CartPole.capturable and not GymnasiumEnv(2, id="CartPole-v1").capturable
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lifelong.agent import cli
+from lifelong.agent import cli, run
 from lifelong.agent import config as configs
 from lifelong.agent.errors import LedgerError
-from lifelong.agent.runtime import run
 from lifelong.agent.sweep import plan as sweep_plan
 from lifelong.agent.sweep import report as sweep_report
 from lifelong.agent.sweep import trials

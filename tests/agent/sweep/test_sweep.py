@@ -18,10 +18,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from lifelong.agent import cli
+from lifelong.agent import cli, run
 from lifelong.agent import config as configs
-from lifelong.agent.runtime import run
-from lifelong.agent.runtime.cluster import connect
+from lifelong.agent.distributed.cluster import connect
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.sweep import plan as sweep_plan
 from lifelong.agent.sweep.ledger import Standing, read_entries

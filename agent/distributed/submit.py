@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
+from lifelong.agent.distributed.cluster import knock, ray_module
 from lifelong.agent.errors import ClusterError, ConfigError
-from lifelong.agent.runtime.cluster import knock, ray_module
 
 #: seconds that a job which is told to stop has to save its checkpoint; Ray's default is 3
 STOP_SECONDS = 120

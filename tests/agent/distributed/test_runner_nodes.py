@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from tests.agent.runtime.test_runners import T, copies_of, runner_rollout
+from tests.agent.distributed.test_runners import T, copies_of, runner_rollout
 
 
 @pytest.fixture

@@ -1,118 +1,25 @@
-"""Runs on disk: start one, resume one, evaluate one, and write what came of it."""
+"""What one process does with a run folder: reopen it, train in it until the end or a signal, and sum it up."""
 
 from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
-from lifelong.agent.errors import CheckpointError, ConfigError, DiskError
-from lifelong.agent.parallel import ALONE, Workers
-from lifelong.agent.runtime import checkpoint, cluster
-from lifelong.agent.runtime.build import build
-from lifelong.agent.runtime.cluster import Connection
+from lifelong.agent.errors import CheckpointError, DiskError
+from lifelong.agent.parallel import Workers
+from lifelong.agent.runtime import checkpoint
+from lifelong.agent.runtime.build import MakeActing, build
 from lifelong.agent.runtime.logging import NoLog, Progress, RunLog, write_json
 from lifelong.agent.runtime.machine import machine
-from lifelong.agent.runtime.metrics import (
-    Evaluations,
-    average_performance,
-    backward_transfer,
-    final,
-    forgetting,
-    learned,
-)
+from lifelong.agent.runtime.metrics import average_performance, backward_transfer, final, forgetting, learned
 from lifelong.agent.runtime.trainer import Order, Trainer
-
-
-def default_folder(config: Config) -> Path:
-    """runs/<name>/<seed>, or the first of runs/<name>/<seed>-2, -3, ... that is free."""
-    base = Path("runs") / config.name / str(config.seed)
-    folder, count = base, 1
-    while folder.exists():
-        count += 1
-        folder = base.with_name(f"{base.name}-{count}")
-    return folder
-
-
-#: called with (environment step, all evaluations so far) after every evaluation
-Listener = Callable[[int, Evaluations], None]
-
-
-def start(
-    config: Config,
-    folder: Path,
-    *,
-    quiet: bool = False,
-    on_evaluation: Listener | None = None,
-    connection: Connection | None = None,
-) -> tuple[Trainer, bool]:
-    """Start a run in the new folder `folder`; `(trainer, True at the end of the stream)`.
-
-    A run on Ray uses `connection` if it is given, and closes it.
-
-    Raises:
-        ConfigError: the folder holds a run already, or the config is impossible.
-        DiskError: the folder cannot be written.
-        ClusterError: a cluster is needed and cannot be reached, is too small or failed.
-    """
-    if (folder / "config.yaml").exists():
-        raise ConfigError(f"{folder} already holds a run; use `lifelong resume {folder}`, --resume, or another --out")
-    trainer = build(config, folder, _planned(config))
-    with _backend(trainer, connection) as backend:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(configs.to_yaml(config))
-        except OSError as error:
-            raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
-        if not quiet:
-            print(f"run folder {folder}", file=sys.stderr)
-        return trainer, _train(trainer, 0, backend, quiet, on_evaluation)
-
-
-def resume(
-    folder: Path,
-    assignments: Sequence[str] = (),
-    *,
-    quiet: bool = False,
-    on_evaluation: Listener | None = None,
-    connection: Connection | None = None,
-) -> tuple[Trainer, bool]:
-    """Go on with the run in `folder` from its newest good checkpoint, with overrides if any.
-
-    A run on Ray uses `connection` if it is given, and closes it.
-
-    Raises:
-        CheckpointError: no run there, no usable checkpoint, or one that does not fit the overrides.
-        ClusterError: the cluster of a Ray run cannot be reached, is too small or failed.
-    """
-    config = load_config(folder, assignments)
-    trainer, offset = reopen(config, folder, _planned(config))
-    with _backend(trainer, connection) as backend:
-        if assignments:
-            (folder / "config.yaml").write_text(configs.to_yaml(config))
-        if not trainer.rollout.env.exact_state:
-            print("note: this environment cannot save its state; fresh episodes start where the run goes on")
-        return trainer, _train(trainer, offset, backend, quiet, on_evaluation)
-
-
-def _planned(config: Config) -> Workers:
-    """Rank 0 of the workers that the run will have, to build and check its parts with before anything is started."""
-    return Workers(0, config.runtime.workers)
-
-
-def _backend(trainer: Trainer, connection: Connection | None) -> AbstractContextManager[Connection | None]:
-    """What must run while the trainer does: environment runners, a cluster for the workers, or nothing."""
-    if cluster.needed(trainer.config):
-        return cluster.ready(trainer.config, trainer.record.folder, connection)
-    return trainer.rollout.running()
 
 
 def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
@@ -126,14 +33,14 @@ def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
     return configs.load(str((folder / "config.yaml").resolve()), assignments)
 
 
-def reopen(config: Config, folder: Path, workers: Workers) -> tuple[Trainer, int]:
+def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, int]:
     """What `load` returns; at the beginning if the run was killed before its first checkpoint."""
     if not workers.lead(len(checkpoint.checkpoints(folder / "checkpoints"))):
-        return build(config, folder, workers), 0
-    return load(config, folder, workers)
+        return build(config, folder, workers, acting), 0
+    return load(config, folder, workers, acting)
 
 
-def load(config: Config, folder: Path, workers: Workers) -> tuple[Trainer, int]:
+def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, int]:
     """The trainer of a run at its newest good checkpoint, and the length of its metrics.jsonl then.
 
     Raises:
@@ -142,37 +49,13 @@ def load(config: Config, folder: Path, workers: Workers) -> tuple[Trainer, int]:
     saved, damaged = checkpoint.load(folder / "checkpoints", workers)
     for problem in damaged:
         print(f"note: {problem}; using an older one")
-    trainer = build(config, folder, workers)
+    trainer = build(config, folder, workers, acting)
     try:
         trainer.load_state_dict(saved)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
     return trainer, saved["metrics_offset"]
-
-
-def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
-    """Evaluate the newest checkpoint of a run once more; nothing is written."""
-    config = load_config(folder, assignments)
-    trainer, _ = load(config, folder, _planned(config))
-    ctx = replace(trainer.context(), workers=ALONE)
-    trainer.evaluations.add(trainer.step, trainer.evaluator.evaluate(ctx, trainer.strategies))
-    return trainer
-
-
-def _train(
-    trainer: Trainer, offset: int, backend: Connection | None, quiet: bool, on_evaluation: Listener | None
-) -> bool:
-    if on_evaluation is not None:
-        trainer.on_evaluation = on_evaluation
-    progress = Progress(trainer.stream.total_steps, trainer.step, quiet)
-    try:
-        with stop_signals() as stop:
-            if backend is None:
-                return train(trainer, offset, progress, stop)
-            return cluster.fit(trainer, progress, stop, backend)
-    finally:
-        progress.close()
 
 
 def train(

@@ -11,9 +11,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from lifelong.agent.runtime import metrics, report
+from lifelong.agent.report import page as html_page
+from lifelong.agent.report import plots, tables
+from lifelong.agent.report import runs as reading
+from lifelong.agent.report.runs import ReportError
+from lifelong.agent.runtime import metrics
 from lifelong.agent.runtime.metrics import Evaluations
-from lifelong.agent.runtime.report import ReportError
 
 PNG = b"\x89PNG\r\n"
 
@@ -97,19 +100,19 @@ def runs_folder(tmp_path: Path) -> Path:
 
 
 def test_a_run_folder_and_its_parents_are_found(runs_folder: Path) -> None:
-    one = report.load_runs([runs_folder / "quickstart" / "gpm-1"])
+    one = reading.load_runs([runs_folder / "quickstart" / "gpm-1"])
     assert [run.summary["seed"] for run in one] == [1]
     assert one[0].evaluations.tasks == ["recall", "cartpole"]
     assert one[0].rows[1] == {"step": 2, "loss/total": 0.25}
-    assert len(report.load_runs([runs_folder])) == 4
-    assert len(report.load_runs([runs_folder, runs_folder / "quickstart"])) == 4  # none twice
+    assert len(reading.load_runs([runs_folder])) == 4
+    assert len(reading.load_runs([runs_folder, runs_folder / "quickstart"])) == 4  # none twice
 
 
 def test_runs_are_found_three_levels_below_and_no_deeper(tmp_path: Path) -> None:
     write_run(tmp_path / "a" / "b" / "c" / "run")
-    assert len(report.load_runs([tmp_path / "a"])) == 1
+    assert len(reading.load_runs([tmp_path / "a"])) == 1
     with pytest.raises(ReportError, match="no finished run in"):
-        report.load_runs([tmp_path])
+        reading.load_runs([tmp_path])
 
 
 def test_damage_is_told_in_one_sentence(tmp_path: Path) -> None:
@@ -137,21 +140,21 @@ def test_damage_is_told_in_one_sentence(tmp_path: Path) -> None:
         (unevaluated, "no evaluation point"),
     ]:
         with pytest.raises(ReportError, match=sentence) as caught:
-            report.load_runs([path])
+            reading.load_runs([path])
         assert "\n" not in str(caught.value)
 
 
 def test_damaged_metrics_are_told_when_they_are_read(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     (folder / "metrics.jsonl").write_text("{")
-    (run,) = report.load_runs([folder])
+    (run,) = reading.load_runs([folder])
     with pytest.raises(ReportError, match=r"metrics\.jsonl"):
         assert run.rows
 
 
 def test_the_table_of_a_run_shows_what_was_kept(tmp_path: Path) -> None:
     write_run(tmp_path / "run", kept=0.5)
-    text = shown(report.table(json.loads((tmp_path / "run" / "summary.json").read_text())))
+    text = shown(tables.table(json.loads((tmp_path / "run" / "summary.json").read_text())))
     assert line(text, "recall") == ["recall", "0.90", "0.45", "50%"]
     assert line(text, "cartpole") == ["cartpole", "0.90", "0.90", "100%"]
     assert line(text, "average performance")[1] == "0.68"
@@ -160,13 +163,13 @@ def test_the_table_of_a_run_shows_what_was_kept(tmp_path: Path) -> None:
 
 def test_undefined_numbers_show_as_a_dash(tmp_path: Path) -> None:
     edit(write_run(tmp_path / "run"), forgetting=None, tasks=[{"name": "[b]a", "learned": 0.0, "final": -0.001}])
-    text = shown(report.table(json.loads((tmp_path / "run" / "summary.json").read_text())))
+    text = shown(tables.table(json.loads((tmp_path / "run" / "summary.json").read_text())))
     assert line(text, "[b]a") == ["[b]a", "0.00", "0.00", "–"]  # names are no markup, and there is no minus zero
     assert line(text, "forgetting")[1] == "–"
 
 
 def test_the_comparison_groups_seeds_and_puts_the_best_first(runs_folder: Path) -> None:
-    text = shown(report.comparison(report.load_runs([runs_folder])))
+    text = shown(tables.comparison(reading.load_runs([runs_folder])))
     rows = [line(text, "quickstart"), line(text[text.index("gpm") :].split("\n", 1)[1], "quickstart")]
     # per seed: learned 0.90, 0.91, 0.92; the first task falls to 0.9 of it
     assert rows[0][:5] == ["quickstart", "gpm", "3", "0.86 (0.85..0.87)", "0.09"]
@@ -177,7 +180,7 @@ def test_the_comparison_groups_seeds_and_puts_the_best_first(runs_folder: Path) 
 def test_the_comparison_of_configs_with_other_tasks_has_dashes(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", strategy="ewc+clear")
     write_run(tmp_path / "runs" / "b", name="arcade", tasks=("recall", "pong"))
-    table = report.comparison(report.load_runs([tmp_path / "runs"]))
+    table = tables.comparison(reading.load_runs([tmp_path / "runs"]))
     assert [str(column.header) for column in table.columns[5:8]] == ["recall", "cartpole", "pong"]
     text = shown(table)
     assert line(text, "quickstart")[1] == "ewc+clear"
@@ -189,7 +192,7 @@ def test_runs_with_other_settings_are_not_seeds_of_each_other(tmp_path: Path) ->
     write_run(tmp_path / "runs" / "a", gradient={"kind": "rtrl"}, checkpoint={"keep": 1})
     write_run(tmp_path / "runs" / "b", gradient={"kind": "bptt", "steps": 8}, checkpoint={"keep": 2}, seed=1)
     write_run(tmp_path / "runs" / "c", gradient={"kind": "rtrl"}, checkpoint={"keep": 3}, seed=2)
-    groups = report.group_runs(report.load_runs([tmp_path / "runs"]))
+    groups = reading.group_runs(reading.load_runs([tmp_path / "runs"]))
     assert {group.label: group.seeds for group in groups} == {
         "gpm (gradient=bptt, gradient.steps=8)": 1,
         "gpm (gradient=rtrl)": 2,
@@ -197,36 +200,36 @@ def test_runs_with_other_settings_are_not_seeds_of_each_other(tmp_path: Path) ->
 
 
 def test_plots_are_written_without_pyplot_state(runs_folder: Path, tmp_path: Path) -> None:
-    runs = report.load_runs([runs_folder])
-    report.plot_run(runs[0], tmp_path / "one.png")
-    report.plot_comparison(runs, tmp_path / "plots" / "all.png")
+    runs = reading.load_runs([runs_folder])
+    plots.plot_run(runs[0], tmp_path / "one.png")
+    plots.plot_comparison(runs, tmp_path / "plots" / "all.png")
     for path in (tmp_path / "one.png", tmp_path / "plots" / "all.png"):
         assert path.read_bytes().startswith(PNG)
     first = (tmp_path / "one.png").read_bytes()
-    report.plot_run(runs[0], tmp_path / "one.png")
+    plots.plot_run(runs[0], tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes() == first
 
 
 def test_a_run_without_segments_or_with_joint_training_is_plotted(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     edit(folder, segments=[{"start": 0, "end": 2000, "task": None}])
-    report.plot_run(report.load_runs([folder])[0], tmp_path / "joint.png")
+    plots.plot_run(reading.load_runs([folder])[0], tmp_path / "joint.png")
     summary = json.loads((folder / "summary.json").read_text())
     del summary["segments"]
     (folder / "summary.json").write_text(json.dumps(summary))
-    report.plot_run(report.load_runs([folder])[0], tmp_path / "none.png")
+    plots.plot_run(reading.load_runs([folder])[0], tmp_path / "none.png")
     assert (tmp_path / "joint.png").read_bytes() != (tmp_path / "none.png").read_bytes()
 
 
 def test_labels_are_moved_apart_and_stay_below_the_top() -> None:
-    assert report._spread([0.1, 0.5, 0.9], 0.1, 1.0) == [0.1, 0.5, 0.9]
-    np.testing.assert_allclose(report._spread([0.5, 0.5, 0.5], 0.1, 1.0), [0.4, 0.5, 0.6])
-    np.testing.assert_allclose(report._spread([0.97, 0.98, 0.99], 0.1, 1.0), [0.8, 0.9, 1.0])
+    assert plots._spread([0.1, 0.5, 0.9], 0.1, 1.0) == [0.1, 0.5, 0.9]
+    np.testing.assert_allclose(plots._spread([0.5, 0.5, 0.5], 0.1, 1.0), [0.4, 0.5, 0.6])
+    np.testing.assert_allclose(plots._spread([0.97, 0.98, 0.99], 0.1, 1.0), [0.8, 0.9, 1.0])
 
 
 def test_the_page_is_one_file_with_tables_and_images(runs_folder: Path, tmp_path: Path) -> None:
     write_run(runs_folder / "arcade" / "0", name="<arcade>", tasks=("pong",))
-    page = report.html(report.load_runs([runs_folder]), tmp_path / "out").read_text()
+    page = html_page.html(reading.load_runs([runs_folder]), tmp_path / "out").read_text()
     assert page.count("<table>") == 2 + 5  # a comparison per config, a table per run
     assert page.count('src="data:image/png;base64,') == 2 + 5
     assert len(list((tmp_path / "out" / "plots").glob("*.png"))) == 2 + 5
@@ -238,7 +241,7 @@ def test_the_page_is_one_file_with_tables_and_images(runs_folder: Path, tmp_path
 
 def test_write_report_prints_the_tables_and_returns_the_page(runs_folder: Path, tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
-    path = report.write_report([runs_folder], tmp_path / "out", console)
+    path = html_page.write_report([runs_folder], tmp_path / "out", console)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert path == tmp_path / "out" / "report.html" and path.is_file()

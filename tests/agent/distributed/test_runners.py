@@ -20,13 +20,13 @@ from torch import Tensor
 
 pytest.importorskip("ray")
 
+from lifelong.agent.distributed import runners
+from lifelong.agent.distributed.runners import Copies, RunnerRollout, load_weights, pack, unpack, weights_of
 from lifelong.agent.errors import ClusterError, ConfigError
 from lifelong.agent.gradients.rtrl import RTRL
 from lifelong.agent.objectives.actor_critic import ActorCritic
-from lifelong.agent.runtime import runners
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.rollout import Experience, Rollout
-from lifelong.agent.runtime.runners import Copies, RunnerRollout, load_weights, pack, unpack, weights_of
 from lifelong.replay.chunk import concatenate
 from tests.agent.support import (
     COUNT,

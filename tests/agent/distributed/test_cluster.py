@@ -26,9 +26,10 @@ import torch
 
 from lifelong.agent import config as configs
 from lifelong.agent.cli import main
+from lifelong.agent.distributed import cluster, train
 from lifelong.agent.errors import ClusterError, ConfigError
 from lifelong.agent.parallel import TorchWorkers, Workers
-from lifelong.agent.runtime import checkpoint, cluster, run
+from lifelong.agent.runtime import checkpoint, session
 from lifelong.agent.runtime.logging import Progress
 from lifelong.agent.runtime.trainer import Order
 from tests.agent.group import in_group
@@ -191,9 +192,9 @@ def newest(folder: Path) -> int:
 
 def whole_run(workers: TorchWorkers, folder: Path) -> None:
     """The run by plain processes."""
-    trainer, offset = run.reopen(configs.load(str(folder / "config.yaml")), folder, workers)
+    trainer, offset = session.reopen(configs.load(str(folder / "config.yaml")), folder, workers)
     progress = Progress(trainer.stream.total_steps, quiet=True)
-    assert run.train(trainer, offset, progress, lambda: Order.GO_ON)
+    assert session.train(trainer, offset, progress, lambda: Order.GO_ON)
 
 
 @pytest.fixture(scope="module")
@@ -433,7 +434,7 @@ def test_workers_ask_for_orders_together_a_few_times_a_second(monkeypatch: pytes
 
     reporter = SimpleNamespace(stop=False)
     first, second = (
-        cluster.Orders(reporter, SimpleNamespace(workers=workers))  # type: ignore[arg-type]
+        train.Orders(reporter, SimpleNamespace(workers=workers))  # type: ignore[arg-type]
         for workers in (First(0, 2), Second(1, 2))
     )
     messages = stopped = 0
@@ -447,8 +448,8 @@ def test_workers_ask_for_orders_together_a_few_times_a_second(monkeypatch: pytes
         if order == Order.STOP:
             stopped = chunk
             break
-    assert 300 <= stopped <= 300 + 2 * cluster.POLL / 0.013
-    assert messages <= 8 + 300 * 0.013 / cluster.POLL
+    assert 300 <= stopped <= 300 + 2 * train.POLL / 0.013
+    assert messages <= 8 + 300 * 0.013 / train.POLL
 
 
 def test_a_mistake_that_is_found_while_ray_starts_is_the_answer(config: Path, tmp_path: Path) -> None:

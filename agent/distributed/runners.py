@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -25,11 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lifelong.agent.config import Config
+from lifelong.agent.distributed.cluster import connect
 from lifelong.agent.errors import ClusterError
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.policy import Policy
-from lifelong.agent.runtime.cluster import connect
+from lifelong.agent.runtime.build import build_rollout, subseed
 from lifelong.agent.runtime.rollout import Experience, Rollout
+from lifelong.envs.tasks import TaskEnv
 from lifelong.kernels.allocator import keep_freed_memory
 from lifelong.replay.chunk import Chunk
 
@@ -167,7 +171,7 @@ class Runner:
 
 @dataclass
 class Copies:
-    """What the trainer asks of the environments and tells them; the runners get it with their next request."""
+    """What the trainer tells the environments; the runners get it with their next request."""
 
     task_B: Tensor  # int64 on the host
     device: torch.device  # where the chunks go
@@ -197,7 +201,7 @@ class Slot:
 
 
 class RunnerRollout:
-    """`Rollout` for a learner whose environments live in runners. Use it inside `running()`.
+    """`Acting` for a learner whose environments live in runners. Use it inside `running()`.
 
     Args:
         policy: the learner's.
@@ -208,6 +212,9 @@ class RunnerRollout:
         cpus: that Ray reserves for a runner.
         address: of the Ray cluster, see `cluster.connect`.
     """
+
+    owns_environments = False
+    capturable = False
 
     def __init__(
         self,
@@ -452,6 +459,20 @@ class RunnerRollout:
         if found != len(self.seeds):
             raise ValueError(f"it was made with runtime.env_runners={found}, and now it is {len(self.seeds)}")
         self.saved, self.version = saved, saved["version"]
+
+
+def runner_rollout(config: Config, policy: Policy, engine: GradientEngine, env: TaskEnv) -> RunnerRollout:
+    """The runners of a config, for `build`; they are started by `running`."""
+    copies = torch.zeros(config.rollout.copies, dtype=torch.int64)
+    return RunnerRollout(
+        policy,
+        engine,
+        partial(build_rollout, config),
+        [subseed(config.seed, "runner", runner) for runner in range(config.runtime.env_runners)],
+        Copies(copies, env.device, env.exact_state),
+        cpus=config.runtime.cpus_per_runner,
+        address=config.runtime.address,
+    )
 
 
 def _cause(error: Exception) -> str:

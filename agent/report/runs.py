@@ -1,0 +1,218 @@
+"""Reading runs: run folders as data, and the rows of a comparison that they make."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lifelong.agent.errors import ConfigError
+from lifelong.agent.runtime.metrics import Evaluations
+
+#: how deep below a given folder runs are looked for (runs/ -> name -> seed is two)
+SEARCH_DEPTH = 3
+
+SUMMARY_KEYS = (
+    "config",
+    "seed",
+    "env_steps",
+    "steps_per_second",
+    "tasks",
+    "average_performance",
+    "forgetting",
+    "versions",
+    "machine",
+)
+
+#: settings in which runs of one row of the comparison may differ, besides the strategy's kind (which names the row)
+NOT_COMPARED = re.compile(r"(seed|name|log_every)$|(checkpoint|strategy_options)\.|strategy\.\d+\.kind$")
+
+
+class ReportError(ConfigError):
+    """A run that cannot be reported on, as one sentence (a ValueError; exit 2)."""
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RunData:
+    """One run folder.
+
+    Args:
+        path: the folder.
+        summary: its `summary.json`.
+        evaluations: its `evaluation.npz`.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    evaluations: Evaluations
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, read when first asked for.
+
+        Raises:
+            ReportError: the file is missing or damaged.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise ReportError(f"cannot read {path}: {error}") from error
+
+    @property
+    def config_name(self) -> str:
+        """Name of the config."""
+        return str(self.summary["config"]["name"])
+
+    @property
+    def strategy(self) -> str:
+        """Kinds of the strategies in their order: `gpm`, `ewc+clear`."""
+        return "+".join(str(part["kind"]) for part in self.summary["config"]["strategy"])
+
+
+def load_runs(paths: Sequence[Path]) -> list[RunData]:
+    """Read runs.
+
+    Args:
+        paths: run folders, or folders that hold them at most three levels below.
+
+    Raises:
+        ReportError: a path that is or holds no finished run, or a run that is damaged.
+    """
+    folders: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise ReportError(f"no run at {path}: there is no such folder")
+        found = list(_find(path, SEARCH_DEPTH))
+        if not found:
+            raise ReportError(f"no finished run in {path}: no summary.json there or up to {SEARCH_DEPTH} levels below")
+        folders.update((folder.resolve(), None) for folder in found)
+    return [_load(folder) for folder in folders]
+
+
+def _find(folder: Path, depth: int) -> Iterable[Path]:
+    """Run folders in `folder`, itself included; nothing inside a run is searched."""
+    if (folder / "summary.json").is_file():
+        yield folder
+    elif depth > 0:
+        for child in sorted(child for child in folder.iterdir() if child.is_dir()):
+            yield from _find(child, depth - 1)
+
+
+def _load(folder: Path) -> RunData:
+    """Read and check one run folder."""
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ReportError(f"cannot read {path}: {error}") from error
+    missing = [key for key in SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
+    if missing:
+        raise ReportError(f"{path} is not the summary of a run: {', '.join(missing)} missing")
+    if not {"name", "strategy"} <= set(summary["config"]):
+        raise ReportError(f"{path} is not the summary of a run: its config has no name or no strategy")
+    path = folder / "evaluation.npz"
+    if not path.is_file():
+        raise ReportError(f"run {folder} has no evaluation.npz")
+    try:
+        evaluations = Evaluations.load(path)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ReportError(f"cannot read {path}: {error}") from error
+    if not evaluations.steps:
+        raise ReportError(f"run {folder} has no evaluation point yet")
+    return RunData(folder, summary, evaluations)
+
+
+# ---- grouping --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seed only: one row of the comparison.
+
+    Args:
+        config: name of the config.
+        label: the strategies, and the settings in which this row differs from others with the same strategies.
+        runs: the runs.
+    """
+
+    config: str
+    label: str
+    runs: list[RunData]
+
+    def values(self, key: str) -> list[float]:
+        """A number of the summary, over runs; NaN where a run has none."""
+        return [number(run.summary[key]) for run in self.runs]
+
+    def task_values(self, task: str, key: str) -> list[float]:
+        """A number of one task, over the runs that have this task."""
+        return [number(row[key]) for run in self.runs for row in run.summary["tasks"] if row["name"] == task]
+
+    @property
+    def seeds(self) -> int:
+        """Number of different seeds."""
+        return len({run.summary["seed"] for run in self.runs})
+
+
+def group_runs(runs: Sequence[RunData]) -> list[Group]:
+    """Group runs by config name and strategies, best median average performance first within a config name.
+
+    Runs whose other settings differ (another gradient, another strength) are kept apart, and the label names those
+    settings: a median over them would be a median over different experiments.
+    """
+    named: dict[tuple[str, str], list[RunData]] = {}
+    for run in runs:
+        named.setdefault((run.config_name, run.strategy), []).append(run)
+    groups: dict[tuple[str, str], Group] = {}
+    for (config, strategy), members in named.items():
+        settings = [_settings(run.summary["config"]) for run in members]
+        keys = sorted({key for setting in settings for key in setting})
+        differing = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
+        for run, setting in zip(members, settings, strict=True):
+            extra = [f"{key.removesuffix('.kind')}={setting[key]}" for key in differing if key in setting]
+            label = f"{strategy} ({', '.join(extra)})" if extra else strategy
+            groups.setdefault((config, label), Group(config, label, [])).runs.append(run)
+    return sorted(groups.values(), key=lambda g: (g.config, -median_of(g.values("average_performance")), g.label))
+
+
+def by_config(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
+    """Runs per config name, names in order."""
+    names = sorted({run.config_name for run in runs})
+    return {name: [run for run in runs if run.config_name == name] for name in names}
+
+
+def _settings(value: Any, prefix: str = "") -> dict[str, str]:
+    """The settings of a config that make two runs different experiments, as dotted key -> text."""
+    if isinstance(value, (Mapping, list)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        flat: dict[str, str] = {}
+        for key, child in items:
+            flat.update(_settings(child, f"{prefix}.{key}" if prefix else str(key)))
+        return flat
+    return {} if NOT_COMPARED.match(prefix) else {prefix: str(value)}
+
+
+def task_names(runs: Sequence[RunData]) -> list[str]:
+    """Tasks of all runs, in the order in which they are first met."""
+    return list(dict.fromkeys(task["name"] for run in runs for task in run.summary["tasks"]))
+
+
+def number(value: Any) -> float:
+    """A number of a summary; JSON has no NaN, so what is undefined may be null there."""
+    return math.nan if value is None else float(value)
+
+
+def median_of(values: Iterable[float]) -> float:
+    """Median of the defined values; NaN if there is none."""
+    defined = [value for value in values if not math.isnan(value)]
+    return median(defined) if defined else math.nan

@@ -1,0 +1,136 @@
+"""The commands: start a run, resume one, evaluate one. Here it is decided whether a run is one process or Ray's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from lifelong.agent import config as configs
+from lifelong.agent.config import Config
+from lifelong.agent.distributed import cluster
+from lifelong.agent.distributed.cluster import Connection
+from lifelong.agent.distributed.runners import runner_rollout
+from lifelong.agent.distributed.train import fit
+from lifelong.agent.errors import ConfigError, DiskError
+from lifelong.agent.parallel import ALONE, Workers
+from lifelong.agent.runtime import session
+from lifelong.agent.runtime.build import MakeActing, build
+from lifelong.agent.runtime.logging import Progress
+from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime.trainer import Trainer
+
+#: called with (environment step, all evaluations so far) after every evaluation
+Listener = Callable[[int, Evaluations], None]
+
+
+def default_folder(config: Config) -> Path:
+    """runs/<name>/<seed>, or the first of runs/<name>/<seed>-2, -3, ... that is free."""
+    base = Path("runs") / config.name / str(config.seed)
+    folder, count = base, 1
+    while folder.exists():
+        count += 1
+        folder = base.with_name(f"{base.name}-{count}")
+    return folder
+
+
+def start(
+    config: Config,
+    folder: Path | str,
+    *,
+    quiet: bool = False,
+    on_evaluation: Listener | None = None,
+    connection: Connection | None = None,
+) -> tuple[Trainer, bool]:
+    """Start a run in the new folder `folder`; `(trainer, True at the end of the stream)`.
+
+    A run on Ray uses `connection` if it is given, and closes it.
+
+    Raises:
+        ConfigError: the folder holds a run already, or the config is impossible.
+        DiskError: the folder cannot be written.
+        ClusterError: a cluster is needed and cannot be reached, is too small or failed.
+    """
+    folder = Path(folder)
+    if (folder / "config.yaml").exists():
+        raise ConfigError(f"{folder} already holds a run; use `lifelong resume {folder}`, --resume, or another --out")
+    trainer = build(config, folder, _planned(config), _acting(config))
+    with _backend(trainer, connection) as backend:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(configs.to_yaml(config))
+        except OSError as error:
+            raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
+        if not quiet:
+            print(f"run folder {folder}", file=sys.stderr)
+        return trainer, _train(trainer, 0, backend, quiet, on_evaluation)
+
+
+def resume(
+    folder: Path | str,
+    assignments: Sequence[str] = (),
+    *,
+    quiet: bool = False,
+    on_evaluation: Listener | None = None,
+    connection: Connection | None = None,
+) -> tuple[Trainer, bool]:
+    """Go on with the run in `folder` from its newest good checkpoint, with overrides if any.
+
+    A run on Ray uses `connection` if it is given, and closes it.
+
+    Raises:
+        CheckpointError: no run there, no usable checkpoint, or one that does not fit the overrides.
+        ClusterError: the cluster of a Ray run cannot be reached, is too small or failed.
+    """
+    folder = Path(folder)
+    config = session.load_config(folder, assignments)
+    trainer, offset = session.reopen(config, folder, _planned(config), _acting(config))
+    with _backend(trainer, connection) as backend:
+        if assignments:
+            (folder / "config.yaml").write_text(configs.to_yaml(config))
+        if not trainer.rollout.env.exact_state:
+            print("note: this environment cannot save its state; fresh episodes start where the run goes on")
+        return trainer, _train(trainer, offset, backend, quiet, on_evaluation)
+
+
+def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
+    """Evaluate the newest checkpoint of a run once more; nothing is written."""
+    config = session.load_config(folder, assignments)
+    trainer, _ = session.load(config, folder, _planned(config), _acting(config))
+    ctx = replace(trainer.context(), workers=ALONE)
+    trainer.evaluations.add(trainer.step, trainer.evaluator.evaluate(ctx, trainer.strategies))
+    return trainer
+
+
+def _planned(config: Config) -> Workers:
+    """Rank 0 of the workers that the run will have, to build and check its parts with before anything is started."""
+    return Workers(0, config.runtime.workers)
+
+
+def _acting(config: Config) -> MakeActing | None:
+    """Who acts in the environments: environment runners, or None for the training process itself."""
+    return runner_rollout if config.runtime.env_runners else None
+
+
+def _backend(trainer: Trainer, connection: Connection | None) -> AbstractContextManager[Connection | None]:
+    """What must run while the trainer does: environment runners, a cluster for the workers, or nothing."""
+    if cluster.needed(trainer.config):
+        return cluster.ready(trainer.config, trainer.record.folder, connection)
+    return trainer.rollout.running()
+
+
+def _train(
+    trainer: Trainer, offset: int, backend: Connection | None, quiet: bool, on_evaluation: Listener | None
+) -> bool:
+    if on_evaluation is not None:
+        trainer.on_evaluation = on_evaluation
+    progress = Progress(trainer.stream.total_steps, trainer.step, quiet)
+    try:
+        with session.stop_signals() as stop:
+            if backend is None:
+                return session.train(trainer, offset, progress, stop)
+            return fit(trainer, progress, stop, backend)
+    finally:
+        progress.close()

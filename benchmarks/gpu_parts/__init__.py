@@ -1,0 +1,1 @@
+"""Parts of `benchmarks/gpu.py`: its rows and sizes, and the checks of the kernels."""
