@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lifelong.agent.errors import choice
 from lifelong.agent.modules.heads import Distribution
 from lifelong.agent.objectives.base import Metrics, Objective, explained_variance
 from lifelong.agent.policy import Outputs
@@ -14,7 +15,7 @@ from lifelong.replay.chunk import Chunk
 
 
 class ActorCritic(Objective):
-    """Policy gradient with V-trace targets. On data of the current policy V-trace is the n-step (lambda) return.
+    """Policy gradient with V-trace targets; on data of the current policy, lambda-returns and their advantage (GAE).
 
     Args:
         distribution: of the policy's actions.
@@ -24,6 +25,11 @@ class ActorCritic(Objective):
         entropy_weight: weight of the entropy bonus.
         rho_bar: clip of the importance weight of the temporal difference.
         c_bar: clip of the trace.
+        advantage: of the policy gradient, `lambda`: rho (delta + gamma lambda A) as in rlax, or `impala`: the letter of
+            the paper, rho (r + gamma v - V), where lambda enters the trace alone.
+
+    Raises:
+        ConfigError: unknown `advantage`.
     """
 
     off_policy: ClassVar[bool] = True
@@ -38,11 +44,14 @@ class ActorCritic(Objective):
         entropy_weight: float = 0.01,
         rho_bar: float = 1.0,
         c_bar: float = 1.0,
+        advantage: str = "lambda",
     ) -> None:
         super().__init__(distribution)
+        choice("advantage of objective actor_critic", advantage, ("lambda", "impala"))
         self.gamma, self.lam = gamma, lam
         self.value_weight, self.entropy_weight = value_weight, entropy_weight
         self.rho_bar, self.c_bar = rho_bar, c_bar
+        self.advantage_lam = 1.0 if advantage == "impala" else lam
 
     def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
         log_prob, step_entropy = self.distribution.log_prob_and_entropy(outputs.policy, chunk.action)
@@ -59,6 +68,7 @@ class ActorCritic(Objective):
             lam=self.lam,
             rho_bar=self.rho_bar,
             c_bar=self.c_bar,
+            advantage_lam=self.advantage_lam,
         )
         mean = self.mean(chunk)
         policy_loss = -mean(log_prob * advantage)

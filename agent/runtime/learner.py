@@ -72,7 +72,7 @@ class Learner:
             orders: what `orders` returned for these copies; drawn here by default.
 
         Returns:
-            Scalars of the last minibatch, and the units that strategies re-initialised.
+            Scalars, each the mean over all minibatches, and the units that strategies re-initialised.
         """
         chunk, copies = experience.chunk, experience.copies
         once = self.objective.epochs == self.objective.minibatches == 1
@@ -80,11 +80,13 @@ class Learner:
         with torch.no_grad():
             prepared = self.objective.prepare(chunk)
         reset_units: list[Tensor] = []
+        sums: Metrics = {}
         acted = experience.acted
         orders = self.orders(chunk.copies) if orders is None else orders
         for epoch in range(self.objective.epochs):
-            for index in [None] if orders is None else orders[epoch].chunk(self.objective.minibatches):
+            for index in [None] if orders is None else orders[epoch].tensor_split(self.objective.minibatches):
                 metrics = self._step(ctx, chunk, prepared, index, copies, acted)
+                sums = {name: sums[name] + x for name, x in metrics.items()} if sums else metrics
                 acted = None  # the parameters have changed
                 for strategy in self.after_hooks:
                     units = strategy.after_update(ctx)
@@ -95,7 +97,8 @@ class Learner:
         self.engine.advance(trace)
         for units in reset_units:
             self.engine.reset_units(units)
-        return metrics, reset_units
+        updates = self.objective.epochs * self.objective.minibatches
+        return sums if once else {name: total / updates for name, total in sums.items()}, reset_units
 
     def _step(
         self,

@@ -20,7 +20,13 @@ class CLEAR(Strategy):
     """Learns from live and replayed sequences side by side; on the replayed ones the old policy and values are cloned.
 
     Replay goes through the objective with its off-policy correction (V-trace); cloning adds
-    `policy_cloning * KL(mu || pi) + value_cloning * (V - V_mu)^2` on replayed steps only. Needs no boundaries.
+    `policy_cloning * KL(mu || pi) + value_cloning * (V - V_mu)^2` on replayed steps only. The paper adds up all terms
+    over the steps of the batch, live and replayed; here all of them are divided by the number M of these steps, so the
+    weights are those of the paper for any size of the batch and any `ratio`:
+
+        L = (sum over all steps of the objective + sum over replayed steps of the cloning terms) / M
+
+    Needs no boundaries.
 
     Args:
         capacity: sequences kept, by all workers together; each keeps its own.
@@ -78,11 +84,12 @@ class CLEAR(Strategy):
     def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
         if chunk.copies == live:
             return None
-        mean = ctx.objective.mean(chunk, live)
+        mean, every = ctx.objective.mean(chunk, live), ctx.objective.mean(chunk)
         kl = mean(ctx.policy.distribution.kl(chunk.policy[:, live:], outputs.policy[:, live:]))
         value = mean((outputs.value[:, live:] - chunk.value[:, live:]).square())
         self.metrics |= {"cloning_kl": kl.detach(), "cloning_value": value.detach()}
-        return self.policy_cloning * kl + self.value_cloning * value
+        share = mean.total / every.total  # of the replayed steps
+        return share * (self.policy_cloning * kl + self.value_cloning * value)
 
     def after_chunk(self, ctx: Context, experience: Experience) -> None:
         self.replay.write(experience.chunk, ctx.step)

@@ -65,16 +65,20 @@ def vtrace(
     rho_bar: float = 1.0,
     c_bar: float = 1.0,
     *,
+    advantage_lam: float | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """V-trace: (vs_TB, advantage_TB), the value targets and rho_t (r_t + gamma vs_{t+1} - V_t).
+    """V-trace: (vs_TB, advantage_TB), the value targets and rho_t (r_t + gamma q_{t+1} - V_t).
 
     log_ratio_TB: log pi(a|x) - log mu(a|x) of learner and behaviour policy. rho = min(rho_bar, ratio), c = lam
-    min(c_bar, ratio). At an episode end, and after the last step, vs_{t+1} is the value after the step (module
-    docstring). Source: Espeholt et al., "IMPALA" (ICML 2018), equation 1, remark 2 (lam) and section 4.2 (the policy
-    gradient).
+    min(c_bar, ratio). q = advantage_lam vs + (1 - advantage_lam) V; at an episode end, and after the last step, it is
+    the value after the step (module docstring). advantage_lam is lam by default: on data of the current policy the
+    advantage is then that of `gae`. 1 is the letter of the IMPALA paper, where lam enters c alone. Source: Espeholt et
+    al., "IMPALA" (ICML 2018), equation 1, remark 2 (lam) and section 4.2 (the policy gradient); the mixture q is that
+    of rlax (`vtrace_td_error_and_advantage`).
     """
     tensors = (reward_TB, value_TB, bootstrap_B, terminated_TB, truncated_TB, final_value_TB)
     _check("vtrace", tensors)
     check("vtrace", "log_ratio", log_ratio_TB, reward_TB.shape, reward_TB)
-    return _VTRACE.module(backend, reward_TB).vtrace((log_ratio_TB, *tensors), gamma, lam, rho_bar, c_bar)
+    mix = lam if advantage_lam is None else advantage_lam
+    return _VTRACE.module(backend, reward_TB).vtrace((log_ratio_TB, *tensors), gamma, lam, rho_bar, c_bar, mix)

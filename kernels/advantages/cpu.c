@@ -41,9 +41,10 @@ void FN(gae)(i64 T, i64 B, i64 threads, double gamma_, double lambda_, const rea
 }
 
 void FN(vtrace)(i64 T, i64 B, i64 threads, double gamma_, double lambda_, double rho_bar_, double c_bar_,
-                const real *log_ratio, const real *reward, const real *value, const real *bootstrap,
+                double mix_, const real *log_ratio, const real *reward, const real *value, const real *bootstrap,
                 const uint8_t *terminated, const uint8_t *truncated, const real *final, real *target, real *advantage) {
     const real gamma = (real)gamma_, lambda = (real)lambda_, rho_bar = (real)rho_bar_, c_bar = (real)c_bar_;
+    const real decay = (real)(gamma_ * mix_);
 #pragma omp parallel for schedule(static) num_threads(team(T * B, threads)) if (team(T * B, threads) > 1)
     for (i64 first = 0; first < B; first += COPIES) {
         i64 count = MIN(COPIES, B - first);
@@ -57,7 +58,7 @@ void FN(vtrace)(i64 T, i64 B, i64 threads, double gamma_, double lambda_, double
                 real ratio = FN(exp)(log_ratio[at + i]);
                 real rho = ratio > rho_bar ? rho_bar : ratio, c = lambda * (ratio > c_bar ? c_bar : ratio);
                 real after = keep[i] * excess[i], base = reward[at + i] + gamma * next[i] - value[at + i];
-                advantage[at + i] = rho * (base + gamma * after);
+                advantage[at + i] = rho * (base + decay * after);
                 excess[i] = rho * base + gamma * c * after;
                 target[at + i] = excess[i] + value[at + i];
             }

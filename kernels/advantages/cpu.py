@@ -7,7 +7,7 @@ import torch
 from lifelong.kernels import build
 
 _GAE = build.function("lifelong.kernels.advantages", "gae", "iiidd" + "p" * 8)
-_VTRACE = build.function("lifelong.kernels.advantages", "vtrace", "iiidddd" + "p" * 9)
+_VTRACE = build.function("lifelong.kernels.advantages", "vtrace", "iiiddddd" + "p" * 9)
 
 
 def gae(tensors: tuple[torch.Tensor, ...], gamma: float, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,12 +21,12 @@ def gae(tensors: tuple[torch.Tensor, ...], gamma: float, lam: float) -> tuple[to
 
 
 def vtrace(
-    tensors: tuple[torch.Tensor, ...], gamma: float, lam: float, rho_bar: float, c_bar: float
+    tensors: tuple[torch.Tensor, ...], gamma: float, lam: float, rho_bar: float, c_bar: float, mix: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(vs_TB, advantage_TB) of (log_ratio, reward, value, bootstrap, terminated, truncated, final_value)."""
     inputs = [tensor.contiguous() for tensor in tensors]
     T, B = inputs[0].shape
     target, advantage = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     pointers = [tensor.data_ptr() for tensor in (*inputs, target, advantage)]
-    _VTRACE[target.dtype](T, B, torch.get_num_threads(), gamma, lam, rho_bar, c_bar, *pointers)
+    _VTRACE[target.dtype](T, B, torch.get_num_threads(), gamma, lam, rho_bar, c_bar, mix, *pointers)
     return target, advantage

@@ -32,7 +32,7 @@ def gae(tensors: tuple[torch.Tensor, ...], gamma: float, lam: float) -> tuple[to
 
 
 def vtrace(
-    tensors: tuple[torch.Tensor, ...], gamma: float, lam: float, rho_bar: float, c_bar: float
+    tensors: tuple[torch.Tensor, ...], gamma: float, lam: float, rho_bar: float, c_bar: float, mix: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(vs_TB, advantage_TB) of (log_ratio, reward, value, bootstrap, terminated, truncated, final_value)."""
     log_ratio_TB, reward_TB, value_TB, bootstrap_B, terminated_TB, truncated_TB, final_value_TB = tensors
@@ -45,7 +45,7 @@ def vtrace(
     targets, advantages = [], []
     for t in range(len(base_TB) - 1, -1, -1):
         after_B = keep_TB[t] * excess_B
-        advantages.append(rho_TB[t] * (base_TB[t] + gamma * after_B))
+        advantages.append(rho_TB[t] * (base_TB[t] + gamma * mix * after_B))
         excess_B = rho_TB[t] * base_TB[t] + gamma * c_TB[t] * after_B
         targets.append(excess_B + value_TB[t])
     return torch.stack(targets[::-1]), torch.stack(advantages[::-1])

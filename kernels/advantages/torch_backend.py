@@ -25,7 +25,7 @@ def gae(tensors: tuple[torch.Tensor, ...], gamma: float, lam: float) -> tuple[to
 
 
 def vtrace(
-    tensors: tuple[torch.Tensor, ...], gamma: float, lam: float, rho_bar: float, c_bar: float
+    tensors: tuple[torch.Tensor, ...], gamma: float, lam: float, rho_bar: float, c_bar: float, mix: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(vs_TB, advantage_TB) of (log_ratio, reward, value, bootstrap, terminated, truncated, final_value)."""
     log_ratio_TB, reward_TB, value_TB, bootstrap_B, terminated_TB, truncated_TB, final_value_TB = tensors
@@ -36,4 +36,4 @@ def vtrace(
     keep_TB = (~(terminated_TB | truncated_TB)).to(base_TB.dtype).mul_(gamma)
     excess_TB = _reverse_scan(ratio_TB.clamp(max=c_bar).mul_(lam) * keep_TB, rho_TB * base_TB)
     after_TB = torch.cat([excess_TB[1:], torch.zeros_like(excess_TB[:1])]).mul_(keep_TB)
-    return excess_TB + value_TB, rho_TB * (base_TB + after_TB)
+    return excess_TB + value_TB, rho_TB * base_TB.add_(after_TB, alpha=mix)

@@ -49,7 +49,7 @@ def _gae(  # type: ignore[no-untyped-def]
 @triton.jit
 def _vtrace(  # type: ignore[no-untyped-def]
     ratio_ptr, reward_ptr, value_ptr, bootstrap_ptr, terminated_ptr, truncated_ptr, final_ptr, target_ptr,
-    advantage_ptr, T, B, gamma, lam, rho_bar, c_bar, BLOCK: tl.constexpr,
+    advantage_ptr, T, B, gamma, lam, rho_bar, c_bar, mix, BLOCK: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = b < B
@@ -65,7 +65,7 @@ def _vtrace(  # type: ignore[no-untyped-def]
         rho, c = tl.minimum(ratio, rho_bar), lam * tl.minimum(ratio, c_bar)
         base = tl.load(reward_ptr + at, mask, 0.0) + gamma * next_value - value
         after = keep * excess
-        tl.store(advantage_ptr + at, rho * (base + gamma * after), mask)
+        tl.store(advantage_ptr + at, rho * (base + gamma * mix * after), mask)
         excess = rho * base + gamma * c * after
         tl.store(target_ptr + at, excess + value, mask)
 
@@ -85,13 +85,13 @@ def gae(tensors: tuple[torch.Tensor, ...], gamma: float, lam: float) -> tuple[to
 
 
 def vtrace(
-    tensors: tuple[torch.Tensor, ...], gamma: float, lam: float, rho_bar: float, c_bar: float
+    tensors: tuple[torch.Tensor, ...], gamma: float, lam: float, rho_bar: float, c_bar: float, mix: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(vs_TB, advantage_TB) of (log_ratio, reward, value, bootstrap, terminated, truncated, final_value)."""
     inputs = _dense(tensors)
     T, B = inputs[0].shape
     target, advantage = torch.empty_like(inputs[0]), torch.empty_like(inputs[0])
     _vtrace[(triton.cdiv(B, _BLOCK),)](
-        *inputs, target, advantage, T, B, gamma, lam, rho_bar, c_bar, BLOCK=_BLOCK, num_warps=1
+        *inputs, target, advantage, T, B, gamma, lam, rho_bar, c_bar, mix, BLOCK=_BLOCK, num_warps=1
     )
     return target, advantage

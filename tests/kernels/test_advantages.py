@@ -58,7 +58,9 @@ def slow_gae(tensors: list[torch.Tensor]) -> torch.Tensor:
     return result
 
 
-def slow_vtrace(tensors: list[torch.Tensor], rho_bar: float, c_bar: float) -> tuple[torch.Tensor, torch.Tensor]:
+def slow_vtrace(
+    tensors: list[torch.Tensor], rho_bar: float, c_bar: float, mix: float = LAM
+) -> tuple[torch.Tensor, torch.Tensor]:
     log_ratio, reward, value = tensors[:3]
     target, advantage = torch.zeros(T, B, dtype=torch.float64), torch.zeros(T, B, dtype=torch.float64)
     for t, b in itertools.product(range(T), range(B)):
@@ -70,7 +72,9 @@ def slow_vtrace(tensors: list[torch.Tensor], rho_bar: float, c_bar: float) -> tu
             target[t, b] += GAMMA ** (s - t) * trace * delta
     for t, b in itertools.product(range(T), range(B)):
         inside = len(episode_steps(tensors, t, b)) > 1
-        following = float(target[t + 1, b]) if inside else after(tensors, t, b)
+        following = after(tensors, t, b)
+        if inside:
+            following = mix * float(target[t + 1, b]) + (1 - mix) * following
         rho = min(rho_bar, math.exp(log_ratio[t, b]))
         advantage[t, b] = rho * (float(reward[t, b]) + GAMMA * following - float(value[t, b]))
     return target, advantage
@@ -95,6 +99,41 @@ def test_vtrace_equals_the_literal_sum(backend: str, rho_bar: float, c_bar: floa
     assert_close(advantage, expected_advantage, 1e-13)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
+def test_the_advantage_mixes_the_next_target_and_the_next_value_as_asked(backend: str, mix: float) -> None:
+    """1 is the letter of the IMPALA paper: rho (r + gamma v - V), whatever lambda is."""
+    tensors = chunk()
+    got = vtrace(*tensors, GAMMA, LAM, 2.0, 0.7, advantage_lam=mix, backend=backend)
+    for result, expected in zip(got, slow_vtrace(tensors, 2.0, 0.7, mix), strict=True):
+        assert_close(result, expected, 1e-13)
+
+
+def rlax_vtrace(tensors: list[torch.Tensor], rho_bar: float, pg_rho_bar: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rlax.vtrace_td_error_and_advantage`, written again from its published formulas: discounts are zero at ends, the
+    errors are accumulated backwards, and q mixes target and value of the next step."""
+    log_ratio, reward, v_tm1, bootstrap, terminated, truncated, _ = tensors
+    ratio, v_t = log_ratio.exp(), torch.cat([v_tm1[1:], bootstrap[None]])
+    discount = GAMMA * (~(terminated | truncated)).to(reward.dtype)
+    c, rho = LAM * ratio.clamp(max=1.0), ratio.clamp(max=rho_bar)
+    errors, acc = torch.zeros_like(reward), torch.zeros_like(bootstrap)
+    for i in reversed(range(T)):
+        acc = rho[i] * (reward[i] + discount[i] * v_t[i] - v_tm1[i]) + discount[i] * c[i] * acc
+        errors[i] = acc
+    targets = errors + v_tm1
+    q = torch.cat([LAM * targets[1:] + (1 - LAM) * v_tm1[1:], v_t[-1:]])
+    return targets, ratio.clamp(max=pg_rho_bar) * (reward + discount * q - v_tm1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_targets_and_advantages_are_those_of_rlax(backend: str) -> None:
+    tensors = chunk()
+    tensors[6] = torch.zeros_like(tensors[6])  # rlax knows one kind of end: a discount of zero
+    got = vtrace(*tensors, GAMMA, LAM, 1.5, 1.0, backend=backend)
+    for result, expected in zip(got, rlax_vtrace(tensors, 1.5, 1.5), strict=True):
+        assert_close(result, expected, 1e-13)
+
+
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_fp32_equals_the_reference(backend: str) -> None:
     tensors = chunk(torch.float32)
@@ -109,12 +148,14 @@ def test_fp32_equals_the_reference(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_on_policy_vtrace_is_gae_shifted_by_the_value(backend: str) -> None:
+def test_on_policy_vtrace_is_gae(backend: str) -> None:
     tensors = chunk()
     tensors[0] = torch.zeros_like(tensors[0])
-    target, _ = vtrace(*tensors, GAMMA, LAM, backend=backend)
-    _, returns = gae(*tensors[1:], GAMMA, LAM, backend=backend)
-    assert_close(target, returns, 1e-13)
+    for lam in (1.0, 0.95, 0.5, 0.0):
+        target, advantage = vtrace(*tensors, GAMMA, lam, backend=backend)
+        expected, returns = gae(*tensors[1:], GAMMA, lam, backend=backend)
+        assert_close(target, returns, 1e-13)
+        assert_close(advantage, expected, 1e-13)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -15,7 +15,7 @@ from lifelong.agent.objectives.base import Mean
 from lifelong.agent.objectives.ppo import PPO
 from lifelong.agent.policy import Inputs, Outputs, Policy, inputs_of
 from lifelong.agent.runtime.learner import Learner
-from lifelong.kernels.advantages import vtrace
+from lifelong.kernels.advantages import gae, vtrace
 from lifelong.replay.chunk import Chunk
 from tests.agent.support import CONSTANT, make_context, make_policy, make_rollout, policy_for, random_chunk, task_env
 
@@ -92,6 +92,30 @@ def test_vtrace_of_the_acting_policy_is_the_n_step_return() -> None:
     hand = -(categorical.log_prob(chunk.action) * advantage).mean()
     hand = hand + 0.25 * (outputs.value - expected).square().mean() - 0.01 * categorical.entropy().mean()
     torch.testing.assert_close(loss, hand)
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.95, 0.5, 0.0])
+def test_the_policy_gradient_of_the_acting_policy_weighs_actions_by_gae_and_by_impalas_letter_if_asked(
+    lam: float,
+) -> None:
+    """d loss / d log pi(a_t) is -A_t / (T B): with one head and V apart, the gradient of the logits shows A."""
+    policy = make_policy().double()
+    chunk = random_chunk(policy, 10, 20, seed=4, dtype=torch.float64)
+    logits, value = chunk.policy.clone().requires_grad_(), chunk.value
+    delta_and_letter = []
+    for advantage in ("lambda", "impala"):
+        objective = ActorCritic(policy.distribution, gamma=0.9, lam=lam, entropy_weight=0.0, advantage=advantage)
+        loss, _ = objective.loss(Outputs(logits, value), chunk, {})
+        (gradient,) = torch.autograd.grad(loss, logits)
+        pull = torch.nn.functional.one_hot(chunk.action, logits.shape[-1]) - torch.softmax(logits, -1)
+        delta_and_letter.append((-gradient / pull)[..., 0].detach() * value.numel())
+    tensors = (chunk.reward, value, chunk.bootstrap_value, chunk.terminated, chunk.truncated, chunk.final_value)
+    expected, returns = gae(*tensors, gamma=0.9, lam=lam)
+    torch.testing.assert_close(delta_and_letter[0], expected)
+    one_step, _ = gae(*tensors, gamma=0.9, lam=0.0)
+    ended = chunk.terminated | chunk.truncated
+    after = torch.cat([returns[1:] - value[1:], torch.zeros_like(value[:1])]).masked_fill(ended, 0.0)
+    torch.testing.assert_close(delta_and_letter[1], one_step + 0.9 * after)
 
 
 def test_the_ppo_loss_is_the_clipped_objective_of_the_paper() -> None:

@@ -96,9 +96,29 @@ def test_the_cloning_loss_is_the_formula_of_the_paper_on_replayed_steps_only() -
     pi = torch.distributions.Categorical(logits=outputs.policy[1:, B:])
     kl = torch.distributions.kl_divergence(mu, pi).mean()
     value = (outputs.value[1:, B:] - batch.value[1:, B:]).square().mean()
-    torch.testing.assert_close(got, 0.3 * kl + 0.2 * value)
+    share = 3 / 7  # of the steps that count: three of a replayed copy, four of a live one
+    torch.testing.assert_close(got, share * (0.3 * kl + 0.2 * value))
     other_way = torch.distributions.kl_divergence(pi, mu).mean()
     assert abs(float((kl - other_way).detach())) > 1e-2  # so that the direction is seen
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("burn_in", [0, 2])
+def test_the_cloning_weights_are_those_of_the_paper_at_any_ratio(ratio: float, burn_in: int) -> None:
+    """The paper adds up the losses of all steps and the cloning terms of the replayed ones; dividing both by the number
+    of all steps leaves their proportion."""
+    clear, policy, ctx = filled(ratio=ratio, burn_in=burn_in, policy_cloning=0.3, value_cloning=0.2)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.1
+    batch = clear.transform_batch(ctx, random_chunk(policy, T, B))
+    outputs = policy.sequence(batch, batch.state)
+    got = clear.extra_loss(ctx, batch, outputs, B)
+    log_mu, log_pi = (torch.log_softmax(x[burn_in:, B:], -1) for x in (batch.policy, outputs.policy))
+    kl = (log_mu.exp() * (log_mu - log_pi)).sum()
+    value = (outputs.value - batch.value)[burn_in:, B:].square().sum()
+    steps = T * B + (T - burn_in) * round(ratio * B)
+    torch.testing.assert_close(got, (0.3 * kl + 0.2 * value) / steps)
 
 
 def test_burn_in_steps_of_replayed_sequences_have_no_weight_and_the_buffer_keeps_its_own() -> None:
