@@ -28,7 +28,6 @@ PREFERRED = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",  # processes are started when they are needed
     "RAY_worker_maximum_startup_concurrency": "8",  # and as many at a time
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # one that does not answer is dead, and what needs it ends
 }
 #: what Ray sets by itself while a cluster of its own starts
 SET_BY_RAY = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
