@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 import torch
 
+from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.capture import ChunkRunner, Graph
@@ -18,6 +21,7 @@ from lifelong.agent.runtime.metrics import Evaluations, average_performance
 from lifelong.agent.runtime.plasticity import plasticity
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rollout import Acting, Experience, Rollout
+from lifelong.agent.runtime.source import whole_episodes
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.envs.stream import TaskStream
 
@@ -28,6 +32,14 @@ class Order(IntEnum):
     GO_ON = 0
     STOP = 1  # save a checkpoint and stop
     SAVE = 2  # save a checkpoint and go on
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Makes what fresh experience comes from, beside training."""
+
+    rollout: Callable[[int], tuple[Rollout, torch.Generator]]  # step -> copies of its own, and a generator on the host
+    engine: Callable[[int], GradientEngine]  # an engine like the learner's for so many copies
 
 
 class Trainer:
@@ -49,14 +61,14 @@ class Trainer:
         strategies: list[Strategy],
         evaluator: Evaluator,
         evaluations: Evaluations,
-        fresh_rollout: Callable[[int], Rollout],
+        fresh: Fresh,
         workers: Workers = ALONE,
         graph: Callable[[], Graph] | None = None,
     ) -> None:
         self.record, self.config = record, record.config
         self.stream, self.rollout, self.learner = stream, rollout, learner
         self.strategies, self.evaluator, self.evaluations = strategies, evaluator, evaluations
-        self.fresh_rollout, self.workers = fresh_rollout, workers
+        self.fresh, self.workers = fresh, workers
         self.clocked = overrides(strategies, "on_clock")
         self.copies, self.steps = self.config.rollout.copies, self.config.rollout.steps
         #: acts for T steps and learns from them; with a `graph`, as one CUDA graph
@@ -114,8 +126,9 @@ class Trainer:
         told = self.config.stream.boundaries == "given"
         if segment != self.segment:
             if told and self.segment >= 0:
+                source = functools.partial(self.source, task=self.stream.segments[self.segment].task)
                 for strategy in self.strategies:
-                    strategy.on_task_end(self.context(), self.source)
+                    strategy.on_task_end(self.context(), source)
             self.segment = segment
             if told:
                 for strategy in self.strategies:
@@ -140,13 +153,16 @@ class Trainer:
             workers=self.workers,
         )
 
-    def source(self, chunks: int) -> Iterator[Experience]:
-        """Fresh experience of the current policy on the tasks in training; training itself is not touched."""
-        rollout = self.fresh_rollout(self.step)
-        rollout.switch(self.rollout.env.task_B)
-        rollout.env.set_params(**self.stream.params_at(self.step))
-        for _ in range(chunks):
-            yield rollout.collect(self.steps)
+    def source(self, chunks: int, task: int | None = None) -> Iterator[Experience]:
+        """Whole fresh episodes of the current policy on `task`, by default on the tasks in training as they are now;
+        training itself is not touched (see `agent.runtime.source`)."""
+        rollout, generator = self.fresh.rollout(self.step)
+        now = self.rollout.env.task_B
+        rollout.switch(now if task is None else torch.full_like(now, task))
+        if task is None:
+            rollout.env.set_params(**self.stream.params_at(self.step))
+        limit = self.config.evaluation.max_steps
+        return whole_episodes(rollout, self.fresh.engine, self.steps, chunks, limit, generator)
 
     def due(self, every: int) -> bool:
         """Whether a multiple of `every` was passed in the last chunk."""

@@ -1,0 +1,116 @@
+"""What strategies consolidate from: the steps that the current policy meets in whole episodes of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lifelong.agent.gradients.base import GradientEngine
+from lifelong.agent.runtime.rollout import Experience, Rollout
+from lifelong.replay.chunk import Chunk, concatenate
+
+
+@dataclass
+class _Rows:
+    """Sequences that may be drawn, one row each, with the key that decides about it."""
+
+    key_M: Tensor
+    chunk: Chunk
+    x_TMD: Tensor
+    state_TMS: Tensor
+    return_TM: Tensor
+    done_TM: Tensor
+    carry: dict[str, Tensor]  # of the first states, rows first
+
+    def select(self, index: Tensor) -> _Rows:
+        """The rows `index` (int64)."""
+        over_time = (x.index_select(1, index) for x in (self.x_TMD, self.state_TMS, self.return_TM, self.done_TM))
+        carry = {name: x.index_select(0, index) for name, x in self.carry.items()}
+        return _Rows(self.key_M.index_select(0, index), self.chunk.select(index), *over_time, carry)
+
+
+def _together(parts: list[_Rows]) -> _Rows:
+    fields = [(p.x_TMD, p.state_TMS, p.return_TM, p.done_TM) for p in parts]
+    over_time = (torch.cat(column, 1) for column in zip(*fields, strict=True))
+    carry = {name: torch.cat([p.carry[name] for p in parts]) for name in parts[0].carry}
+    return _Rows(torch.cat([p.key_M for p in parts]), concatenate([p.chunk for p in parts]), *over_time, carry)
+
+
+def whole_episodes(
+    rollout: Rollout,
+    new_engine: Callable[[int], GradientEngine],
+    steps: int,
+    chunks: int,
+    max_steps: int,
+    generator: torch.Generator,
+) -> Iterator[Experience]:
+    """Sequences of T steps, drawn uniformly and without replacement from whole episodes of the policy as it is now.
+
+    Every copy plays `chunks * steps` steps from the start of an episode, with an empty memory, and goes on to the end of
+    the episode that it is in then. The number of its episodes is a stopping time, so by Wald's identity a mean over the
+    steps is, in expectation of numerator and denominator, the mean over the steps of an episode: where an episode has
+    its decision does not matter. All that was played is cut into sequences, and `chunks` times as many as there are
+    copies are drawn. Steps after the end of a copy's last episode have weight 0 and a blank observation.
+
+    Args:
+        rollout: copies that nobody else uses, on the task in question.
+        new_engine: makes an engine for so many copies; its carry is advanced over the episodes.
+        steps: T.
+        chunks: how many experiences are yielded, each of as many sequences as there are copies.
+        max_steps: an episode that is longer than this, counted from step `chunks * steps` on, is cut there.
+        generator: of the draw, on the host.
+
+    Yields:
+        Experiences whose `engine` holds the carry of their first states.
+    """
+    copies, device = rollout.env.num_envs, rollout.env.device
+    asked, share = chunks * copies, chunks * steps
+    engine = new_engine(copies)
+    rollout.start()
+    playing_B = torch.ones(copies, dtype=torch.bool, device=device)
+    kept: list[_Rows] = []
+    floor = 0.0  # rows with a smaller key cannot be drawn any more
+    age_T1 = torch.arange(1, steps + 1, device=device).unsqueeze(-1)
+    for played in range(0, share + max_steps, steps):
+        experience = rollout.collect(steps)
+        last_TB = experience.done_TB & (played + age_T1 >= share)  # ends of episodes after which a copy stops
+        counts_TB = playing_B & (last_TB.cumsum(0) - last_TB.long() == 0)
+        key_B = torch.rand(copies, generator=generator, dtype=torch.float64).to(device)
+        index = (playing_B & (key_B >= floor)).nonzero().squeeze(-1)
+        rows = _Rows(
+            key_B,
+            _only(experience.chunk, counts_TB),
+            experience.x_TBD,
+            experience.state_TBS,
+            experience.episode_return_TB,
+            experience.done_TB & counts_TB,
+            engine.state_dict(),
+        )
+        kept.append(rows.select(index))
+        engine.advance(engine.trace(experience.x_TBD, experience.state_TBS, experience.chunk.is_init))
+        if sum(len(rows.key_M) for rows in kept) > 2 * asked:
+            kept = [_drawn(kept, asked)]
+            floor = float(kept[0].key_M[-1])
+        playing_B = playing_B & ~last_TB.any(0)
+        if not bool(playing_B.any()):
+            break
+    drawn = _drawn(kept, asked)
+    for index in torch.arange(asked, device=device).split(copies):
+        part, its_engine = drawn.select(index), new_engine(copies)
+        its_engine.load_state_dict(part.carry)
+        yield Experience(part.chunk, part.x_TMD, part.state_TMS, part.return_TM, part.done_TM, engine=its_engine)
+
+
+def _only(chunk: Chunk, counts_TB: Tensor) -> Chunk:
+    """The chunk with nothing to be seen of the steps that do not count."""
+    mask = counts_TB.view(*counts_TB.shape, *([1] * (chunk.obs.dim() - 2)))
+    return replace(chunk, obs=chunk.obs * mask, weight=chunk.weight * counts_TB)
+
+
+def _drawn(rows: list[_Rows], count: int) -> _Rows:
+    """The `count` rows with the largest keys, in that order, which is random."""
+    together = _together(rows)
+    return together.select(together.key_M.topk(count).indices)
