@@ -1,9 +1,9 @@
 """Compiles the `cpu` backends: plain C with raw pointers, one small shared object per op and dtype, on first use.
 
-The object goes into a per-user cache ($XDG_CACHE_HOME or ~/.cache, then lifelong/kernels) under a key of source,
-compiler version, flags and CPU model, by atomic rename, so concurrent workers and several machines on one home are
-safe. ctypes releases the GIL during a call. Without a compiler, or when the cache cannot be written, `available` is
-False after one log line and the dispatcher takes the torch backend.
+The object is kept for the next start (`cache`) under a key of source, compiler version, flags and CPU model, so
+concurrent workers and several machines on one home are safe; where it cannot be kept, it is compiled at every start.
+ctypes releases the GIL during a call. Without a compiler, or with one that fails or hangs, `available` is False after
+one log line and the dispatcher takes the torch backend.
 
 A `cpu.c` is a template: `real` is float and `FN(name)` name_f32, or `real` is double and `FN(name)` name_f64. Only what
 runs is compiled, and training runs in float.
@@ -19,13 +19,18 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lifelong.kernels import cache
 
 # -O3 would compile half as long again; loops that must be unrolled ask for it in their file
 FLAGS = (
@@ -41,8 +46,11 @@ FLAGS = (
 )
 _FLOAT, _DOUBLE = ("float", "f32", 1), ("double", "f64", 0)  # complex numbers are pairs of them
 _TEMPLATES = {torch.float32: _FLOAT, torch.float64: _DOUBLE, torch.complex64: _FLOAT, torch.complex128: _DOUBLE}
+#: seconds that a compiler may take to say its version, and to compile an op (it takes about one)
+VERSION_PATIENCE, COMPILE_PATIENCE = 10.0, 120.0
 _log = logging.getLogger("lifelong.kernels")
-_warned = False
+_unsaid = threading.Lock()  # is taken by the one log line of a process
+_hung: list[str] = []  # the compiler, once it took too long: the next op would wait as long
 
 
 class BuildError(RuntimeError):
@@ -51,12 +59,10 @@ class BuildError(RuntimeError):
 
 def available(folder: str, dtype: torch.dtype) -> bool:
     """Whether the C code of the package `folder` is built (building it now if need be); logs the first failure."""
-    global _warned
     try:
         library(folder, dtype)
     except BuildError as error:
-        if not _warned:
-            _warned = True
+        if _unsaid.acquire(blocking=False):
             _log.warning("compiled CPU kernels are off, the torch backend is used instead: %s", error)
         return False
     return True
@@ -100,10 +106,8 @@ def _library(folder: str, dtype: torch.dtype) -> ctypes.CDLL | BuildError:
         compiler, version = _compiler()
         source = _source(folder, dtype)
         key = hashlib.sha256("\n".join([source, version, *FLAGS, _cpu_model()]).encode()).hexdigest()[:32]
-        path = _cache_folder() / f"{folder.rpartition('.')[2]}-{_TEMPLATES[dtype][1]}-{key}.so"
-        if not path.exists():
-            _compile(compiler, source, path)
-        return ctypes.CDLL(str(path))
+        name = f"{folder.rpartition('.')[2]}-{_TEMPLATES[dtype][1]}-{key}.so"
+        return cache.load(name) or _compile(compiler, source, name)
     except BuildError as error:
         return error
     except OSError as error:
@@ -130,8 +134,8 @@ def _compiler() -> tuple[str, str]:
     for name in (os.environ.get("CC"), "cc", "gcc"):
         path = shutil.which(name) if name else None
         if path:
-            answer = subprocess.run([path, "--version"], capture_output=True, text=True)
-            if answer.returncode == 0:
+            answer = _run([path, "--version"], VERSION_PATIENCE)
+            if answer is not None and answer.returncode == 0:
                 return path, answer.stdout
     raise BuildError("no C compiler found ($CC, cc, gcc)")
 
@@ -145,17 +149,38 @@ def _cpu_model() -> str:
     return "\n".join(line for line in lines if line.startswith(wanted))
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "lifelong" / "kernels"
-
-
-def _compile(compiler: str, source: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+def _compile(compiler: str, source: str, name: str) -> ctypes.CDLL:
+    if compiler in _hung:
+        raise BuildError(f"{compiler} took longer than {COMPILE_PATIENCE:g} s")
+    with tempfile.TemporaryDirectory(prefix="lifelong-kernels-") as scratch:  # the user's alone
         unit, built = Path(scratch) / "unit.c", Path(scratch) / "unit.so"
         unit.write_text(source)
-        answer = subprocess.run([compiler, *FLAGS, "-o", str(built), str(unit), "-lm"], capture_output=True, text=True)
+        answer = _run([compiler, *FLAGS, "-o", str(built), str(unit), "-lm"], COMPILE_PATIENCE)
+        if answer is None:
+            _hung.append(compiler)
+            raise BuildError(f"{compiler} took longer than {COMPILE_PATIENCE:g} s")
         if answer.returncode != 0:
-            raise BuildError(f"{compiler} failed: {(answer.stderr.strip().splitlines() or ['no message'])[-1]}")
-        os.replace(built, path)
+            reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
+            raise BuildError(f"{compiler} failed: {reason}")
+        return cache.keep(name, built)
+
+
+def _run(command: list[str], patience: float) -> subprocess.CompletedProcess[str] | None:
+    """The command's result; None if it took longer, and then nothing that it started is left.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=patience)
+        except BaseException as error:  # a session of its own does not get the terminal's ctrl-C either
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                return None
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)

@@ -131,6 +131,15 @@ def check_strategies(config: Config, strategies: list[Strategy], objective: Obje
             )
 
 
+def check_skip(config: Config) -> None:
+    """Refuse to drop chunks where the copies do not live in this process."""
+    if config.on_nonfinite == "skip" and config.runtime.backend != "inline":
+        raise ConfigError(
+            f"on_nonfinite is skip, which runtime.backend {config.runtime.backend} cannot do; use stop, or "
+            "runtime.backend inline"
+        )
+
+
 def check_runners(config: Config, objective: Objective) -> None:
     """Refuse environment runners for an objective that takes the data for its own policy's."""
     if config.runtime.env_runners and not objective.off_policy:
@@ -217,6 +226,7 @@ def build(config: Config, folder: Path, workers: Workers = ALONE, acting: MakeAc
         ConfigError: one sentence about the first thing that cannot be.
     """
     check_workers(config, workers)
+    check_skip(config)
     device = choose_device(config.runtime.device)
     torch.set_num_threads(config.runtime.threads)
     keep_freed_memory()
@@ -295,6 +305,7 @@ def _build(
         config.max_grad_norm,
         torch.Generator().manual_seed(subseed(config.seed, "minibatches")),
         workers,
+        config.on_nonfinite == "skip",
     )
     evaluator = Evaluator(
         environment("evaluation", config.evaluation.episodes, evaluation=True),

@@ -90,7 +90,9 @@ def train(
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM ask to stop after the current chunk; a second one stops at once.
+    """SIGINT, SIGTERM and SIGHUP ask to stop after the current chunk; a second one stops at once.
+
+    A SIGHUP that is ignored (`nohup`) stays ignored.
 
     In a thread (a trial of Ray Tune) nothing is caught: signals belong to the main thread.
     """
@@ -104,7 +106,10 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        caught.append(signal.SIGHUP)
+    old = {number: signal.signal(number, note) for number in caught}
     try:
         yield lambda: bool(received)
     finally:

@@ -12,14 +12,17 @@ import torch
 
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.parallel import ALONE, Workers
+from lifelong.agent.registry import is_foreign
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.capture import ChunkRunner, Graph
 from lifelong.agent.runtime.evaluation import Evaluator
+from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
 from lifelong.agent.runtime.metrics import Evaluations, average_performance
 from lifelong.agent.runtime.plasticity import plasticity
 from lifelong.agent.runtime.record import Record
+from lifelong.agent.runtime.rescue import check_returns, drop, look, rescue
 from lifelong.agent.runtime.rollout import Acting, Experience, Rollout
 from lifelong.agent.runtime.source import whole_episodes
 from lifelong.agent.strategies.base import Context, Strategy, overrides
@@ -70,6 +73,10 @@ class Trainer:
         self.strategies, self.evaluator, self.evaluations = strategies, evaluator, evaluations
         self.fresh, self.workers = fresh, workers
         self.clocked = overrides(strategies, "on_clock")
+        #: whether a part of the user's own takes part in learning
+        config = self.config
+        parts = [config.policy.encoder, config.policy.cell, config.gradient, config.objective, config.optimizer]
+        self.foreign = any(map(is_foreign, [*parts, *config.strategy]))
         self.copies, self.steps = self.config.rollout.copies, self.config.rollout.steps
         #: acts for T steps and learns from them; with a `graph`, as one CUDA graph
         self.chunk = ChunkRunner(rollout, learner, strategies, self.steps, graph)
@@ -90,7 +97,8 @@ class Trainer:
         if self.step == 0 and not self.evaluations.steps:
             self.evaluate(log, None)
         while self.step < self.stream.total_steps:
-            experience = self.advance()
+            with rescue(self, log):
+                experience = self.advance()
             if self.due(self.config.log_every):
                 self.log(log, progress)
             if self.due(self.config.evaluation.every) or self.at_border():
@@ -103,10 +111,15 @@ class Trainer:
                 return False
         return True
 
-    def advance(self) -> Experience:
-        """One chunk: act, learn, and let the strategies see it."""
+    def advance(self) -> Experience | None:
+        """One chunk: act, learn, and let the strategies see it. None if it was dropped."""
         self.follow_stream()
-        experience, metrics, reset_units = self.chunk(self.context())
+        try:
+            experience, metrics, reset_units = self.chunk(self.context())
+        except NotFinite as found:
+            drop(self, found)
+            return None
+        self.learner.finite.mark(self.step, experience, metrics)
         for units in reset_units:
             self.rollout.reset_units(units)
         for strategy in self.strategies:
@@ -181,6 +194,7 @@ class Trainer:
 
     def log(self, log: RunLog | NoLog, progress: Progress) -> None:
         """Means since the last line, over all workers; of the engine's figures the largest."""
+        look(self)
         scalars = self.record.flush(self.workers)
         carry = {f"gradient/{name}": x.clone() for name, x in self.learner.engine.report().items()}
         self.workers.max_(list(carry.values()))
@@ -197,7 +211,10 @@ class Trainer:
 
     def evaluate(self, log: RunLog | NoLog, experience: Experience | None) -> None:
         """Evaluate every task and write evaluation.npz."""
-        self.evaluations.add(self.step, self.evaluator.evaluate(self.context(), self.strategies))
+        with rescue(self, log):
+            returns = self.evaluator.evaluate(self.context(), self.strategies)
+        check_returns(self, returns)
+        self.evaluations.add(self.step, returns)
         scalars = {f"evaluation/{name}": value for name, value in self.performance().items()}
         scalars["continual/average_performance"] = average_performance(self.evaluations)
         if experience is not None:
@@ -216,6 +233,7 @@ class Trainer:
 
     def save(self, log: RunLog | NoLog) -> None:
         """Write a checkpoint from which the run goes on bit for bit."""
+        look(self)
         checkpoint.save(
             self.record.folder / "checkpoints",
             self.step,

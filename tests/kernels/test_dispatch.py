@@ -51,43 +51,80 @@ def test_first_use_compiles_and_second_use_is_cached(tmp_path: Path) -> None:
     assert set(chosen.values()) == {"cpu"}
     assert first.count("INFO") == len(chosen) == 3
     built = sorted((tmp_path / "lifelong" / "kernels").iterdir())
-    assert [path.suffix for path in built] == [".so", ".so"]
+    assert [path.suffix for path in built] == [".so", ".sha256", ".so", ".sha256"]
     stamps = [path.stat().st_mtime_ns for path in built]
     run(tmp_path)
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "lifelong" / "kernels").iterdir())] == stamps
 
 
-@pytest.mark.parametrize("why", ["no compiler", "broken compiler", "cache is a file"])
+def test_damaged_objects_are_compiled_again_by_the_next_start(tmp_path: Path) -> None:
+    run(tmp_path)
+    first, second = sorted((tmp_path / "lifelong" / "kernels").glob("*.so"))
+    sound = [first.read_bytes(), second.read_bytes()]
+    first.write_bytes(b"")
+    os.truncate(second, len(sound[1]) // 2)  # would be SIGBUS when it is loaded
+    _, chosen = run(tmp_path)
+    assert set(chosen.values()) == {"cpu"}
+    assert [first.read_bytes(), second.read_bytes()] == sound
+
+
+COMPILERS = {
+    "broken": "echo broken >&2; exit 1",
+    "crashes": "kill -SEGV $$",
+    "builds nothing": "exit 0",
+    "builds rubbish": 'while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"',
+}
+
+
+@pytest.mark.parametrize("why", ["no compiler", *COMPILERS])
 def test_without_a_compiler_the_torch_backend_runs_after_one_log_line(tmp_path: Path, why: str) -> None:
     (tmp_path / "bin").mkdir()
-    if why == "cache is a file":
-        (tmp_path / "lifelong").write_text("")
-        output, chosen = run(tmp_path)
-    else:
-        if why == "broken compiler":
-            compiler = tmp_path / "bin" / "cc"
-            compiler.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho broken >&2; exit 1\n")
-            compiler.chmod(0o755)
-        output, chosen = run(tmp_path, PATH=str(tmp_path / "bin"))
+    if why in COMPILERS:
+        compiler = tmp_path / "bin" / "cc"
+        compiler.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit 0\n{COMPILERS[why]}\n")
+        compiler.chmod(0o755)
+    output, chosen = run(tmp_path, PATH=str(tmp_path / "bin"))
     assert set(chosen.values()) == {"torch"}
     assert output.count("WARNING compiled CPU kernels are off") == 1
     assert output.count("WARNING") == 1
+    assert not (tmp_path / "lifelong" / "kernels").exists() or not list((tmp_path / "lifelong" / "kernels").iterdir())
 
 
 def test_what_is_imported_can_be_compiled_ahead_of_its_first_use(tmp_path: Path) -> None:
     program = """
 import torch
-from lifelong.kernels import build, dispatch, elstm, advantages
+from lifelong.kernels import build, cache, dispatch, elstm, advantages
 dispatch.prepare(torch.device("cuda"))
 assert not build._library.cache_info().currsize
 dispatch.prepare(torch.device("cpu"))
-print(sorted(path.name.split("-")[0] for path in build._cache_folder().iterdir()))
+print(sorted(path.name.split("-")[0] for path in cache.path().iterdir()))
 """
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     answer = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     built = eval(answer.stdout)
     assert {"advantages", "elstm", "rtrl"} <= set(built) and "gru_sequence" not in built
+
+
+def test_a_compiler_that_hangs_is_waited_for_once_and_nothing_of_it_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lifelong.kernels import build
+
+    left = tmp_path / "pid"
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {left}; wait\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "COMPILE_PATIENCE", 0.5)
+    begun = time.monotonic()
+    for name in ("one.so", "two.so"):
+        with pytest.raises(build.BuildError, match=f"{compiler} took longer than 0.5 s"):
+            build._compile(str(compiler), "", name)
+    assert time.monotonic() - begun < 0.9
+    stat = Path("/proc", left.read_text().strip(), "stat")
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() - begun < 5
+        time.sleep(0.01)
 
 
 def problem() -> tuple[torch.Tensor, ...]:
@@ -137,10 +174,9 @@ def test_every_op_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for source in sorted((ROOT / "kernels").glob("*/cpu.c")):
         for dtype in (torch.float32, torch.float64):
             start = time.perf_counter()
-            path = build._cache_folder() / f"{source.parent.name}-{dtype}.so"
-            build._compile(build._compiler()[0], build._source(f"kernels.{source.parent.name}", dtype), path)
+            name = f"{source.parent.name}-{dtype}.so"
+            assert build._compile(build._compiler()[0], build._source(f"kernels.{source.parent.name}", dtype), name)
             print(source.parent.name, dtype, time.perf_counter() - start)
-            assert path.exists()
 
 
 def test_a_dense_cell_too_wide_for_one_triton_program_runs_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
