@@ -19,24 +19,23 @@ class _Rows:
 
     key_M: Tensor
     chunk: Chunk
-    x_TMD: Tensor
-    state_TMS: Tensor
-    return_TM: Tensor
-    done_TM: Tensor
-    carry: dict[str, Tensor]  # of the first states, rows first
+    over_time: tuple[Tensor, ...]  # [T, M, ...]: inputs and states of the cell, returns and ends of episodes
+    carry: dict[str, Tensor]  # of the first states, [M, ...]
 
     def select(self, index: Tensor) -> _Rows:
         """The rows `index` (int64)."""
-        over_time = (x.index_select(1, index) for x in (self.x_TMD, self.state_TMS, self.return_TM, self.done_TM))
+        over_time = tuple(x.index_select(1, index) for x in self.over_time)
         carry = {name: x.index_select(0, index) for name, x in self.carry.items()}
-        return _Rows(self.key_M.index_select(0, index), self.chunk.select(index), *over_time, carry)
+        return _Rows(self.key_M.index_select(0, index), self.chunk.select(index), over_time, carry)
 
 
-def _together(parts: list[_Rows]) -> _Rows:
-    fields = [(p.x_TMD, p.state_TMS, p.return_TM, p.done_TM) for p in parts]
-    over_time = (torch.cat(column, 1) for column in zip(*fields, strict=True))
-    carry = {name: torch.cat([p.carry[name] for p in parts]) for name in parts[0].carry}
-    return _Rows(torch.cat([p.key_M for p in parts]), concatenate([p.chunk for p in parts]), *over_time, carry)
+def _drawn(parts: list[_Rows], count: int) -> _Rows:
+    """The `count` rows with the largest keys, in that order, which is random."""
+    key_M = torch.cat([part.key_M for part in parts])
+    over_time = tuple(torch.cat(column, 1) for column in zip(*(part.over_time for part in parts), strict=True))
+    carry = {name: torch.cat([part.carry[name] for part in parts]) for name in parts[0].carry}
+    together = _Rows(key_M, concatenate([part.chunk for part in parts]), over_time, carry)
+    return together.select(key_M.topk(count).indices)
 
 
 def whole_episodes(
@@ -49,10 +48,10 @@ def whole_episodes(
 ) -> Iterator[Experience]:
     """Sequences of T steps, drawn uniformly and without replacement from whole episodes of the policy as it is now.
 
-    Every copy plays `chunks * steps` steps from the start of an episode, with an empty memory, and goes on to the end of
-    the episode that it is in then. The number of its episodes is a stopping time, so by Wald's identity a mean over the
-    steps is, in expectation of numerator and denominator, the mean over the steps of an episode: where an episode has
-    its decision does not matter. All that was played is cut into sequences, and `chunks` times as many as there are
+    Every copy plays `chunks * steps` steps from the start of an episode, with an empty memory, and goes on to the end
+    of the episode that it is in then. The number of its episodes is a stopping time, so by Wald's identity a mean over
+    the steps is, in expectation of numerator and denominator, the mean over the steps of an episode: where an episode
+    has its decision does not matter. All that was played is cut into sequences, and `chunks` times as many as there are
     copies are drawn. Steps after the end of a copy's last episode have weight 0 and a blank observation.
 
     Args:
@@ -80,15 +79,9 @@ def whole_episodes(
         counts_TB = playing_B & (last_TB.cumsum(0) - last_TB.long() == 0)
         key_B = torch.rand(copies, generator=generator, dtype=torch.float64).to(device)
         index = (playing_B & (key_B >= floor)).nonzero().squeeze(-1)
-        rows = _Rows(
-            key_B,
-            _only(experience.chunk, counts_TB),
-            experience.x_TBD,
-            experience.state_TBS,
-            experience.episode_return_TB,
-            experience.done_TB & counts_TB,
-            engine.state_dict(),
-        )
+        ends_TB = experience.done_TB & counts_TB
+        over_time = (experience.x_TBD, experience.state_TBS, experience.episode_return_TB, ends_TB)
+        rows = _Rows(key_B, _only(experience.chunk, counts_TB), over_time, engine.state_dict())
         kept.append(rows.select(index))
         engine.advance(engine.trace(experience.x_TBD, experience.state_TBS, experience.chunk.is_init))
         if sum(len(rows.key_M) for rows in kept) > 2 * asked:
@@ -101,16 +94,10 @@ def whole_episodes(
     for index in torch.arange(asked, device=device).split(copies):
         part, its_engine = drawn.select(index), new_engine(copies)
         its_engine.load_state_dict(part.carry)
-        yield Experience(part.chunk, part.x_TMD, part.state_TMS, part.return_TM, part.done_TM, engine=its_engine)
+        yield Experience(part.chunk, *part.over_time, engine=its_engine)
 
 
 def _only(chunk: Chunk, counts_TB: Tensor) -> Chunk:
     """The chunk with nothing to be seen of the steps that do not count."""
     mask = counts_TB.view(*counts_TB.shape, *([1] * (chunk.obs.dim() - 2)))
     return replace(chunk, obs=chunk.obs * mask, weight=chunk.weight * counts_TB)
-
-
-def _drawn(rows: list[_Rows], count: int) -> _Rows:
-    """The `count` rows with the largest keys, in that order, which is random."""
-    together = _together(rows)
-    return together.select(together.key_M.topk(count).indices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class Trainer:
         #: acts for T steps and learns from them; with a `graph`, as one CUDA graph
         self.chunk = ChunkRunner(rollout, learner, strategies, self.steps, graph)
         self.step, self.segment = 0, -1
+        self.ended = 0  # segments whose task is not trained any more
         self.logged = 0  # step at the last line of the log
         self.frames = 0  # steps of the last chunk, all its copies together
         #: called after every evaluation, by whoever tunes this run
@@ -137,11 +139,13 @@ class Trainer:
         """Put every copy on its task; tell the strategies of a boundary if the stream gives boundaries."""
         segment = self.stream.segment_at(self.step)
         told = self.config.stream.boundaries == "given"
-        if segment != self.segment:
-            if told and self.segment >= 0:
-                source = functools.partial(self.source, task=self.stream.segments[self.segment].task)
+        while self.ended < segment and self.step >= self.stream.trained_until(self.ended):
+            if told:
+                source = functools.partial(self.source, task=self.stream.segments[self.ended].task)
                 for strategy in self.strategies:
-                    strategy.on_task_end(self.context(), source)
+                    strategy.on_task_end(self.context(self.ended), source)
+            self.ended += 1
+        if segment != self.segment:
             self.segment = segment
             if told:
                 for strategy in self.strategies:
@@ -150,16 +154,17 @@ class Trainer:
         self.rollout.switch(task_B, fresh=not self.stream.smooth)
         self.rollout.env.set_params(**self.stream.params_at(self.step))
 
-    def context(self) -> Context:
-        """What the hooks may know now."""
+    def context(self, segment: int | None = None) -> Context:
+        """What the hooks may know now; of `segment` instead of the one in training if it is given."""
         stream = self.config.stream
+        segment = self.segment if segment is None else segment
         shown = stream.task_id == "observed" or stream.boundaries == "given"
         return Context(
             policy=self.rollout.policy,
             objective=self.learner.objective,
             step=self.step,
-            segment=self.segment,
-            task=self.stream.segments[self.segment].task if shown and self.segment >= 0 else None,
+            segment=segment,
+            task=self.stream.segments[segment].task if shown and segment >= 0 else None,
             copies=self.rollout.env.num_envs,
             steps=self.steps,
             device=self.rollout.env.device,
@@ -182,8 +187,11 @@ class Trainer:
         return self.step // every != (self.step - self.frames) // every
 
     def at_border(self) -> bool:
-        """Whether the segment in training has just ended."""
-        return self.step >= self.stream.segments[self.segment].end
+        """Whether a segment, or training on its task, has just ended."""
+        passed, before = (
+            bisect.bisect_right(self.stream.borders, step) for step in (self.step, self.step - self.frames)
+        )
+        return passed != before
 
     def task_name(self) -> str:
         """The task in training, for people."""
@@ -253,6 +261,7 @@ class Trainer:
         return {
             "step": self.step,
             "segment": self.segment,
+            "ended": self.ended,
             "policy": self.rollout.policy.state_dict(),
             "optimizer": self.learner.optimizer.state_dict(),
             "minibatches": self.learner.generator.get_state(),
@@ -279,7 +288,7 @@ class Trainer:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; strategies that were not there before start afresh."""
-        self.step, self.segment = saved["step"], saved["segment"]
+        self.step, self.segment, self.ended = saved["step"], saved["segment"], saved["ended"]
         self.logged = self.step
         self.rollout.policy.load_state_dict(saved["policy"])
         groups = zip(saved["optimizer"]["param_groups"], self.learner.optimizer.param_groups, strict=False)

@@ -24,8 +24,8 @@ from lifelong.agent.runtime.rollout import Experience
 from lifelong.replay.chunk import Chunk
 
 #: yields n experiences of fresh whole episodes of the current policy, without touching training: at a boundary on the
-#: task that ended, on a clock on the tasks in training; what `chunk.weight` counts is uniform over the steps of episodes,
-#: and `start` is the memory that a sequence starts from with its history (see `agent.runtime.source`)
+#: task that ended, on a clock on the tasks in training; what `chunk.weight` counts is uniform over the steps of
+#: episodes, and `start` is the memory that a sequence starts from with its history (see `agent.runtime.source`)
 Source = Callable[[int], Iterator[Experience]]
 
 

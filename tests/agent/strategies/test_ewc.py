@@ -91,6 +91,7 @@ def test_the_sampled_fisher_of_a_linear_gaussian_policy_tends_to_its_closed_form
     copies = chunk.select(torch.zeros(2500, dtype=torch.int64))
     names = ["actor.linear.weight", "actor.linear.bias", "actor.log_std"]
     got = fisher_diagonal(policy, copies, torch.Generator().manual_seed(0), names)
+    got = {name: fisher / 2500 for name, fisher in got.items()}
     with torch.no_grad():
         y = policy.cell.sequence(chunk.obs, chunk.state, chunk.is_init)[0][:, 0]
     precision = torch.exp(-2 * policy.actor.log_std.detach()[0])
@@ -200,6 +201,7 @@ def test_the_critic_as_a_gaussian_has_the_squared_features_as_importance() -> No
     chunk = one_sequence(policy)
     copies = chunk.select(torch.zeros(2500, dtype=torch.int64))
     got = fisher_diagonal(policy, copies, torch.Generator().manual_seed(0), ["critic.weight", "critic.bias"], 3.0)
+    got = {name: f / 2500 for name, f in got.items()}
     y = act_through(policy, chunk)[0]
     with torch.no_grad():
         features = policy.cell.sequence(y.x_TBD, chunk.state, chunk.is_init)[0][:, 0]
