@@ -94,7 +94,8 @@ def whole_episodes(
     for index in torch.arange(asked, device=device).split(copies):
         part, its_engine = drawn.select(index), new_engine(copies)
         its_engine.load_state_dict(part.carry)
-        yield Experience(part.chunk, *part.over_time, engine=its_engine)
+        x_TBD, state_TBS, return_TB, done_TB = part.over_time
+        yield Experience(part.chunk, x_TBD, state_TBS, return_TB, done_TB, engine=its_engine)
 
 
 def _only(chunk: Chunk, counts_TB: Tensor) -> Chunk:
