@@ -23,7 +23,8 @@ from lifelong.agent.runtime.machine import versions
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rollout import Acting, Rollout
-from lifelong.agent.runtime.trainer import Fresh, Trainer
+from lifelong.agent.runtime.source import Fresh
+from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.stream import TaskStream
 from lifelong.envs.tasks import Task, TaskEnv

@@ -38,6 +38,14 @@ def _drawn(parts: list[_Rows], count: int) -> _Rows:
     return together.select(key_M.topk(count).indices)
 
 
+@dataclass(frozen=True)
+class Fresh:
+    """Makes what fresh experience comes from, beside training."""
+
+    rollout: Callable[[int], tuple[Rollout, torch.Generator]]  # step -> copies of its own, and a generator on the host
+    engine: Callable[[int], GradientEngine]  # an engine like the learner's for so many copies
+
+
 def whole_episodes(
     rollout: Rollout,
     new_engine: Callable[[int], GradientEngine],

@@ -5,16 +5,14 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 import torch
 
-from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.registry import is_foreign
-from lifelong.agent.runtime import checkpoint
+from lifelong.agent.runtime import checkpoint, state
 from lifelong.agent.runtime.capture import ChunkRunner, Graph
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.finite import NotFinite
@@ -24,8 +22,8 @@ from lifelong.agent.runtime.metrics import Evaluations, average_performance
 from lifelong.agent.runtime.plasticity import plasticity
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rescue import check_returns, drop, look, rescue
-from lifelong.agent.runtime.rollout import Acting, Experience, Rollout
-from lifelong.agent.runtime.source import whole_episodes
+from lifelong.agent.runtime.rollout import Acting, Experience
+from lifelong.agent.runtime.source import Fresh, whole_episodes
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.envs.stream import TaskStream
 
@@ -36,14 +34,6 @@ class Order(IntEnum):
     GO_ON = 0
     STOP = 1  # save a checkpoint and stop
     SAVE = 2  # save a checkpoint and go on
-
-
-@dataclass(frozen=True)
-class Fresh:
-    """Makes what fresh experience comes from, beside training."""
-
-    rollout: Callable[[int], tuple[Rollout, torch.Generator]]  # step -> copies of its own, and a generator on the host
-    engine: Callable[[int], GradientEngine]  # an engine like the learner's for so many copies
 
 
 class Trainer:
@@ -253,56 +243,17 @@ class Trainer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training depends on."""
+        """Everything that training depends on (see `agent.runtime.state`)."""
         return {**self.shared_state(), **self.own_state()}
 
     def shared_state(self) -> dict[str, Any]:
         """What is equal on all workers."""
-        return {
-            "step": self.step,
-            "segment": self.segment,
-            "ended": self.ended,
-            "policy": self.rollout.policy.state_dict(),
-            "optimizer": self.learner.optimizer.state_dict(),
-            "minibatches": self.learner.generator.get_state(),
-            "strategies": self._strategies(sharded=False),
-            "evaluations": self.evaluations.state_dict(),
-        }
+        return state.shared(self)
 
     def own_state(self) -> dict[str, Any]:
         """What belongs to this worker: its environments, carry, replay and randomness."""
-        return {
-            "carry": self.learner.engine.state_dict(),
-            "rollout": self.rollout.state_dict(),
-            "strategy_shards": self._strategies(sharded=True),
-            "record": self.record.state_dict(),
-            "torch_random": torch.get_rng_state(),
-        }
-
-    def _strategies(self, *, sharded: bool) -> dict[str, Any]:
-        return {
-            spec["kind"]: strategy.state_dict()
-            for strategy, spec in zip(self.strategies, self.config.strategy, strict=True)
-            if (strategy.data_parallel == "shard") == sharded
-        }
+        return state.own(self)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; strategies that were not there before start afresh."""
-        self.step, self.segment, self.ended = saved["step"], saved["segment"], saved["ended"]
-        self.logged = self.step
-        self.rollout.policy.load_state_dict(saved["policy"])
-        groups = zip(saved["optimizer"]["param_groups"], self.learner.optimizer.param_groups, strict=False)
-        for group, here in groups:  # this option belongs to the device, and a run may change it
-            if "capturable" in here:
-                group["capturable"] = here["capturable"]
-        self.learner.optimizer.load_state_dict(saved["optimizer"])
-        self.learner.engine.load_state_dict(saved["carry"])
-        self.learner.generator.set_state(saved["minibatches"])
-        self.rollout.load_state_dict(saved["rollout"])
-        states = {**saved["strategies"], **saved["strategy_shards"]}
-        for strategy, spec in zip(self.strategies, self.config.strategy, strict=True):
-            if spec["kind"] in states:
-                strategy.load_state_dict(states[spec["kind"]])
-        self.evaluations.load_state_dict(saved["evaluations"])
-        self.record.load_state_dict(saved["record"])
-        torch.set_rng_state(saved["torch_random"])
+        state.load(self, saved)
