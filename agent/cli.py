@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,8 @@ from lifelong.agent.errors import (
     DiskError,
     EnvError,
     LedgerError,
+    NonFiniteError,
+    PartError,
     unknown_name,
 )
 from lifelong.agent.registry import REGISTRY
@@ -95,6 +98,8 @@ def parser() -> Parser:
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
     for command in (run, resume, sweep):
         command.add_argument("--quiet", action="store_true", help="no progress")
+    for command in (run, resume, evaluate, report, sweep):
+        command.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
     return top
 
@@ -124,10 +129,10 @@ def _main(arguments: Sequence[str] | None, closing: ExitStack) -> int:
         options.closing = closing
         return int(COMMANDS[options.command](options))
     except (ConfigError, CheckpointError, EnvError) as error:
-        print(f"lifelong: {error}", file=sys.stderr)
+        _tell(error, arguments)
         return 2
-    except (DiskError, ClusterError, LedgerError) as error:
-        print(f"lifelong: {error}", file=sys.stderr)
+    except (DiskError, ClusterError, LedgerError, NonFiniteError, PartError) as error:
+        _tell(error, arguments)
         return 1
     except KeyboardInterrupt:
         print("lifelong: interrupted; the last checkpoint is kept", file=sys.stderr)
@@ -135,6 +140,12 @@ def _main(arguments: Sequence[str] | None, closing: ExitStack) -> int:
     except BrokenPipeError:  # `lifelong list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _tell(error: Exception, arguments: Sequence[str] | None) -> None:
+    if "--traceback" in (sys.argv[1:] if arguments is None else arguments):
+        traceback.print_exception(error)
+    print(f"lifelong: {error}", file=sys.stderr)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -151,6 +151,9 @@ class Config:
     optimizer: Part = part("optimizer", "adam")
     #: clip the global gradient norm; 0 switches it off
     max_grad_norm: float = bounded(1.0, 0.0)
+    #: what happens when a reward, an observation, a loss or a gradient is NaN or infinite: the run stops, or the chunk
+    #: is dropped
+    on_nonfinite: str = field(default="stop", metadata={"choices": ("stop", "skip")})
     #: continual-learning strategies, applied in this order
     strategy: list[Part] = field(default_factory=lambda: [{"kind": "finetune"}], metadata={"parts": "strategy"})
     #: options that a strategy takes when it is chosen by its name alone: {ewc: {strength: 100}, ...}

@@ -14,6 +14,8 @@ __all__ = [
     "EnvError",
     "LedgerError",
     "LifelongError",
+    "NonFiniteError",
+    "PartError",
     "choice",
     "unknown_name",
 ]
@@ -33,6 +35,14 @@ class ClusterError(LifelongError, RuntimeError):
 
 class LedgerError(LifelongError, RuntimeError):
     """A sweep whose ledger shows that its protocol was broken, as one sentence (exit 1)."""
+
+
+class NonFiniteError(LifelongError, RuntimeError):
+    """A NaN or an infinity where a number must be, as one sentence; the last checkpoint is kept (exit 1)."""
+
+
+class PartError(LifelongError, RuntimeError):
+    """Code of an environment or of another part raised: file, line and message in one sentence (exit 1)."""
 
 
 class DiskError(LifelongError, RuntimeError):

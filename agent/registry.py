@@ -68,6 +68,11 @@ def check_name(kind: str, name: str) -> None:
         raise ConfigError(unknown_name(kind, name, REGISTRY[kind]) + ", or module:Attr for your own")
 
 
+def is_foreign(spec: Mapping[str, Any]) -> bool:
+    """Whether a part is the user's own."""
+    return ":" in spec["kind"]
+
+
 def load(kind: str, name: str) -> Any:
     """The class that `name` stands for among the parts of `kind`.
 

@@ -307,6 +307,10 @@ class RunnerRollout:
         for slot in self.slots:
             slot.units.append(units.cpu())
 
+    def restart(self, mask_B: Tensor) -> None:
+        """Nothing: `build` refuses what would ask for it."""
+        raise NotImplementedError("environment runners cannot restart single copies")
+
     def collect(self, steps: int) -> Experience:
         """A chunk of the blocks that are ready, T = `steps`; `copies` says whose, None means all in order.
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from lifelong.agent import config as configs
 from lifelong.agent.distributed.cluster import Connection, worker_resources
-from lifelong.agent.errors import CheckpointError, ClusterError, ConfigError, DiskError
+from lifelong.agent.errors import CheckpointError, ClusterError, ConfigError, DiskError, NonFiniteError, PartError
 from lifelong.agent.parallel import TorchWorkers
 from lifelong.agent.runtime import session
 from lifelong.agent.runtime.logging import Progress, RunLog
@@ -196,7 +196,7 @@ def work(settings: dict[str, Any]) -> None:
             Orders(reporter, trainer),
             lambda *where: ClusterLog(news.starts - 1, start, *where),
         )
-    except (ConfigError, CheckpointError, DiskError) as error:
+    except (ConfigError, CheckpointError, DiskError, NonFiniteError, PartError) as error:
         ray.get(board.update.remote(failure=type(error)(str(error))))
         raise
     if workers.rank == 0:

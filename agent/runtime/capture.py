@@ -374,11 +374,12 @@ class ChunkRunner:
         graph: Callable[[], Graph] | None = None,
     ) -> None:
         self.rollout, self.learner, self.steps = rollout, learner, steps
-        self.whole = graph is not None and not learner.hooked
+        self.whole = graph is not None and not learner.hooked and not learner.finite.skip
         #: strategies that see the experience may keep some of it, and a graph overwrites it
         self.seen_later = bool(overrides(strategies, "after_chunk"))
         self.captured: Captured | None = None
         if graph is not None:
+            learner.finite.at_once = learner.finite.skip  # a graph does not wait
             objects = {"rollout": rollout, "learner": learner} if self.whole else {"rollout": rollout}
             function = self._whole if self.whole else self._collect
             self.captured = Captured(function, objects, rollout.env.device, graph)
@@ -388,9 +389,11 @@ class ChunkRunner:
         """Experience, metrics and re-initialised units of one chunk; all of it is valid until the next one."""
         if self.captured is None:
             experience = self._collect()
+            self.learner.finite.before_learning(experience)
             return experience, *self.learner.update(ctx, experience)
         if not self.whole:
             experience = self._left(self.captured())
+            self.learner.finite.before_learning(experience)
             return experience, *self.learner.update(ctx, experience)
         self._ctx = ctx
         experience, metrics = self.captured(self.learner.orders(self.rollout.env.num_envs))

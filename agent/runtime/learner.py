@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from lifelong.agent.cells.base import Acted
 from lifelong.agent.gradients.base import GradientEngine
+from lifelong.agent.modules.heads import Heads
 from lifelong.agent.objectives.base import Metrics, Objective
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.finite import FiniteCheck
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.replay.chunk import Chunk
@@ -27,7 +31,11 @@ class Learner:
         max_grad_norm: clip of the global gradient norm; 0 switches it off.
         generator: draws the minibatches, on the host; equal on all workers.
         workers: those whose gradients are averaged, so that all make the same step.
+        skip: chunks that are not finite are to be dropped.
     """
+
+    #: a counter for the host, which no chunk depends on (see `agent.runtime.capture`)
+    TRANSIENT: ClassVar[tuple[str, ...]] = ("steps",)
 
     def __init__(
         self,
@@ -39,6 +47,7 @@ class Learner:
         max_grad_norm: float,
         generator: torch.Generator,
         workers: Workers = ALONE,
+        skip: bool = False,
     ) -> None:
         self.policy, self.engine, self.objective, self.optimizer = policy, engine, objective, optimizer
         self.generator, self.workers = generator, workers
@@ -52,6 +61,10 @@ class Learner:
         self.hooked = any((self.batch_hooks, self.loss_hooks, self.gradient_hooks, self.update_hooks, self.after_hooks))
         self.named = dict(policy.named_parameters())
         self.parameters = list(self.named.values())
+        self.finite = FiniteCheck(self.parameters[0].device, skip)
+        self.heads = Heads(list(policy.actor.parameters()), policy.actor.tasks)
+        #: optimiser's steps so far
+        self.steps = 0
 
     def orders(self, copies: int) -> Tensor | None:
         """The order of the copies in every epoch, which is cut into minibatches, int64 [epochs, copies] on the device
@@ -100,6 +113,15 @@ class Learner:
         updates = self.objective.epochs * self.objective.minibatches
         return sums if once else {name: total / updates for name, total in sums.items()}, reset_units
 
+    @torch.no_grad()
+    def live_through(self, experience: Experience, copies_B: Tensor) -> None:
+        """Move the carry of `copies_B` (bool [B]) over a chunk without learning from it."""
+        index = copies_B.nonzero().squeeze(1)
+        if len(index):
+            x, state, is_init = experience.x_TBD, experience.state_TBS, experience.chunk.is_init
+            x, state, is_init = (tensor.index_select(1, index) for tensor in (x, state, is_init))
+            self.engine.advance(self.engine.trace(x, state, is_init, index))
+
     def _step(
         self,
         ctx: Context,
@@ -132,7 +154,9 @@ class Learner:
         for strategy in self.gradient_hooks:
             strategy.transform_gradients(ctx, {n: p.grad for n, p in self.named.items() if p.grad is not None})
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.finite.before_step(loss.detach(), norm)
         self._apply(ctx)
+        self.steps += 1
         scalars = {f"loss/{name}": value.detach() for name, value in metrics.items()}
         return {"loss/total": loss.detach(), **scalars, "gradient/norm": norm}
 
@@ -140,10 +164,12 @@ class Learner:
     def _apply(self, ctx: Context) -> None:
         """The optimiser's step, as the strategies let it through."""
         if not self.update_hooks:
-            self.optimizer.step()
+            with self.heads.idle_kept(self.optimizer):
+                self.optimizer.step()
             return
         before = {name: parameter.clone() for name, parameter in self.named.items()}
-        self.optimizer.step()
+        with self.heads.idle_kept(self.optimizer):
+            self.optimizer.step()
         deltas = {name: parameter - before[name] for name, parameter in self.named.items()}
         for strategy in self.update_hooks:
             strategy.transform_update(ctx, deltas)

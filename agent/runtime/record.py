@@ -30,6 +30,8 @@ class Record:
         self.config, self.folder, self.versions, self.tasks = config, folder, versions, tasks
         self.sums: dict[str, Tensor] = {}
         self.updates = 0
+        #: chunks that were dropped because something in them was not finite
+        self.skipped = 0
         self.return_sum = torch.zeros(len(tasks), device=device, dtype=torch.float64)
         self.return_count = torch.zeros(len(tasks), device=device, dtype=torch.float64)
 
@@ -55,6 +57,8 @@ class Record:
                 scalars[f"return/{name}"] = s / n
         if sum(count):
             scalars["continual/online_return"] = sum(total) / sum(count)
+        if self.skipped:
+            scalars["nonfinite/skipped_chunks"] = float(self.skipped)
         self.sums, self.updates = {}, 0
         self.return_sum.zero_()
         self.return_count.zero_()
@@ -62,11 +66,12 @@ class Record:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums."""
-        return {"sums": self.sums, "updates": self.updates, "return": self.return_sum, "count": self.return_count}
+        sums = {"sums": self.sums, "updates": self.updates, "skipped": self.skipped}
+        return {**sums, "return": self.return_sum, "count": self.return_count}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.sums = {name: x.to(self.return_sum.device) for name, x in saved["sums"].items()}
-        self.updates = saved["updates"]
+        self.updates, self.skipped = saved["updates"], saved["skipped"]
         self.return_sum.copy_(saved["return"])
         self.return_count.copy_(saved["count"])

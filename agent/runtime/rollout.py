@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.cells.base import Acted
+from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.policy import Inputs, Policy
 from lifelong.envs.tasks import TaskEnv
 from lifelong.kernels.loop import loop
@@ -28,6 +29,13 @@ class Experience:
     done_TB: Tensor
     copies: Tensor | None = None  # int64, which of the run's copies these are; None: all of them in order
     acted: Acted | None = None  # what the forward pass of acting left for learning, if the cell keeps anything
+    engine: GradientEngine | None = None  # holds the carry of the first states, if it goes with the data
+
+    def start(self, copy: int) -> Tensor:
+        """The memory [1, S] that `copy` starts from, as a function of the parameters if its carry is there."""
+        index = torch.tensor([copy], device=self.chunk.state.device)
+        state = self.chunk.state[index]
+        return state if self.engine is None else self.engine.attach(state, index)
 
 
 class Steps(NamedTuple):
@@ -77,6 +85,9 @@ class Acting(Protocol):
 
     def reset_units(self, units: Tensor) -> None:
         """Zero what the memory of every copy holds of the re-initialised `units` (int64)."""
+
+    def restart(self, mask_B: Tensor) -> None:
+        """Start a fresh episode with an empty memory in the copies of `mask_B` (bool [B])."""
 
     def collect(self, steps: int) -> Experience:
         """Act for T steps."""
@@ -159,6 +170,12 @@ class Rollout:
     def reset_units(self, units: Tensor) -> None:
         """Zero what the memory of every copy holds of the re-initialised `units` (int64)."""
         self.policy.cell.reset_units(self.state_BS, units)
+
+    def restart(self, mask_B: Tensor) -> None:
+        """Start a fresh episode with an empty memory in the copies of `mask_B` (bool [B])."""
+        self.obs, _ = self.env.reset(options={"reset_mask": mask_B})
+        self.state_BS = self.state_BS.masked_fill(mask_B.unsqueeze(-1), 0.0)
+        self._forget(mask_B)
 
     def running(self) -> AbstractContextManager[None]:
         """Whatever must run while this is used: nothing, the environments live in this process."""
@@ -343,6 +360,10 @@ class Rollout:
         """Restore what `state_dict` returned. Environments that cannot save their state start fresh episodes."""
         if "runners" in saved:
             raise ValueError(f"it was made with runtime.env_runners={len(saved['runners'])}, and now it is 0")
+        if "fresh" in saved:
+            self.start(seed=saved["fresh"])
+            self.generator.manual_seed(saved["fresh"])
+            return
         self.env.load_state_dict(saved["env"])
         device = self.env.device
         self.state_BS = saved["state"].to(device)
