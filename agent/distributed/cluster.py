@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,11 @@ from lifelong.agent.runtime.machine import versions
 KNOCK = 10.0
 #: seconds that the nodes may take to say what they see
 PATIENCE = 60.0
+#: what is said for a process that can say nothing any more
+LAST_WORDS = (
+    "lifelong: this process or Ray's raylet on this machine was killed; what came after the last checkpoint is lost, "
+    "`lifelong resume` goes on from there"
+)
 
 
 # ---- the connection --------------------------------------------------------------------------------------------------
@@ -73,6 +79,22 @@ def knock(host: str, port: int, name: str) -> None:
 
 
 @contextmanager
+def last_words() -> Iterator[None]:
+    """Have somebody say `LAST_WORDS` if this process ends before it leaves this context.
+
+    Ray ends a process without a word, and without running any more of its Python, when the raylet of its node is gone.
+    """
+    script = 'read -r _ || printf "%s\\n" "$0" >&2'
+    listener = subprocess.Popen(
+        ["/bin/sh", "-c", script, LAST_WORDS], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        listener.communicate(b"\n")
+
+
+@contextmanager
 def connect(address: str = "") -> Iterator[Any]:
     """Yield `ray`, connected; leave the cluster afterwards, and end it if it was started here.
 
@@ -90,11 +112,11 @@ def connect(address: str = "") -> Iterator[Any]:
     host, _, port = where.rpartition(":")
     if host:
         knock(host.strip("[]"), int(port), where)
-    with loopback.settings(ray) if where == "local" else nullcontext():
+    with loopback.settings(ray) if where == "local" else nullcontext(), last_words():
         address_of_node = {"_node_ip_address": "127.0.0.1"} if where == "local" else {}
         try:
             ray.init(
-                address=where, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **address_of_node
+                address=where, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL", **address_of_node
             )
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
