@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+from lifelong.agent.files import write
 from lifelong.agent.report.plots import plot_comparison, plot_run
 from lifelong.agent.report.runs import RunData, by_config, group_runs, load_runs, number
 from lifelong.agent.report.tables import comparison_cells, number_text, run_cells, table
@@ -35,10 +36,10 @@ def html(runs: Sequence[RunData], out_dir: Path) -> Path:
                 file = f"{prefix}-{len(pages) + 1}-{_slug(run.strategy)}-seed-{run.summary['seed']}.png"
                 pages.append(_run_page(run, group.label, out_dir / "plots" / file))
         sections.append(
-            {"name": name, "cells": comparison_cells(members).without_first(), "plot": embed(plot), "runs": pages}
+            {"name": name, "cells": comparison_cells(members, runs).without_first(), "plot": embed(plot), "runs": pages}
         )
     path = out_dir / "report.html"
-    path.write_text(render("report.html.j2", sections=sections, count=len(runs)))
+    write(path, render("report.html.j2", sections=sections, count=len(runs)))
     return path
 
 
@@ -102,5 +103,5 @@ def write_report(paths: Sequence[Path], out_dir: Path, out: Console) -> Path:
                 out.print(table(run.summary))
         if len(members) > 1:
             out.print(Text(f"\n{members[0].config_name}: median (min..max) over seeds", style="bold"))
-            out.print(comparison_cells(members).without_first().rich())
+            out.print(comparison_cells(members, runs).without_first().rich())
     return html(runs, out_dir)

@@ -13,13 +13,31 @@ from typing import Any
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
 from lifelong.agent.errors import CheckpointError, DiskError
+from lifelong.agent.files import write_json
 from lifelong.agent.parallel import Workers
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.build import MakeActing, build
-from lifelong.agent.runtime.logging import NoLog, Progress, RunLog, write_json
+from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
 from lifelong.agent.runtime.machine import machine
-from lifelong.agent.runtime.metrics import average_performance, backward_transfer, final, forgetting, learned
+from lifelong.agent.runtime.metrics import (
+    average_performance,
+    backward_transfer,
+    final,
+    forgetting,
+    forgetting_max,
+    learned,
+)
 from lifelong.agent.runtime.trainer import Order, Trainer
+
+
+def check_run(folder: Path) -> None:
+    """Refuse a folder without a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{folder} is no run: it has no config.yaml; runs are folders such as runs/quickstart/0")
 
 
 def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
@@ -28,8 +46,7 @@ def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
     Raises:
         CheckpointError: there is no run.
     """
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder} is no run: it has no config.yaml")
+    check_run(folder)
     return configs.load(str((folder / "config.yaml").resolve()), assignments)
 
 
@@ -147,6 +164,7 @@ def summary(trainer: Trainer, steps_per_second: float) -> dict[str, Any]:
         "tasks": [{"name": t.name, "learned": float(a), "final": float(b)} for t, a, b in performance],
         "average_performance": float(average_performance(evaluations)),
         "forgetting": float(forgetting(evaluations)),
+        "forgetting_max": float(forgetting_max(evaluations)),
         "backward_transfer": float(backward_transfer(evaluations)),
         "segments": [{"start": s.start, "end": s.end, "task": s.task} for s in trainer.stream.segments],
         "exact_environment_state": trainer.rollout.env.exact_state,
