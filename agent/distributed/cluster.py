@@ -28,7 +28,7 @@ PATIENCE = 60.0
 #: what is said for a process that can say nothing any more
 LAST_WORDS = (
     "lifelong: this process or Ray's raylet on this machine was killed; what came after the last checkpoint is lost, "
-    "`lifelong resume` goes on from there"
+    "the rest can be resumed"
 )
 
 
@@ -121,6 +121,7 @@ def connect(address: str = "") -> Iterator[Any]:
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ClusterError(f"cannot connect to the Ray cluster at {where}: {reason}") from error
+        ray._private.worker._worker_logs_enabled = False  # deaths are told in a sentence, not in pages of raylet.out
         try:
             yield ray
         finally:
