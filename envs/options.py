@@ -29,11 +29,15 @@ class Range:
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
+        low = f"{'above' if self.above else 'of at least'} {_shown(self.low)}"
+        high = f"at most {_shown(self.high)}"
         if self.high >= LARGEST:
-            return f"{'above' if self.above else 'at least'} {self.low:g}"
-        if self.low <= -LARGEST:
-            return f"at most {self.high:g}"
-        return f"{'above' if self.above else 'from'} {self.low:g} {'and at most' if self.above else 'to'} {self.high:g}"
+            return low
+        return high if self.low <= -LARGEST else f"{low} and {high}"
+
+
+def _shown(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() and abs(value) < 1e7 else f"{value:g}"
 
 
 #: a share or a probability
