@@ -13,10 +13,11 @@ from typing import Any
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
 from lifelong.agent.errors import CheckpointError, DiskError
+from lifelong.agent.files import write_json
 from lifelong.agent.parallel import Workers
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.build import MakeActing, build
-from lifelong.agent.runtime.logging import NoLog, Progress, RunLog, write_json
+from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
 from lifelong.agent.runtime.machine import machine
 from lifelong.agent.runtime.metrics import (
     average_performance,
@@ -29,14 +30,23 @@ from lifelong.agent.runtime.metrics import (
 from lifelong.agent.runtime.trainer import Order, Trainer
 
 
+def check_run(folder: Path) -> None:
+    """Refuse a folder without a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{folder} is no run: it has no config.yaml; runs are folders such as runs/quickstart/0")
+
+
 def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
     """The config of the run in `folder`, with overrides.
 
     Raises:
         CheckpointError: there is no run.
     """
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder} is no run: it has no config.yaml")
+    check_run(folder)
     return configs.load(str((folder / "config.yaml").resolve()), assignments)
 
 
