@@ -211,6 +211,20 @@ class TaskEnv(VectorEnv):
         if params:
             self.envs[0].set_params(None, **params)
 
+    def truncations(self, steps: int) -> int:
+        """The most truncations that a copy can have in so many steps, whatever task it is on."""
+        most = 0
+        for group, env in enumerate(self.envs):
+            if "max_episode_steps" not in env.all_params():  # the wrapped environment's own, which nobody knows
+                return steps
+            tasks = [task for task, g in zip(self.tasks, self.group_of, strict=True) if g == group]
+            limits = {float(task.params.get("max_episode_steps", env.MAX_EPISODE_STEPS)) for task in tasks}
+            if 0.0 in limits and len(limits) > 1:  # a drift from one to the other passes through every limit
+                return steps
+            if limits != {0.0}:
+                most = max(most, 1 + (steps - 1) // max(1, int(min(limits))))
+        return most
+
     def _select_groups(self) -> None:
         group_B = torch.tensor(self.group_of)[self.task_B]
         active = sorted(set(group_B.tolist()))

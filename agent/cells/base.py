@@ -108,6 +108,15 @@ class Cell(nn.Module):
             outputs.append(y_BH)
         return torch.stack(outputs), state_BS
 
+    @torch.no_grad()
+    def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
+        """The state after each step of `sequence`, [T, B, S], without a gradient."""
+        states = []
+        for x_BD, is_init_B in zip(x_TBD, is_init_TB, strict=True):
+            _, state_BS = self.masked_step(x_BD, state_BS, is_init_B)
+            states.append(state_BS)
+        return torch.stack(states)
+
     def reset_units(self, state_BS: Tensor, units: Tensor) -> None:
         """Zero everything that the state [B, S] holds of the `units` (int64), in place: h and c of an LSTM."""
         state_BS.unflatten(-1, (-1, self.output_size))[..., units] = 0.0
@@ -218,6 +227,10 @@ class DiagonalCell(ElementwiseCell):
             state_BN = self.recurrence(u_BGN.split(self.size, -1), vectors, state_BN * keep_B1)
             states.append(state_BN)
         return torch.stack(states)
+
+    @torch.no_grad()
+    def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
+        return self.scan(self.drive(x_TBD), state_BS, is_init_TB)
 
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         drives = self.drive(x_BD).split(self.size, -1)

@@ -42,6 +42,10 @@ class GRU(Cell):
         u_TBGN = nn.functional.linear(x_TBD, self.input.weight, bias)
         return gru_sequence(u_TBGN, self.hidden.weight, inside, state_BS, is_init_TB)
 
+    @torch.no_grad()
+    def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
+        return self.sequence(x_TBD, state_BS, is_init_TB)[0]
+
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         return {"input": (["input.weight"], "input.bias"), "recurrent": (["hidden.weight"], "hidden.bias")}
 

@@ -56,14 +56,16 @@ class ActorCritic(Objective):
     def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
         log_prob, step_entropy = self.distribution.log_prob_and_entropy(outputs.policy, chunk.action)
         value = outputs.value
+        after = (chunk.bootstrap_value, chunk.final_value) if outputs.after is None else outputs.after()
+        bootstrap_value, final_value = after
         target, advantage = vtrace(
             log_prob.detach() - chunk.log_prob,
             chunk.reward,
             value.detach(),
-            chunk.bootstrap_value,
+            bootstrap_value,
             chunk.terminated,
             chunk.truncated,
-            chunk.final_value,
+            final_value,
             gamma=self.gamma,
             lam=self.lam,
             rho_bar=self.rho_bar,
