@@ -156,9 +156,9 @@ def _save(trainer: Trainer, before: Moment, log: RunLog | NoLog) -> str:
     checkpoint.save(
         trainer.record.folder / "checkpoints",
         before.step,
-        {**shared, "metrics_offset": log.offset()},
+        shared,
         own,
-        trainer.record.versions,
+        trainer.record.about(log),
         trainer.config.checkpoint.keep,
     )
     return f"what was learned until step {before.step:,} is saved"
