@@ -287,8 +287,10 @@ class Silent:
 
     def update(self, *args: Any) -> None: ...
 
-    def offset(self) -> int:
-        return 0
+    def evaluation(self, evaluations: Any) -> None: ...
+
+    def sizes(self) -> dict[str, int]:
+        return {}
 
     def rate(self, step: int) -> float:
         return 1.0
