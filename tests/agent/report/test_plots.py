@@ -19,7 +19,7 @@ figure = new_figure(2, 2)
 figure.add_subplot().plot([1, 2])
 save_figure(figure, Path(sys.argv[1]))
 """
-    nowhere = {name: "/dev/null/nowhere" for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
+    nowhere = dict.fromkeys(("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), "/dev/null/nowhere")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **nowhere, "TMPDIR": str(tmp_path)}
     environment.pop("MPLCONFIGDIR", None)
     command = [sys.executable, "-c", code, tmp_path / "plot.png"]
