@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lifelong.envs.options import Width
 from lifelong.kernels.loop import Call
 from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
 from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
@@ -153,7 +154,7 @@ class ElementwiseCell(Cell):
     GATES: ClassVar[tuple[str, ...]] = ()
     VECTORS: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, input_size: int, *, size: int = 128) -> None:
+    def __init__(self, input_size: int, *, size: Width = 128) -> None:
         super().__init__(input_size, state_size=self.PARTS * size, output_size=size)
         self.size = size
         self.weight_input = nn.Parameter(torch.empty(len(self.GATES) * size, input_size))  # [G*N, D]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.agent.cells.base import Acted, Cell
+from lifelong.envs.options import Width
 from lifelong.kernels.gru_sequence import gru_sequence
 
 
@@ -17,7 +18,7 @@ class GRU(Cell):
         size: N, the number of units; also the output size.
     """
 
-    def __init__(self, input_size: int, *, size: int = 128) -> None:
+    def __init__(self, input_size: int, *, size: Width = 128) -> None:
         super().__init__(input_size, state_size=size, output_size=size)
         self.size = size
         self.input = nn.Linear(input_size, 3 * size)

@@ -10,6 +10,7 @@ from lifelong.agent.errors import choice
 from lifelong.agent.modules.heads import Distribution
 from lifelong.agent.objectives.base import Metrics, Objective, explained_variance
 from lifelong.agent.policy import Outputs
+from lifelong.envs.options import Share, Weight
 from lifelong.kernels.advantages import vtrace
 from lifelong.replay.chunk import Chunk
 
@@ -38,12 +39,12 @@ class ActorCritic(Objective):
         self,
         distribution: Distribution,
         *,
-        gamma: float = 0.99,
-        lam: float = 1.0,
-        value_weight: float = 0.5,
-        entropy_weight: float = 0.01,
-        rho_bar: float = 1.0,
-        c_bar: float = 1.0,
+        gamma: Share = 0.99,
+        lam: Share = 1.0,
+        value_weight: Weight = 0.5,
+        entropy_weight: Weight = 0.01,
+        rho_bar: Weight = 1.0,
+        c_bar: Weight = 1.0,
         advantage: str = "lambda",
     ) -> None:
         super().__init__(distribution)

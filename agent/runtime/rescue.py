@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lifelong.agent.border import blame
 from lifelong.agent.errors import CheckpointError, ClusterError, DiskError, LifelongError, NonFiniteError, PartError
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.finite import NotFinite, bad_copies
 from lifelong.agent.runtime.walk import map_tensors
+from lifelong.envs.border import blame
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.logging import NoLog, RunLog

@@ -88,8 +88,8 @@ def test_spaces_that_cannot_be_padded_are_refused() -> None:
     [
         ({"kind": "CartPol"}, "did you mean 'CartPole'"),
         ({"kind": "CartPole", "gravty": 3.0}, "gravty"),
-        ({"kind": "TMaze", "corridor": 0}, "'t1'.*corridor is 0"),
-        ({"kind": "no_such_module:Env"}, "cannot load env"),
+        ({"kind": "TMaze", "corridor": 0}, "'t1'.*corridor of env TMaze is 0"),
+        ({"kind": "no_such_module:Env"}, "there is no module 'no_such_module'"),
     ],
 )
 def test_a_wrong_task_is_refused_by_name_before_anything_runs(spec: dict[str, Any], sentence: str) -> None:
