@@ -4,12 +4,18 @@
 # make bench     the benchmarks, as tables
 # make gpu       checks and benchmarks on a GPU, under 9 minutes
 # make lint      ruff and mypy
+# make check-install  what is installed, and whether the pins resolve on every Python
 # make links     the folders under the name `lifelong`, for type checkers, editors and runs without an installation
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
+
+
+.PHONY: check-install
+check-install: $(VENV)/.lint
+	$(BIN)/python tests/check_install.py
 
 .PHONY: run test test-all bench gpu lint links clean
 
@@ -33,6 +39,7 @@ lint: $(VENV)/.lint links
 	$(BIN)/ruff check setup.py agent envs replay kernels tests benchmarks
 	$(BIN)/ruff format --check setup.py agent envs replay kernels tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/python tests/check_install.py
 
 links: .links/lifelong/py.typed
 
