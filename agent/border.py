@@ -1,36 +1,7 @@
-"""The border to code that is not ours: where an error of it came from, in one line."""
+"""The border to code that is not ours (see `lifelong.envs.border`)."""
 
 from __future__ import annotations
 
-import traceback
-from pathlib import Path
+from lifelong.envs.border import blame, told
 
-import lifelong
-
-#: a longer message is cut
-LONGEST = 160
-
-_OURS = (str(Path(__file__).resolve().parents[1]), *map(str, lifelong.__path__))
-_LIBRARIES = ("site-packages", "dist-packages", "/lib/python")
-
-
-def blame(error: BaseException) -> str:
-    """`file:line: Type: message` of the innermost frame of the user's code, else of the innermost frame of all."""
-    frames = traceback.extract_tb(error.__traceback__)
-    cause = error
-    while not frames and cause.__cause__ is not None:
-        cause = cause.__cause__
-        frames = traceback.extract_tb(cause.__traceback__)
-    users = [frame for frame in frames if not _is_ours(frame.filename)]
-    message = " ".join(str(error).split()) or "no message"
-    if len(message) > LONGEST:
-        message = message[: LONGEST - 1] + "…"
-    text = f"{type(error).__name__}: {message}"
-    place = (users or list(frames))[-1:]
-    return f"{place[0].filename}:{place[0].lineno}: {text}" if place else text
-
-
-def _is_ours(filename: str) -> bool:
-    path = str(Path(filename).resolve())
-    folders = [f"{root}/{floor}/" for root in _OURS for floor in ("agent", "envs", "replay", "kernels", "configs")]
-    return filename.startswith("<") or path.startswith(tuple(folders)) or any(name in path for name in _LIBRARIES)
+__all__ = ["blame", "told"]
