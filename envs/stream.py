@@ -7,6 +7,7 @@ of copies or workers: a schedule gives *proportions* of tasks, and copy b of B t
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -58,6 +59,10 @@ class Schedule:
     def segment_at(self, step: int) -> int:
         """Index of the segment that `step` lies in (the last one after the end)."""
         return next((i for i, s in enumerate(self.segments) if step < s.end), len(self.segments) - 1)
+
+    def trained_until(self, segment: int) -> int:
+        """The step at which training on the task of `segment` ends: the segment's end, unless borders are soft."""
+        return self.segments[segment].end
 
     def proportions(self, step: int) -> list[float]:
         """Share of the copies on each task at `step`; sums to one."""
@@ -119,10 +124,18 @@ class Blurry(Schedule):
         self.width = width
         super().__init__(steps, cycles, seed)
 
+    def _half(self, before: Segment, after: Segment) -> float:
+        """Half the length of the transition between two segments."""
+        return 0.5 * self.width * min(before.end - before.start, after.end - after.start)
+
+    def trained_until(self, segment: int) -> int:  # where the last copy leaves the task
+        before, *following = self.segments[segment : segment + 2]
+        return before.end + (math.ceil(self._half(before, following[0])) if following else 0)
+
     def proportions(self, step: int) -> list[float]:
         shares = super().proportions(step)
         for before, after in zip(self.segments[:-1], self.segments[1:], strict=True):
-            half = 0.5 * self.width * min(before.end - before.start, after.end - after.start)
+            half = self._half(before, after)
             if abs(step - before.end) < half:
                 share = (step - (before.end - half)) / (2 * half)
                 shares = [0.0] * len(self.steps)
@@ -135,8 +148,13 @@ class Drift(Schedule):
     """One environment whose parameters move linearly from each task's values to the next one's.
 
     At the start of segment i the parameters are those of its task, at its end those of the next task; in the last
-    segment they stay. Episodes go on while the parameters move.
+    segment they stay. Episodes go on while the parameters move. A task is trained as long as they are nearer to its own
+    than to the next one's: until the middle of its segment.
     """
+
+    def trained_until(self, segment: int) -> int:
+        here = self.segments[segment]
+        return here.end if segment == len(self.segments) - 1 else (here.start + here.end + 1) // 2
 
     def position(self, step: int) -> tuple[int, int, float]:
         """(task, next task, fraction of the way) at `step`."""
@@ -172,6 +190,9 @@ class TaskStream:
             for segment in schedule.segments
             if segment.start < self.total_steps
         ]
+        ends = {s.end for s in self.segments} | {self.trained_until(i) for i in range(len(self.segments))}
+        #: the steps at which a segment, or training on its task, ends
+        self.borders = sorted(ends)
         if isinstance(schedule, Drift) and len({task.group() for task in self.tasks}) > 1:
             raise EnvError(
                 "schedule drift moves the parameters of one environment; its tasks use several (or other options)"
@@ -202,9 +223,13 @@ class TaskStream:
         a, b = ({name: params.get(name, default[name]) for name in {**a, **b}} for params in (a, b))
         return {name: (1 - fraction) * a[name] + fraction * b[name] for name in a}
 
+    def trained_until(self, segment: int) -> int:
+        """The step at which training on the task of `segment` ends, for metrics and strategies."""
+        return min(self.schedule.trained_until(segment), self.total_steps)
+
     def training_end(self, task: int) -> int:
         """The step at which training on `task` ends for the last time (the end of the stream if it never was alone)."""
-        ends = [segment.end for segment in self.segments if segment.task in (task, None)]
+        ends = [self.trained_until(i) for i, segment in enumerate(self.segments) if segment.task in (task, None)]
         return max(ends) if ends else self.total_steps
 
 

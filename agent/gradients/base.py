@@ -84,7 +84,7 @@ class GradientEngine:
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The carry, for the checkpoint."""
+        """The carry; the copies are the first dimension of every tensor."""
         return {}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:

@@ -8,6 +8,8 @@ touches the randomness of training.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -300,3 +302,44 @@ class ActorHead(nn.Module):
             log_std = self.log_std[task] if self.tasks > 1 else self.log_std[0].expand_as(params)
             params = torch.cat([params, log_std], -1)
         return params
+
+
+class Heads:
+    """The parameters of heads of which every task has its own, rows of one tensor each; with one head it does nothing.
+
+    Args:
+        parameters: tensors whose first dimension is `tasks` blocks of rows, one a task.
+        tasks: number of heads.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], tasks: int) -> None:
+        self.parameters, self.tasks = parameters, tasks
+
+    @contextmanager
+    def idle_kept(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Around a step of the optimiser: a head without a gradient does not move, nor does its optimiser state.
+
+        Momentum and weight decay would move it while another task is trained. Nothing waits for the device.
+        """
+        before = []
+        for parameter in self.parameters if self.tasks > 1 else ():
+            if parameter.grad is not None:
+                rows = parameter.grad.reshape(self.tasks, -1).eq(0).all(1)
+                held = {name: x.clone() for name, x in self._states(optimizer, parameter).items()}
+                before.append((parameter, rows, parameter.detach().clone(), held))
+        yield
+        for parameter, idle, value, held in before:
+            parameter.data.copy_(self._merge(idle, value, parameter.data))
+            for name, state in self._states(optimizer, parameter).items():
+                state.copy_(self._merge(idle, held.get(name, torch.zeros_like(state)), state))
+
+    @staticmethod
+    def _states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The optimiser's tensors that have an entry for every entry of the parameter."""
+        state = optimizer.state.get(parameter, {})
+        return {name: x for name, x in state.items() if isinstance(x, Tensor) and x.shape == parameter.shape}
+
+    def _merge(self, idle: Tensor, kept: Tensor, moved: Tensor) -> Tensor:
+        """`kept` in the rows of idle heads, `moved` in the others."""
+        rows = idle.unsqueeze(1)
+        return torch.where(rows, kept.reshape(self.tasks, -1), moved.reshape(self.tasks, -1)).view_as(moved)

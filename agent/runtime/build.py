@@ -23,6 +23,7 @@ from lifelong.agent.runtime.machine import versions
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rollout import Acting, Rollout
+from lifelong.agent.runtime.source import Fresh
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.stream import TaskStream
@@ -287,9 +288,14 @@ def _build(
     else:
         rollout = acting(config, policy, engine, env)
 
-    def fresh_rollout(step: int) -> Rollout:
-        fresh = environment("source", copies, key=step)
-        return Rollout(fresh, policy, generator(f"source actions {step}"), reset_memory_on=reset_memory_on)
+    def fresh_rollout(step: int) -> tuple[Rollout, torch.Generator]:
+        env = environment("source", copies, key=step)
+        rollout = Rollout(env, policy, generator(f"source actions {step}"), reset_memory_on=reset_memory_on)
+        return rollout, torch.Generator().manual_seed(own_seed("source draw", step))
+
+    def fresh_engine(count: int) -> GradientEngine:
+        made: GradientEngine = registry.build("gradient", config.gradient, policy.cell, count)
+        return made
 
     learner = Learner(
         policy,
@@ -314,10 +320,9 @@ def _build(
     ends = [stream.training_end(task) for task in range(len(names))]
     evaluations = Evaluations(tasks=names, scores=[tuple(map(float, s)) for s in env.scores], training_end=ends)
     record = Record(config, folder, versions(), names, device)
+    fresh = Fresh(fresh_rollout, fresh_engine)
     graph = CudaGraph if can_capture(config, rollout, workers) else None
-    trainer = Trainer(
-        record, stream, rollout, learner, strategies, evaluator, evaluations, fresh_rollout, workers, graph
-    )
+    trainer = Trainer(record, stream, rollout, learner, strategies, evaluator, evaluations, fresh, workers, graph)
     if objective.needs_target and not _has_target(env):
         raise ConfigError(
             f"objective {config.objective['kind']} needs prediction tasks, but {names[0]!r} gives no target; use "

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lifelong.agent.cells.base import Acted
 from lifelong.agent.gradients.base import GradientEngine
+from lifelong.agent.modules.heads import Heads
 from lifelong.agent.objectives.base import Metrics, Objective
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Policy
@@ -61,6 +62,7 @@ class Learner:
         self.named = dict(policy.named_parameters())
         self.parameters = list(self.named.values())
         self.finite = FiniteCheck(self.parameters[0].device, skip)
+        self.heads = Heads(list(policy.actor.parameters()), policy.actor.tasks)
         #: optimiser's steps so far
         self.steps = 0
 
@@ -162,10 +164,12 @@ class Learner:
     def _apply(self, ctx: Context) -> None:
         """The optimiser's step, as the strategies let it through."""
         if not self.update_hooks:
-            self.optimizer.step()
+            with self.heads.idle_kept(self.optimizer):
+                self.optimizer.step()
             return
         before = {name: parameter.clone() for name, parameter in self.named.items()}
-        self.optimizer.step()
+        with self.heads.idle_kept(self.optimizer):
+            self.optimizer.step()
         deltas = {name: parameter - before[name] for name, parameter in self.named.items()}
         for strategy in self.update_hooks:
             strategy.transform_update(ctx, deltas)

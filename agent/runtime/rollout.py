@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.cells.base import Acted
+from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.policy import Inputs, Policy
 from lifelong.envs.tasks import TaskEnv
 from lifelong.kernels.loop import loop
@@ -28,6 +29,13 @@ class Experience:
     done_TB: Tensor
     copies: Tensor | None = None  # int64, which of the run's copies these are; None: all of them in order
     acted: Acted | None = None  # what the forward pass of acting left for learning, if the cell keeps anything
+    engine: GradientEngine | None = None  # holds the carry of the first states, if it goes with the data
+
+    def start(self, copy: int) -> Tensor:
+        """The memory [1, S] that `copy` starts from, as a function of the parameters if its carry is there."""
+        index = torch.tensor([copy], device=self.chunk.state.device)
+        state = self.chunk.state[index]
+        return state if self.engine is None else self.engine.attach(state, index)
 
 
 class Steps(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.registry import is_foreign
-from lifelong.agent.runtime import checkpoint
+from lifelong.agent.runtime import checkpoint, state
 from lifelong.agent.runtime.capture import ChunkRunner, Graph
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.finite import NotFinite
@@ -20,7 +22,8 @@ from lifelong.agent.runtime.metrics import Evaluations, average_performance
 from lifelong.agent.runtime.plasticity import plasticity
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rescue import check_returns, drop, look, rescue
-from lifelong.agent.runtime.rollout import Acting, Experience, Rollout
+from lifelong.agent.runtime.rollout import Acting, Experience
+from lifelong.agent.runtime.source import Fresh, whole_episodes
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.envs.stream import TaskStream
 
@@ -52,14 +55,14 @@ class Trainer:
         strategies: list[Strategy],
         evaluator: Evaluator,
         evaluations: Evaluations,
-        fresh_rollout: Callable[[int], Rollout],
+        fresh: Fresh,
         workers: Workers = ALONE,
         graph: Callable[[], Graph] | None = None,
     ) -> None:
         self.record, self.config = record, record.config
         self.stream, self.rollout, self.learner = stream, rollout, learner
         self.strategies, self.evaluator, self.evaluations = strategies, evaluator, evaluations
-        self.fresh_rollout, self.workers = fresh_rollout, workers
+        self.fresh, self.workers = fresh, workers
         self.clocked = overrides(strategies, "on_clock")
         #: whether a part of the user's own takes part in learning
         config = self.config
@@ -69,6 +72,7 @@ class Trainer:
         #: acts for T steps and learns from them; with a `graph`, as one CUDA graph
         self.chunk = ChunkRunner(rollout, learner, strategies, self.steps, graph)
         self.step, self.segment = 0, -1
+        self.ended = 0  # segments whose task is not trained any more
         self.logged = 0  # step at the last line of the log
         self.frames = 0  # steps of the last chunk, all its copies together
         #: called after every evaluation, by whoever tunes this run
@@ -125,10 +129,13 @@ class Trainer:
         """Put every copy on its task; tell the strategies of a boundary if the stream gives boundaries."""
         segment = self.stream.segment_at(self.step)
         told = self.config.stream.boundaries == "given"
-        if segment != self.segment:
-            if told and self.segment >= 0:
+        while self.step >= self.stream.trained_until(self.ended) and self.ended < len(self.stream.segments) - 1:
+            if told:
+                source = functools.partial(self.source, task=self.stream.segments[self.ended].task)
                 for strategy in self.strategies:
-                    strategy.on_task_end(self.context(), self.source)
+                    strategy.on_task_end(self.context(self.ended), source)
+            self.ended += 1
+        if segment != self.segment:
             self.segment = segment
             if told:
                 for strategy in self.strategies:
@@ -137,37 +144,44 @@ class Trainer:
         self.rollout.switch(task_B, fresh=not self.stream.smooth)
         self.rollout.env.set_params(**self.stream.params_at(self.step))
 
-    def context(self) -> Context:
-        """What the hooks may know now."""
+    def context(self, segment: int | None = None) -> Context:
+        """What the hooks may know now; of `segment` instead of the one in training if it is given."""
         stream = self.config.stream
+        segment = self.segment if segment is None else segment
         shown = stream.task_id == "observed" or stream.boundaries == "given"
         return Context(
             policy=self.rollout.policy,
             objective=self.learner.objective,
             step=self.step,
-            segment=self.segment,
-            task=self.stream.segments[self.segment].task if shown and self.segment >= 0 else None,
+            segment=segment,
+            task=self.stream.segments[segment].task if shown and segment >= 0 else None,
             copies=self.rollout.env.num_envs,
             steps=self.steps,
             device=self.rollout.env.device,
             workers=self.workers,
         )
 
-    def source(self, chunks: int) -> Iterator[Experience]:
-        """Fresh experience of the current policy on the tasks in training; training itself is not touched."""
-        rollout = self.fresh_rollout(self.step)
-        rollout.switch(self.rollout.env.task_B)
-        rollout.env.set_params(**self.stream.params_at(self.step))
-        for _ in range(chunks):
-            yield rollout.collect(self.steps)
+    def source(self, chunks: int, task: int | None = None) -> Iterator[Experience]:
+        """Whole fresh episodes of the current policy on `task`, by default on the tasks in training as they are now;
+        training itself is not touched (see `agent.runtime.source`)."""
+        rollout, generator = self.fresh.rollout(self.step)
+        now = self.rollout.env.task_B
+        rollout.switch(now if task is None else torch.full_like(now, task))
+        if task is None:
+            rollout.env.set_params(**self.stream.params_at(self.step))
+        limit = self.config.evaluation.max_steps
+        return whole_episodes(rollout, self.fresh.engine, self.steps, chunks, limit, generator)
 
     def due(self, every: int) -> bool:
         """Whether a multiple of `every` was passed in the last chunk."""
         return self.step // every != (self.step - self.frames) // every
 
     def at_border(self) -> bool:
-        """Whether the segment in training has just ended."""
-        return self.step >= self.stream.segments[self.segment].end
+        """Whether a segment, or training on its task, has just ended."""
+        passed, before = (
+            bisect.bisect_right(self.stream.borders, step) for step in (self.step, self.step - self.frames)
+        )
+        return passed != before
 
     def task_name(self) -> str:
         """The task in training, for people."""
@@ -229,55 +243,17 @@ class Trainer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training depends on."""
+        """Everything that training depends on (see `agent.runtime.state`)."""
         return {**self.shared_state(), **self.own_state()}
 
     def shared_state(self) -> dict[str, Any]:
         """What is equal on all workers."""
-        return {
-            "step": self.step,
-            "segment": self.segment,
-            "policy": self.rollout.policy.state_dict(),
-            "optimizer": self.learner.optimizer.state_dict(),
-            "minibatches": self.learner.generator.get_state(),
-            "strategies": self._strategies(sharded=False),
-            "evaluations": self.evaluations.state_dict(),
-        }
+        return state.shared(self)
 
     def own_state(self) -> dict[str, Any]:
         """What belongs to this worker: its environments, carry, replay and randomness."""
-        return {
-            "carry": self.learner.engine.state_dict(),
-            "rollout": self.rollout.state_dict(),
-            "strategy_shards": self._strategies(sharded=True),
-            "record": self.record.state_dict(),
-            "torch_random": torch.get_rng_state(),
-        }
-
-    def _strategies(self, *, sharded: bool) -> dict[str, Any]:
-        return {
-            spec["kind"]: strategy.state_dict()
-            for strategy, spec in zip(self.strategies, self.config.strategy, strict=True)
-            if (strategy.data_parallel == "shard") == sharded
-        }
+        return state.own(self)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; strategies that were not there before start afresh."""
-        self.step, self.segment = saved["step"], saved["segment"]
-        self.logged = self.step
-        self.rollout.policy.load_state_dict(saved["policy"])
-        groups = zip(saved["optimizer"]["param_groups"], self.learner.optimizer.param_groups, strict=False)
-        for group, here in groups:  # this option belongs to the device, and a run may change it
-            if "capturable" in here:
-                group["capturable"] = here["capturable"]
-        self.learner.optimizer.load_state_dict(saved["optimizer"])
-        self.learner.engine.load_state_dict(saved["carry"])
-        self.learner.generator.set_state(saved["minibatches"])
-        self.rollout.load_state_dict(saved["rollout"])
-        states = {**saved["strategies"], **saved["strategy_shards"]}
-        for strategy, spec in zip(self.strategies, self.config.strategy, strict=True):
-            if spec["kind"] in states:
-                strategy.load_state_dict(states[spec["kind"]])
-        self.evaluations.load_state_dict(saved["evaluations"])
-        self.record.load_state_dict(saved["record"])
-        torch.set_rng_state(saved["torch_random"])
+        state.load(self, saved)

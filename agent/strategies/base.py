@@ -23,7 +23,9 @@ from lifelong.agent.policy import Outputs, Policy
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.replay.chunk import Chunk
 
-#: yields n chunks of fresh experience of the current policy on the current task(s), without touching training
+#: yields n experiences of fresh whole episodes of the current policy, without touching training: at a boundary on the
+#: task that ended, on a clock on the tasks in training; what `chunk.weight` counts is uniform over the steps of
+#: episodes, and `start` is the memory that a sequence starts from with its history (see `agent.runtime.source`)
 Source = Callable[[int], Iterator[Experience]]
 
 
@@ -63,7 +65,7 @@ class Strategy:
         """A segment of the stream starts."""
 
     def on_task_end(self, ctx: Context, source: Source) -> None:
-        """A segment of the stream ends; `source` gives fresh experience on it."""
+        """A segment of the stream has ended; `source` gives fresh experience on its task."""
 
     def on_clock(self, ctx: Context, source: Source) -> None:
         """Called after every chunk, for strategies that consolidate on a clock instead of at boundaries."""

@@ -5,6 +5,7 @@ Kirkpatrick et al. 2017 (PNAS, eq. 3); online form: Schwarz et al. 2018 (Progres
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -16,32 +17,50 @@ from lifelong.replay.chunk import Chunk
 
 
 def fisher_diagonal(
-    policy: Policy, chunk: Chunk, generator: torch.Generator, names: list[str], value_weight: float = 0.0
+    policy: Policy,
+    chunk: Chunk,
+    generator: torch.Generator,
+    names: list[str],
+    value_weight: float = 0.0,
+    *,
+    weight: Tensor | None = None,
+    start: Callable[[int], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Diagonal of the Fisher information of the policy's actions, mean over the copies of `chunk`.
+    """Diagonal of the Fisher information of the policy's actions, summed over the steps of `chunk` that count.
 
-    One sample is one copy's whole sequence: the gradient of sum_t log pi(a_t | history), with actions drawn from the
-    policy itself, squared. With `value_weight` w the critic counts as a Gaussian of precision w around its value.
-    In prediction tasks only the steps that have a target count.
+    One sample is one copy's sequence: the gradient of sum_t log pi(a_t | history), with actions drawn from the policy
+    itself, squared; the cross terms between steps have mean zero. With `value_weight` w the critic counts as a Gaussian
+    of precision w around its value.
+
+    Args:
+        policy: whose.
+        chunk: the histories.
+        generator: of the actions.
+        names: of the parameters.
+        value_weight: w.
+        weight: [T, B], 0 for steps that do not count; by default that of the chunk.
+        start: copy -> the memory [1, S] its sequence starts from; what came before counts if that is a function of the
+            parameters. By default a constant.
 
     Returns:
         name -> tensor of the parameter's shape.
     """
     parameters = dict(policy.named_parameters())
     fisher = {name: torch.zeros_like(parameters[name]) for name in names}
-    for copy in range(chunk.copies):
+    weight_TB = chunk.weight if weight is None else weight
+    for copy in weight_TB.any(0).nonzero().flatten().tolist():
         one = chunk.select(torch.tensor([copy], device=chunk.reward.device))
-        outputs = policy.sequence(one, one.state)
+        outputs = policy.sequence(one, one.state if start is None else start(copy))
         action = policy.distribution.sample(outputs.policy.detach(), generator)
-        weight = one.weight * one.target_mask if bool(one.target_mask.any()) else one.weight
-        score = (policy.distribution.log_prob(outputs.policy, action) * weight).sum()
+        counts = weight_TB[:, copy : copy + 1]
+        score = (policy.distribution.log_prob(outputs.policy, action) * counts).sum()
         if value_weight:
             noise = torch.randn(outputs.value.shape, generator=generator, device=outputs.value.device)
-            score = score + value_weight**0.5 * (outputs.value * noise * weight).sum()
+            score = score + value_weight**0.5 * (outputs.value * noise * counts).sum()
         gradients = torch.autograd.grad(score, [parameters[name] for name in names], allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
             if gradient is not None:
-                fisher[name] += gradient.square() / chunk.copies
+                fisher[name] += gradient.square()
     return fisher
 
 
@@ -49,12 +68,12 @@ class EWC(Strategy):
     """Adds strength/2 * sum_i F_i (theta_i - anchor_i)^2 to the loss.
 
     At every boundary (or every `every` steps when boundaries are hidden) F <- decay * F + F_new and the anchor becomes
-    the current parameters.
+    the current parameters. F_new is the mean over the steps of whole episodes of the task.
 
     Args:
         strength: lambda.
         decay: gamma of the running Fisher; 1 keeps all tasks alike.
-        sequences: sequences that the Fisher is estimated from.
+        sequences: sequences that the Fisher is estimated from, at least; every copy gives equally many.
         normalize: divide every new Fisher by its mean, so that `strength` means the same in every task.
         value_weight: importance of the critic relative to the policy; 0 leaves the critic free.
         every: consolidate every so many steps instead of at boundaries; 0: at boundaries.
@@ -67,7 +86,7 @@ class EWC(Strategy):
         *,
         strength: float = 100.0,
         decay: float = 1.0,
-        sequences: int = 64,
+        sequences: int = 256,
         normalize: bool = True,
         value_weight: float = 0.0,
         every: int = 0,
@@ -99,17 +118,26 @@ class EWC(Strategy):
 
     def consolidate(self, ctx: Context, source: Source) -> None:
         """Estimate the Fisher of the current task and move the anchor here."""
-        remaining = len(range(self.sequences)[ctx.workers.share(self.sequences)])
-        chunks = -(-remaining // ctx.copies)
+        share = len(range(self.sequences)[ctx.workers.share(self.sequences)])
         new = {name: torch.zeros_like(p) for name, p in ctx.policy.named_parameters() if name in self.names}
+        steps = torch.zeros((), device=ctx.device)
         generator = self._generator(ctx)
-        for experience in source(chunks):
-            take = min(remaining, experience.chunk.copies)
-            chunk = experience.chunk.select(torch.arange(take, device=ctx.device))
-            for name, value in fisher_diagonal(ctx.policy, chunk, generator, self.names, self.value_weight).items():
-                new[name] += value * take / self.sequences
-            remaining -= take
-        ctx.workers.sum_(list(new.values()))
+        for experience in source(-(-share // ctx.copies)):
+            chunk, weight_TB = experience.chunk, ctx.objective.weight(experience.chunk)
+            fisher = fisher_diagonal(
+                ctx.policy,
+                chunk,
+                generator,
+                self.names,
+                self.value_weight,
+                weight=weight_TB,
+                start=experience.start,
+            )
+            for name, value in fisher.items():
+                new[name] += value
+            steps += weight_TB.sum()
+        ctx.workers.sum_([*new.values(), steps])
+        new = {name: f / steps.clamp(min=1.0) for name, f in new.items()}
         if self.normalize:
             scale = torch.cat([f.flatten() for f in new.values()]).mean().clamp(min=1e-12)
             new = {name: f / scale for name, f in new.items()}

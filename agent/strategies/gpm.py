@@ -136,8 +136,10 @@ class GPM(Strategy):
         self.device = ctx.device
         self.taps = Taps(ctx.policy)
         self.frozen = [f"cell.{name}" for name in ctx.policy.cell.elementwise_parameters()]
-        self.frozen += [name for name, _ in ctx.policy.named_parameters() if name == "actor.log_std"]
         self.heads = ctx.policy.actor.tasks
+        self.of_heads = [name for name, _ in ctx.policy.named_parameters() if name.startswith("actor.")]
+        if self.heads == 1 and "actor.log_std" in self.of_heads:
+            self.frozen.append("actor.log_std")
         self.needs_task_id = self.heads > 1
 
     def on_task_end(self, ctx: Context, source: Source) -> None:
@@ -179,7 +181,7 @@ class GPM(Strategy):
                 self._keep_other_heads(ctx.task, deltas)
 
     def _keep_other_heads(self, task: int, deltas: Mapping[str, Tensor]) -> None:
-        for name in ("actor.linear.weight", "actor.linear.bias"):
+        for name in self.of_heads:
             rows = deltas[name].unflatten(0, (self.heads, -1))
             others = torch.arange(self.heads, device=rows.device) != task
             rows[others] = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor
 from torch import distributions as td
 
-from lifelong.agent.modules.heads import Distribution, MultiCategorical, distribution_of
+from lifelong.agent.modules.heads import ActorHead, Distribution, Heads, MultiCategorical, distribution_of
 from lifelong.agent.objectives.supervised import Supervised
 
 SPACES = {
@@ -177,3 +179,37 @@ def test_what_cannot_be_squashed_is_one_sentence() -> None:
         distribution_of(Discrete(2), "tanh")
     with pytest.raises(ValueError, match="supervised predicts the target in its own unit"):
         Supervised(squashed())
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, 0.1, weight_decay=0.1),
+        lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.5, amsgrad=True),
+        lambda p: torch.optim.RMSprop(p, 0.1, momentum=0.9),
+    ],
+)
+@pytest.mark.parametrize("space", [Discrete(3), Box(-1, 1, (2,))])
+def test_an_idle_head_moves_neither_its_values_nor_its_momentum(optimizer: Any, space: Any) -> None:
+    torch.manual_seed(0)
+    actor = ActorHead(4, distribution_of(space), tasks=3)
+    chosen = optimizer(actor.parameters())
+    heads = Heads(list(actor.parameters()), 3)
+
+    def step(tasks: list[int]) -> None:
+        chosen.zero_grad()
+        actor(torch.randn(len(tasks), 4), torch.tensor(tasks)).square().sum().backward()
+        with heads.idle_kept(chosen):
+            chosen.step()
+
+    def rows(task: int) -> list[torch.Tensor]:
+        states = [x for p in actor.parameters() for x in (p, *chosen.state[p].values()) if x.shape == p.shape]
+        return [x.detach().reshape(3, -1)[task].clone() for x in states]
+
+    step([0, 2, 2])
+    step([0, 0, 1])
+    idle, busy = rows(2), rows(1)
+    step([0, 1, 1])
+    assert all(torch.equal(a, b) for a, b in zip(idle, rows(2), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(busy, rows(1), strict=True))

@@ -249,6 +249,7 @@ def test_after_an_error_in_an_environment_the_run_goes_on_bit_for_bit(tmp_path: 
 
 def test_after_an_error_while_learning_the_parameters_are_those_of_the_last_chunk(tmp_path: Path) -> None:
     strategy = [{"kind": f"{__name__}:Raises"}]
+    (tmp_path / "calm").mkdir()
     calm = build(configs.check(settings(strategy=strategy)), tmp_path / "calm")
     train(calm, until=320)
     Raises.at = 320

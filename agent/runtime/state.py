@@ -1,0 +1,65 @@
+"""The state of a run: what a checkpoint holds, and how a trainer goes on from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from lifelong.agent.runtime.trainer import Trainer
+
+
+def shared(trainer: Trainer) -> dict[str, Any]:
+    """What is equal on all workers."""
+    return {
+        "step": trainer.step,
+        "segment": trainer.segment,
+        "ended": trainer.ended,
+        "policy": trainer.rollout.policy.state_dict(),
+        "optimizer": trainer.learner.optimizer.state_dict(),
+        "minibatches": trainer.learner.generator.get_state(),
+        "strategies": _strategies(trainer, sharded=False),
+        "evaluations": trainer.evaluations.state_dict(),
+    }
+
+
+def own(trainer: Trainer) -> dict[str, Any]:
+    """What belongs to this worker: its environments, carry, replay and randomness."""
+    return {
+        "carry": trainer.learner.engine.state_dict(),
+        "rollout": trainer.rollout.state_dict(),
+        "strategy_shards": _strategies(trainer, sharded=True),
+        "record": trainer.record.state_dict(),
+        "torch_random": torch.get_rng_state(),
+    }
+
+
+def _strategies(trainer: Trainer, *, sharded: bool) -> dict[str, Any]:
+    return {
+        spec["kind"]: strategy.state_dict()
+        for strategy, spec in zip(trainer.strategies, trainer.config.strategy, strict=True)
+        if (strategy.data_parallel == "shard") == sharded
+    }
+
+
+def load(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Restore what `shared` and `own` returned; strategies that were not there before start afresh."""
+    trainer.step, trainer.segment, trainer.ended = saved["step"], saved["segment"], saved["ended"]
+    trainer.logged = trainer.step
+    trainer.rollout.policy.load_state_dict(saved["policy"])
+    groups = zip(saved["optimizer"]["param_groups"], trainer.learner.optimizer.param_groups, strict=False)
+    for group, here in groups:  # this option belongs to the device, and a run may change it
+        if "capturable" in here:
+            group["capturable"] = here["capturable"]
+    trainer.learner.optimizer.load_state_dict(saved["optimizer"])
+    trainer.learner.engine.load_state_dict(saved["carry"])
+    trainer.learner.generator.set_state(saved["minibatches"])
+    trainer.rollout.load_state_dict(saved["rollout"])
+    states = {**saved["strategies"], **saved["strategy_shards"]}
+    for strategy, spec in zip(trainer.strategies, trainer.config.strategy, strict=True):
+        if spec["kind"] in states:
+            strategy.load_state_dict(states[spec["kind"]])
+    trainer.evaluations.load_state_dict(saved["evaluations"])
+    trainer.record.load_state_dict(saved["record"])
+    torch.set_rng_state(saved["torch_random"])
