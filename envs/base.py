@@ -91,14 +91,14 @@ class Watch:
     Args:
         copies: B.
         steps: how many resets and steps are looked at.
+        reused: names of what comes again are put here.
     """
 
-    def __init__(self, copies: int, steps: int) -> None:
-        self.copies, self.left = copies, steps
+    def __init__(self, copies: int, steps: int, reused: set[str]) -> None:
+        self.copies, self.left, self.reused = copies, steps, reused
         #: by address, before this step and in it; kept, so that no address is given out twice
         self.seen: dict[int, Tensor] = {}
         self.now: dict[int, Tensor] = {}
-        self.reused: set[str] = set()
 
     def copy(self, name: str, tensor: Tensor) -> Tensor:
         """A copy of `tensor`; its memory is remembered."""
@@ -204,9 +204,9 @@ class BatchedEnv(VectorEnv):
         self.age_B = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.return_B = torch.zeros(num_envs, device=self.device)
         self.state: Any = None
-        self._watch: Watch | None = Watch(num_envs, self.WATCHED)
         #: what `advance` and `observe` return in memory that they write to again
-        self._reused: frozenset[str] = frozenset()
+        self._reused: set[str] = set()
+        self._watch: Watch | None = Watch(num_envs, self.WATCHED, self._reused)
 
     # ---- what a subclass writes ----------------------------------------------------------------------------------
 
@@ -378,7 +378,6 @@ class BatchedEnv(VectorEnv):
         """The observation that a reset or a step ends with."""
         obs = self._kept("obs", self.observe(self.state))
         if self._watch is not None:
-            self._reused = frozenset(self._watch.reused)
             self._watch = self._watch.next()
         return obs
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lifelong.envs.options import Width, Widths
 from lifelong.envs.spaces import byte_scale
 
 Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
@@ -135,7 +136,7 @@ class MLP(Encoder):
         activation: tanh, relu or silu.
     """
 
-    def __init__(self, space: Observations, *, hidden: Any = (64,), activation: str = "tanh") -> None:
+    def __init__(self, space: Observations, *, hidden: Widths = (64,), activation: str = "tanh") -> None:
         super().__init__(space)
         widths = [sum(self.counts) or math.prod(space.shape), *(int(width) for width in hidden)]
         layers: list[nn.Module] = []
@@ -207,9 +208,9 @@ class CNN(Encoder):
         self,
         space: Observations,
         *,
-        layout: str = "auto",
-        channels: Any = (16, 32),
-        hidden: int = 64,
+        layout: Literal["auto", "hw", "chw", "hwc", "nchw", "nhwc"] = "auto",
+        channels: Widths = (16, 32),
+        hidden: Width = 64,
         activation: str = "relu",
     ) -> None:
         super().__init__(space)
