@@ -49,7 +49,8 @@ def check_builds(folder: Path) -> None:
     assert {top.split("-")[0] for top in tops} == {"lifelong"} and len(tops) == 2, tops
     inside = {name for name in names if name.startswith("lifelong/")}
     assert inside == expected(), sorted(inside ^ expected())[:20]
-    held = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
     for name in ("docs/index.md", "benchmarks/gpu.py", "tests/test_readme.py", "CHANGELOG.md", "LICENSE"):
         assert name in held, f"{name} is not in the sdist"
     run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder / "b", sdist)
