@@ -114,12 +114,10 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        here = os.getcwd()
+        os.getcwd()
     except FileNotFoundError:
         print("lifelong: the working folder does not exist any more; change to another one", file=sys.stderr)
         return 2
-    if here not in sys.path:
-        sys.path.append(here)  # so that `kind: my_module:MyClass` finds a module in the current folder
     with ExitStack() as closing:  # it ends Ray, which takes seconds, after a mistake has been told
         return _main(arguments, closing)
 
@@ -182,6 +180,7 @@ def _run(options: argparse.Namespace) -> int:
         return _go_on(folder, options)
     from lifelong.agent.distributed import cluster
 
+    configs.find_own_modules(config)  # before Ray starts, which hands the path to its processes
     connection = options.closing.enter_context(cluster.begun(config))  # while torch is imported
     from lifelong.agent import run
 
@@ -209,6 +208,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
 
     config = configs.load(str((folder / "config.yaml").resolve()), options.overrides)
     _trust(config, folder, options)
+    configs.find_own_modules(config)  # before Ray starts, which hands the path to its processes
     connection = options.closing.enter_context(cluster.begun(config))
     from lifelong.agent import run
 
@@ -351,9 +351,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
+    config = configs.load(options.config, options.overrides)
     from lifelong.agent.schema import with_defaults  # torch: options of parts are in their signatures
 
-    print(configs.to_yaml(with_defaults(configs.load(options.config, options.overrides))), end="")
+    print(configs.to_yaml(with_defaults(config)), end="")
     return 0
 
 

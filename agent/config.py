@@ -10,6 +10,7 @@ A *part* is anything registered in `agent.registry`: either its name (`cell: els
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -261,9 +262,6 @@ def check(raw: Mapping[str, Any]) -> Config:
         ConfigError: one sentence about the first mistake.
     """
     config: Config = from_mapping(Config, raw)
-    for folder in config.modules:
-        if folder not in sys.path:
-            sys.path.append(folder)
     _check_name("name", config.name)
     if not config.stream.tasks:
         raise ConfigError("stream.tasks is empty; name at least one task, such as `- env: TMaze`")
@@ -312,6 +310,15 @@ def foreign_parts(config: Config) -> list[str]:
     kinds = [part["kind"] for part in parts if is_foreign(part)]
     ids = [task.env.get("id") for task in stream.tasks]  # gymnasium imports the module of `module:Env-v0`
     return list(dict.fromkeys([*kinds, *(name for name in ids if isinstance(name, str) and ":" in name)]))
+
+
+def find_own_modules(config: Config) -> None:
+    """Let code of the user's own be found: in the current folder and in `modules`, if the config names any.
+
+    Where it names none, nothing from there is imported, in place of an optional package that is missing, say.
+    """
+    if foreign_parts(config):
+        sys.path += [folder for folder in (os.getcwd(), *config.modules) if folder not in sys.path]
 
 
 def _check_runners(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,17 +16,37 @@ from lifelong.envs.options import brief
 CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
 SWEEP_FOLDER = CONFIG_FOLDER / "sweeps"
 
-#: bytes of a config file
-LARGEST_FILE = 1_000_000
-#: configs that one config may include, and how deep
-MOST_INCLUDES = 50
+#: bytes of a config with all that it includes; PyYAML reads about 150,000 of them in a second
+LARGEST_CONFIG = 300_000
+#: files that a config is made of, each counted as often as it is included
+MOST_FILES = 50
+#: steps of a dotted key
+LONGEST_KEY = 20
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader that also reads 2e-3 as a number (YAML 1.1 wants 2.0e-3).
 
-    Repeated keys, keys that are no words and aliases, of which a short file can make a huge one, are errors.
+    Repeated keys, keys that are no words and aliases, of which a short file can make a huge one, are errors. So are
+    values that their tag does not allow, and integers longer than any that is meant.
     """
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and abs(value) >= 10**100:
+                raise OverflowError
+        except (ArithmeticError, AttributeError, LookupError, ValueError) as error:  # PyYAML looks before no leap
+            tag = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"{brief(node.value)} cannot be read as {tag}", problem_mark=node.start_mark
+            ) from error
+        return value
+
+    def construct_yaml_float(self, node: Any) -> Any:
+        value = super().construct_yaml_float(node)
+        counts = "." not in node.value and math.isfinite(value) and value.is_integer()
+        return int(value) if counts else value  # 1e4 is as good an integer as 10000
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -51,6 +72,7 @@ class _Loader(yaml.SafeLoader):
         """`<<` is a key like any other."""
 
 
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
@@ -70,8 +92,6 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: it is nested too deeply") from error
-    except (ValueError, OverflowError) as error:  # dates and numbers that cannot be
-        raise ConfigError(f"{where}: not valid YAML: {error}") from error
 
 
 def bundled(bundle: Path = CONFIG_FOLDER) -> dict[str, Path]:
@@ -114,16 +134,33 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read(
-    name: str, folder: Path | None = None, seen: tuple[Path, ...] = (), bundle: Path = CONFIG_FOLDER
-) -> dict[str, Any]:
-    """The raw mapping of a config file with its includes merged."""
+def read(name: str, folder: Path | None = None, bundle: Path = CONFIG_FOLDER) -> dict[str, Any]:
+    """The raw mapping of a config file with its includes merged.
+
+    Raises:
+        ConfigError: a file that is not there, cannot be read or is no config, or includes without an end.
+    """
     path = find(name, folder, bundle).resolve()
-    if path in seen:
-        raise ConfigError(f"{path.name}: include goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
+    merged = _with_includes(path, (), [], bundle)
+    merged.setdefault("name", path.stem)
+    if bundle.resolve() not in path.parents:
+        _find_modules_beside(merged, path.parent)
+    return merged
+
+
+def _with_includes(path: Path, above: tuple[Path, ...], sizes: list[int], bundle: Path) -> dict[str, Any]:
+    """A file on top of what it includes; `above` includes it, `sizes` has the bytes of every file read so far."""
+    if path in above:
+        raise ConfigError(f"{path.name}: include goes in a circle: {' -> '.join(p.name for p in (*above, path))}")
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ConfigError(f"{path.name} has {path.stat().st_size:,} bytes; a config has at most {LARGEST_FILE:,}")
+        sizes.append(path.stat().st_size)
+        if len(sizes) > MOST_FILES:
+            raise ConfigError(f"{path.name}: a config is made of at most {MOST_FILES} files; include fewer")
+        if sum(sizes) > LARGEST_CONFIG:
+            raise ConfigError(
+                f"{path.name}: a config with all that it includes has at most {LARGEST_CONFIG:,} bytes, "
+                f"not {sum(sizes):,}"
+            )
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
@@ -140,17 +177,13 @@ def read(
         raise ConfigError(
             f"{path.name}: include is {brief(includes)}; it must be the name of a config or a list of them"
         )
-    if len(includes) > MOST_INCLUDES or len(seen) > MOST_INCLUDES:
-        raise ConfigError(f"{path.name}: more than {MOST_INCLUDES} includes")
+    if isinstance(raw.get("modules"), list):
+        raw["modules"] = [str(path.parent / m) if isinstance(m, str) else m for m in raw["modules"]]
     merged: dict[str, Any] = {}
     for include in includes:
-        merged = merge(merged, read(str(include), path.parent, (*seen, path), bundle))
-    merged = merge(merged, raw)
-    if not seen:
-        merged.setdefault("name", path.stem)
-        if bundle not in path.parents:
-            _find_modules_beside(merged, path.parent)
-    return merged
+        file = find(include, path.parent, bundle).resolve()
+        merged = merge(merged, _with_includes(file, (*above, path), sizes, bundle))
+    return merge(merged, raw)
 
 
 def _find_modules_beside(raw: dict[str, Any], folder: Path) -> None:
@@ -180,11 +213,18 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     Raises:
         ConfigError: the key leads through something that is no mapping or list.
     """
+    steps = key.split(".")
+    if len(steps) > LONGEST_KEY:
+        raise ConfigError(f"override {brief(key)}: no key has more than {LONGEST_KEY} steps")
     nested: Any = value
-    for step in reversed(key.split(".")):
+    for step in reversed(steps):
         nested = {step: nested}
     result: dict[str, Any] = _assign(raw, nested, key)
     return result
+
+
+def _is_index(step: str) -> bool:
+    return step.isdecimal() and len(step) < 7
 
 
 def _assign(raw: Any, nested: Any, key: str) -> Any:
@@ -193,13 +233,13 @@ def _assign(raw: Any, nested: Any, key: str) -> Any:
     if isinstance(raw, list):
         items = list(raw)
         for step, value in nested.items():
-            if not step.isdigit() or int(step) >= len(items):
+            if not _is_index(step) or int(step) >= len(items):
                 raise ConfigError(f"override {key}: {step!r} is no index of a list of {len(items)}")
             items[int(step)] = _assign(items[int(step)], value, key)
         return items
     if isinstance(raw, str):
         raw = {"kind": raw}  # `cell: elstm` and the override cell.size=64
-    if isinstance(raw, dict) and "kind" in raw and all(step.isdigit() for step in nested):
+    if isinstance(raw, dict) and "kind" in raw and all(map(_is_index, nested)):
         return _assign([raw], nested, key)  # `strategy: ewc` and the override strategy.0.strength=10
     if raw is not None and not isinstance(raw, dict):
         raise ConfigError(f"override {key}: {raw!r} has no keys")

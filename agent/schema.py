@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lifelong.agent import registry
-from lifelong.agent.config import Config
+from lifelong.agent.config import Config, find_own_modules
 from lifelong.envs.options import LARGEST, Range, parameters_of
 from lifelong.envs.tasks import environment_class
 
@@ -37,6 +37,7 @@ def options(kind: str, name: str) -> dict[str, tuple[Any, Any]]:
 
 def with_defaults(config: Config) -> Config:
     """The config with every option of every part, given or not."""
+    find_own_modules(config)
     full = copy.deepcopy(config)
     policy, stream = full.policy, full.stream
     parts = [("encoder", policy.encoder), ("cell", policy.cell), ("schedule", stream.schedule)]

@@ -24,11 +24,14 @@ def blame(error: BaseException) -> str:
         frames = traceback.extract_tb(cause.__traceback__)
     users = [frame for frame in frames if not _is_ours(frame.filename)]
     message = " ".join(str(error).split()) or "no message"
+    where = f"{users[-1].filename}:{users[-1].lineno}: " if users else ""
+    if isinstance(error, SyntaxError) and error.filename:  # no frame is in a file that cannot be read
+        where, message = f"{error.filename}:{error.lineno}: ", error.msg
+    elif not users and frames:
+        where = f"{frames[-1].filename}:{frames[-1].lineno}: "
     if len(message) > LONGEST:
         message = message[: LONGEST - 1] + "…"
-    text = f"{type(error).__name__}: {message}"
-    place = (users or list(frames))[-1:]
-    return f"{place[0].filename}:{place[0].lineno}: {text}" if place else text
+    return f"{where}{type(error).__name__}: {message}"
 
 
 def told(error: BaseException) -> str:

@@ -89,7 +89,9 @@ def problem(hint: Any, value: Any) -> str | None:
         return None if isinstance(value, Mapping) else "a mapping"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):
         return _sequence(origin, arguments, value)
-    if isinstance(hint, type) and hint not in (bool, int, float, str, object, Any):
+    if hint is Any or getattr(hint, "_is_protocol", False):  # nothing can be said of a value
+        return None
+    if isinstance(hint, type) and hint not in (bool, int, float, str, object):
         return None if isinstance(value, hint) else f"a {hint.__name__}"
     return _simple(hint, value, _OF_NUMBERS)
 
@@ -117,7 +119,9 @@ def _simple(hint: Any, value: Any, allowed: Range) -> str | None:
     if not number or (hint is int and not isinstance(value, int)):
         return kind
     if not (isinstance(value, int) or math.isfinite(value)) or value not in allowed:
-        return f"{kind} {allowed}" if allowed is not _OF_NUMBERS else f"{kind} of ordinary size"
+        if allowed is _OF_NUMBERS:
+            return f"{kind} of ordinary size"
+        return f"{kind} of at most {LARGEST:g}" if value > LARGEST else f"{kind} {allowed}"
     return None
 
 

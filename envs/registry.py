@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lifelong.envs.border import blame
@@ -41,13 +40,19 @@ def import_part(kind: str, name: str, known: Mapping[str, str]) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if name in known or error.name is None or not module_name.startswith(error.name):
+        if name in known or not f"{module_name}.".startswith(f"{error.name}."):
             raise EnvError(f"cannot load {kind} {name!r}: {blame(error)}") from error
-        places = ", ".join(place or "." for place in sys.path if "python" not in Path(place).name.lower()) or "nowhere"
-        raise EnvError(f"{kind} {name!r}: there is no module {module_name!r}; looked in {places[-120:]}") from error
+        places = [place for place in sys.path if place and not place.startswith((sys.prefix, sys.base_prefix))]
+        raise EnvError(
+            f"{kind} {name!r}: there is no module {module_name!r}; looked in "
+            f"{', '.join([*reversed(places[-3:]), 'the installed packages'])}"
+        ) from error
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise EnvError(f"cannot load {kind} {name!r}: {blame(error)}") from error
-    if not hasattr(module, attribute):
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise EnvError(unknown_name(f"attribute of {module_name} for {kind}", attribute, public[:20]))
-    return getattr(module, attribute)
+        raise EnvError(unknown_name(f"attribute of {module_name} for {kind}", attribute, public[:20])) from error
+    except (Exception, SystemExit) as error:  # a module may make its attributes itself
+        raise EnvError(f"cannot load {kind} {name!r}: {blame(error)}") from error

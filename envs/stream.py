@@ -20,6 +20,9 @@ from lifelong.envs.errors import EnvError
 from lifelong.envs.options import Count, Range
 from lifelong.envs.tasks import Task, environment_class
 
+#: a random schedule is drawn beforehand
+MOST_DRAWS = 1_000_000
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -97,6 +100,9 @@ class Random(Schedule):
     def __init__(self, steps: Sequence[int], cycles: int, seed: int, *, every: Count = 20_000) -> None:
         if every < 1:
             raise ValueError(f"every is {every}; it must be at least 1")
+        if sum(steps) * cycles > every * MOST_DRAWS:
+            draws = sum(steps) * cycles // every
+            raise ValueError(f"every is {every:,}, which makes {draws:,} draws; at most {MOST_DRAWS:,} are kept")
         self.every = every
         super().__init__(steps, cycles, seed)
 

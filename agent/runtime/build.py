@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lifelong.agent import registry
-from lifelong.agent.config import Config
+from lifelong.agent.config import Config, find_own_modules
 from lifelong.agent.errors import ConfigError, EnvError, LifelongError
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.objectives.base import Objective
@@ -20,14 +20,15 @@ from lifelong.agent.runtime.capture import CudaGraph
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.machine import versions
-from lifelong.agent.runtime.memory import check_memory, needs_of
+from lifelong.agent.runtime.memory import check_memory, is_memory, needs_of
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rollout import Acting, Rollout
 from lifelong.agent.runtime.source import Fresh
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy
-from lifelong.envs.stream import TaskStream
+from lifelong.envs.border import blame
+from lifelong.envs.stream import Random, TaskStream
 from lifelong.envs.tasks import Task, TaskEnv
 from lifelong.kernels.allocator import keep_freed_memory
 from lifelong.kernels.dispatch import prepare
@@ -62,6 +63,7 @@ def build_stream(config: Config) -> TaskStream:
         ConfigError: a task or schedule that cannot be.
     """
     spec = config.stream
+    find_own_modules(config)
     try:
         tasks = [
             Task.from_spec(
@@ -80,6 +82,11 @@ def build_stream(config: Config) -> TaskStream:
     except EnvError as error:
         raise ConfigError(str(error)) from error
     copies, frames = config.rollout.copies, config.rollout.copies * config.rollout.steps
+    if isinstance(schedule, Random) and schedule.every < frames:
+        raise ConfigError(
+            f"stream.schedule.every is {schedule.every:,}, below the {frames:,} steps of a chunk (rollout.copies x "
+            "rollout.steps), so that tasks that are drawn would not be trained"
+        )
     never = stream.never_trained(copies, frames)
     if never:
         task = stream.tasks[never[0]]
@@ -251,10 +258,11 @@ def build(config: Config, folder: Path, workers: Workers = ALONE, acting: MakeAc
         trainer = _build(config, folder, device, stream, workers, acting)
     except EnvError as error:
         raise ConfigError(str(error)) from error
-    except (RuntimeError, MemoryError, OverflowError) as error:
-        if isinstance(error, LifelongError):
-            raise
-        raise ConfigError(f"this run does not fit this machine: {' '.join(str(error).split()[:30])}") from error
+    except LifelongError:
+        raise
+    except (Exception, SystemExit) as error:  # of parts that see each other for the first time
+        what = "this run does not fit this machine: " if is_memory(error) else "this run cannot be built: "
+        raise ConfigError(f"{what}{blame(error)}") from error
     prepare(device)
     return trainer
 
@@ -280,6 +288,9 @@ def _build(
     # if others act, one copy to know the spaces from
     env = environment("training", copies if acting is None else 1, ages=config.rollout.random_initial_age)
     policy = build_policy(config, env).to(device)
+    for name, options in config.strategy_options.items():
+        if name in registry.REGISTRY["strategy"]:  # a mistake in one that is not chosen shows today, not some day
+            registry.check_options("strategy", name, registry.load("strategy", name), options, {})
     strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
     check_memory(config, needs_of(config, env, policy, strategies, copies), device)
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)

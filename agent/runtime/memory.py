@@ -28,6 +28,12 @@ def memory_of(device: torch.device) -> int:
         return 2**63
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was asked for that is not there, or more than can be counted."""
+    said = ("allocate", "storage size", "multiplication overflow", "out of memory")
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in said)
+
+
 def sequence_bytes(config: Config, space: gymnasium.Space, policy: Policy) -> int:
     """Bytes of one stored sequence of T steps."""
     shape, dtype = space.shape or (), space.dtype

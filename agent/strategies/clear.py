@@ -10,7 +10,7 @@ from lifelong.agent.errors import choice
 from lifelong.agent.policy import Outputs
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Strategy
-from lifelong.envs.options import Count, Range, Steps, Weight
+from lifelong.envs.options import LARGEST, Count, Range, Steps, Weight
 from lifelong.replay.buffer import SequenceReplay
 from lifelong.replay.chunk import Chunk, concatenate
 from lifelong.replay.sampling import SAMPLING
@@ -45,7 +45,7 @@ class CLEAR(Strategy):
     def __init__(
         self,
         *,
-        capacity: Count = 8192,
+        capacity: Annotated[int, Range(1, LARGEST)] = 8192,
         ratio: Annotated[float, Range(0.0, 1000.0, above=True)] = 1.0,
         policy_cloning: Weight = 0.01,
         value_cloning: Weight = 0.005,

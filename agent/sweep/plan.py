@@ -303,6 +303,7 @@ def data_of(config: Config) -> set[str]:
     """What a stream is made of: the environment of every task with all its parameters, as text."""
     from lifelong.envs.tasks import Task  # torch
 
+    configs.find_own_modules(config)
     found = set()
     for spec in config.stream.tasks:
         task = Task.from_spec(spec.name, spec.env, 1)
