@@ -73,6 +73,10 @@ def parser() -> Parser:
     for command in (resume, evaluate):
         command.add_argument("folder", metavar="RUN", type=Path, help="run folder, such as runs/quickstart/0")
 
+    resume.add_argument(
+        "--add", action="append", default=[], metavar="TASK.yaml", help="tasks to train after all others; may be repeated"
+    )
+
     report = commands.add_parser("report", help="tables, plots and an HTML page of one or more runs")
     report.add_argument("folders", metavar="RUN", type=Path, nargs="+", help="run folders, or folders of runs")
     report.add_argument("--out", type=Path, metavar="DIR", help="where the page goes; default: the first folder")
@@ -184,11 +188,12 @@ def _resume(options: argparse.Namespace) -> int:
 def _go_on(folder: Path, options: argparse.Namespace) -> int:
     from lifelong.agent.distributed import cluster
 
-    config = configs.load(str((folder / "config.yaml").resolve()), options.overrides)
+    add = getattr(options, "add", [])
+    config = configs.load(str((folder / "config.yaml").resolve()), options.overrides, add)
     connection = options.closing.enter_context(cluster.begun(config))
     from lifelong.agent import run
 
-    return _finish(*run.resume(folder, options.overrides, quiet=options.quiet, connection=connection))
+    return _finish(*run.resume(folder, options.overrides, add=add, quiet=options.quiet, connection=connection))
 
 
 def _finish(trainer: object, finished: bool) -> int:

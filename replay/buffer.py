@@ -82,17 +82,26 @@ class SequenceReplay:
         }
 
     def load_state_dict(self, saved: dict[str, Any], device: torch.device) -> None:
-        """Restore what `state_dict` returned."""
-        self.size, self.seen = saved["size"], saved["seen"]
-        self.stamp = saved["stamp"].clone()
+        """Restore what `state_dict` returned. Where there is room for fewer sequences now, the write policy says which
+        are kept.
+        """
+        self.seen = saved["seen"]
         self.generator.set_state(saved["generator"])
+        had = len(saved["stamp"])
+        rows = torch.arange(saved["size"])
+        if had != self.capacity:
+            rows, self.seen = self.writing.resized(saved["size"], saved["seen"], had, self.capacity, self.generator)
+        self.size = len(rows)
+        self.stamp = torch.zeros(self.capacity, dtype=torch.int64)
+        self.stamp[: self.size] = saved["stamp"][rows]
         if saved["storage"] is not None:
-            kept = Chunk(**{name: tensor.to(device) for name, tensor in saved["storage"].items()})
+            stored = Chunk(**{name: tensor.to(device) for name, tensor in saved["storage"].items()})
+            kept = stored.select(rows.to(device))
             self.storage = kept.map(lambda name, x, dim: _allocate(x, dim, self.capacity))
-            rows = torch.arange(self.size, device=device)
+            into = torch.arange(self.size, device=device)
             for f in fields(kept):
                 dim = 0 if f.name in ("bootstrap_value", "state") else 1
-                getattr(self.storage, f.name).index_copy_(dim, rows, getattr(kept, f.name))
+                getattr(self.storage, f.name).index_copy_(dim, into, getattr(kept, f.name))
 
 
 def _allocate(like: Tensor, dim: int, capacity: int) -> Tensor:

@@ -34,9 +34,13 @@ class RunLog:
         self.timing = open(folder / "timing.jsonl", "a")  # noqa: SIM115
         self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
 
-    def text(self, tag: str, text: str) -> None:
+    def text(self, tag: str, text: str, step: int = 0) -> None:
         """A text page in TensorBoard."""
-        self.writer.add_text(tag, text, 0)  # type: ignore[no-untyped-call]
+        self.writer.add_text(tag, text, step)  # type: ignore[no-untyped-call]
+
+    def mark(self, tag: str, count: int, step: int) -> None:
+        """A point of TensorBoard's alone, that shows when something happened."""
+        self._tensorboard(step, {tag: float(count)})
 
     def scalars(self, step: int, scalars: dict[str, float]) -> None:
         """One line of metrics.jsonl and one point of every scalar in TensorBoard."""
@@ -75,7 +79,10 @@ class RunLog:
 class NoLog:
     """The log of a worker that is not rank 0: nothing is written."""
 
-    def text(self, tag: str, text: str) -> None:
+    def text(self, tag: str, text: str, step: int = 0) -> None:
+        """Drop it."""
+
+    def mark(self, tag: str, count: int, step: int) -> None:
         """Drop it."""
 
     def scalars(self, step: int, scalars: dict[str, float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from lifelong.agent.config import Config
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.runtime.rollout import Experience
+
+if TYPE_CHECKING:
+    from lifelong.agent.runtime.changes import Change
 
 
 class Record:
@@ -30,6 +33,8 @@ class Record:
         self.config, self.folder, self.versions, self.tasks = config, folder, versions, tasks
         self.sums: dict[str, Tensor] = {}
         self.updates = 0
+        #: in what the config differs from that of the checkpoint the run goes on from
+        self.changes: list[Change] = []
         #: chunks that were dropped because something in them was not finite
         self.skipped = 0
         self.return_sum = torch.zeros(len(tasks), device=device, dtype=torch.float64)

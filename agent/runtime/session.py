@@ -12,25 +12,27 @@ from typing import Any
 
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
-from lifelong.agent.errors import CheckpointError, DiskError
+from lifelong.agent.errors import CheckpointError, ConfigError, DiskError
 from lifelong.agent.parallel import Workers
-from lifelong.agent.runtime import checkpoint
+from lifelong.agent.runtime import changes, checkpoint
 from lifelong.agent.runtime.build import MakeActing, build
+from lifelong.agent.runtime.handover import hand_over
 from lifelong.agent.runtime.logging import NoLog, Progress, RunLog, write_json
 from lifelong.agent.runtime.machine import machine
 from lifelong.agent.runtime.metrics import average_performance, backward_transfer, final, forgetting, learned
 from lifelong.agent.runtime.trainer import Order, Trainer
 
 
-def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
-    """The config of the run in `folder`, with overrides.
+def load_config(folder: Path, assignments: Sequence[str] = (), add: Sequence[str] = ()) -> Config:
+    """The config of the run in `folder`, with the tasks of the files `add` behind its own, and with overrides.
 
     Raises:
         CheckpointError: there is no run.
+        ConfigError: a file without tasks, or an override that cannot be.
     """
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder} is no run: it has no config.yaml")
-    return configs.load(str((folder / "config.yaml").resolve()), assignments)
+    return configs.load(str((folder / "config.yaml").resolve()), assignments, add)
 
 
 def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, int]:
@@ -43,15 +45,26 @@ def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | 
 def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, int]:
     """The trainer of a run at its newest good checkpoint, and the length of its metrics.jsonl then.
 
+    Where `config` is not that of the checkpoint, what it holds is handed over; `record.changes` of the trainer says what
+    was changed.
+
     Raises:
         CheckpointError: no usable checkpoint, or one of another shape.
+        ConfigError: a change that a run that was trained cannot take.
     """
     saved, damaged = checkpoint.load(folder / "checkpoints", workers)
     for problem in damaged:
         print(f"note: {problem}; using an older one")
+    old = configs.check(saved["config"])
+    old.runtime.device = config.runtime.device  # that of a worker is Ray's choice
+    found = changes.between(old, config)
+    changes.check(found, old, config, saved["step"])
     trainer = build(config, folder, workers, acting)
     try:
+        trainer.record.changes = hand_over(saved, found, old, trainer)
         trainer.load_state_dict(saved)
+    except ConfigError:
+        raise
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
@@ -76,6 +89,12 @@ def train(
         log = open_log(record.folder, offset, trainer.step) if first else NoLog()
         log.text("config", "```yaml\n" + configs.to_yaml(record.config) + "```")
         log.text("gradients", gradient_report(trainer))
+        made = changes.read(record.folder)
+        if made:
+            log.text("changes", changes.table(made), trainer.step)
+        for count, change in enumerate(made, start=1):
+            if change["step"] == trainer.step:
+                log.mark("changes", count, trainer.step)
         finished = trainer.train(log, progress, asked)
         log.close()
         unwritten = progress.start < trainer.step or not (record.folder / "summary.json").exists()
@@ -149,6 +168,7 @@ def summary(trainer: Trainer, steps_per_second: float) -> dict[str, Any]:
         "forgetting": float(forgetting(evaluations)),
         "backward_transfer": float(backward_transfer(evaluations)),
         "segments": [{"start": s.start, "end": s.end, "task": s.task} for s in trainer.stream.segments],
+        "changes": changes.read(trainer.record.folder),
         "exact_environment_state": trainer.rollout.env.exact_state,
         "versions": trainer.record.versions,
         "machine": {"device": device, "threads": config.runtime.threads, **machine(device)},
