@@ -61,7 +61,7 @@ class Schedule:
         return next((i for i, s in enumerate(self.segments) if step < s.end), len(self.segments) - 1)
 
     def trained_until(self, segment: int) -> int:
-        """The step at which the last copy leaves the task of `segment`: its end, unless borders are soft."""
+        """The step at which training on the task of `segment` ends: the segment's end, unless borders are soft."""
         return self.segments[segment].end
 
     @property
@@ -137,7 +137,7 @@ class Blurry(Schedule):
         """Half the length of the transition between two segments."""
         return 0.5 * self.width * min(before.end - before.start, after.end - after.start)
 
-    def trained_until(self, segment: int) -> int:
+    def trained_until(self, segment: int) -> int:  # where the last copy leaves the task
         before, *following = self.segments[segment : segment + 2]
         return before.end + (math.ceil(self._half(before, following[0])) if following else 0)
 
@@ -157,12 +157,17 @@ class Drift(Schedule):
     """One environment whose parameters move linearly from each task's values to the next one's.
 
     At the start of segment i the parameters are those of its task, at its end those of the next task; in the last
-    segment they stay. Episodes go on while the parameters move.
+    segment they stay. Episodes go on while the parameters move. A task is trained as long as they are nearer to its own
+    than to the next one's: until the middle of its segment.
     """
 
     @property
     def smooth(self) -> bool:
         return True
+
+    def trained_until(self, segment: int) -> int:
+        here = self.segments[segment]
+        return here.end if segment == len(self.segments) - 1 else (here.start + here.end + 1) // 2
 
     def position(self, step: int) -> tuple[int, int, float]:
         index = self.segment_at(step)
@@ -284,7 +289,7 @@ class TaskStream:
         return {name: (1 - fraction) * a[name] + fraction * b[name] for name in a}
 
     def trained_until(self, segment: int) -> int:
-        """The step at which training on the task of `segment` ends: the segment's end, or that of a soft border."""
+        """The step at which training on the task of `segment` ends, for metrics and strategies."""
         return min(self.schedule.trained_until(segment), self.total_steps)
 
     def training_end(self, task: int) -> int:

@@ -43,6 +43,7 @@ class SequenceReplay:
         """Offer every copy of `chunk` (made at environment step `step`) to the buffer."""
         if self.storage is None:
             self.storage = chunk.map(lambda name, x, dim: _allocate(x, dim, self.capacity))
+        self.storage = self.storage.masking(chunk.action_mask.shape[-1])
         rows = self.writing.rows(chunk.copies, self.seen, self.capacity, self.generator)
         self.seen += chunk.copies
         # a row that two copies of this chunk claim goes to the later one
@@ -81,10 +82,18 @@ class SequenceReplay:
             "generator": self.generator.get_state(),
         }
 
-    def load_state_dict(self, saved: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, saved: dict[str, Any], device: torch.device, steps: int | None = None) -> None:
         """Restore what `state_dict` returned. Where there is room for fewer sequences now, the write policy says which
         are kept.
+
+        Raises:
+            ValueError: the sequences do not have `steps` steps, if that is given.
         """
+        if saved["storage"] is not None and steps not in (None, len(saved["storage"]["reward"])):
+            raise ValueError(
+                f"rollout.steps is {steps}, but a replay holds {saved['size']} sequences of "
+                f"{len(saved['storage']['reward'])} steps; keep that length, or go on without the strategy that holds them"
+            )
         self.seen = saved["seen"]
         self.generator.set_state(saved["generator"])
         had = len(saved["stamp"])

@@ -56,6 +56,12 @@ class Chunk:
             changed[f.name] = function(f.name, tensor, 0 if f.name in ("bootstrap_value", "state") else 1)
         return replace(self, **changed)
 
+    def masking(self, actions: int) -> Chunk:
+        """The chunk with a mask over `actions` actions; one that masks nothing allows them all."""
+        if self.action_mask.shape[-1] == actions:
+            return self
+        return replace(self, action_mask=self.action_mask.new_ones(*self.action_mask.shape[:2], actions))
+
     def select(self, index: Tensor) -> Chunk:
         """The copies `index` (int64)."""
         return self.map(lambda name, tensor, dim: tensor.index_select(dim, index))
@@ -63,4 +69,6 @@ class Chunk:
 
 def concatenate(chunks: list[Chunk]) -> Chunk:
     """Chunks of the same length side by side, as one chunk with all their copies."""
+    actions = max(chunk.action_mask.shape[-1] for chunk in chunks)
+    chunks = [chunk.masking(actions) for chunk in chunks]
     return chunks[0].map(lambda name, tensor, dim: torch.cat([getattr(c, name) for c in chunks], dim))

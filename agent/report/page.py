@@ -35,7 +35,7 @@ def html(runs: Sequence[RunData], out_dir: Path) -> Path:
                 file = f"{prefix}-{len(pages) + 1}-{_slug(run.strategy)}-seed-{run.summary['seed']}.png"
                 pages.append(_run_page(run, group.label, out_dir / "plots" / file))
         sections.append(
-            {"name": name, "cells": comparison_cells(members).without_first(), "plot": embed(plot), "runs": pages}
+            {"name": name, "cells": comparison_cells(members, runs).without_first(), "plot": embed(plot), "runs": pages}
         )
     path = out_dir / "report.html"
     path.write_text(render("report.html.j2", sections=sections, count=len(runs)))
@@ -102,5 +102,5 @@ def write_report(paths: Sequence[Path], out_dir: Path, out: Console) -> Path:
                 out.print(table(run.summary))
         if len(members) > 1:
             out.print(Text(f"\n{members[0].config_name}: median (min..max) over seeds", style="bold"))
-            out.print(comparison_cells(members).without_first().rich())
+            out.print(comparison_cells(members, runs).without_first().rich())
     return html(runs, out_dir)

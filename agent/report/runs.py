@@ -13,8 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from lifelong.agent.errors import ConfigError
-from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime.metrics import Evaluations, forward_transfer_auc
 
 #: how deep below a given folder runs are looked for (runs/ -> name -> seed is two)
 SEARCH_DEPTH = 3
@@ -200,6 +202,29 @@ def _settings(value: Any, prefix: str = "") -> dict[str, str]:
             flat.update(_settings(child, f"{prefix}.{key}" if prefix else str(key)))
         return flat
     return {} if NOT_COMPARED.match(prefix) else {prefix: str(value)}
+
+
+def forward_transfer(run: RunData, references: Sequence[RunData]) -> float:
+    """`continual/forward_transfer_auc` of a run; NaN if some task has no reference.
+
+    The reference of a task is a run that was trained on this task alone, on the same scale and for at most as long; one
+    with the same seed if there is one.
+    """
+    chosen = []
+    for task, score, end in zip(
+        run.evaluations.tasks, run.evaluations.scores, run.evaluations.training_end, strict=True
+    ):
+        alone = [
+            reference
+            for reference in references
+            if (reference.evaluations.tasks, reference.evaluations.scores) == ([task], [score])
+            and reference.evaluations.training_end[0] <= end
+        ]
+        if not alone or len(run.evaluations.tasks) == 1:
+            return math.nan
+        chosen.append(min(alone, key=lambda reference: reference.summary["seed"] != run.summary["seed"]).evaluations)
+    values = forward_transfer_auc(run.evaluations, chosen)
+    return math.nan if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def task_names(runs: Sequence[RunData]) -> list[str]:

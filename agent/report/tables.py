@@ -14,7 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lifelong.agent.report.runs import RunData, group_runs, median_of, number, task_names
+from lifelong.agent.report.runs import Group, RunData, forward_transfer, group_runs, median_of, number, task_names
+from lifelong.agent.runtime.metrics import LEARNED_FROM, forgetting_max, was_learned
+
+#: stands where a number would tell of a task what it never had
+NEVER = "never learned"
+#: the numbers below the table of a run, as far as its summary has them
+TOTALS = ("average_performance", "forgetting", "forgetting_max")
 
 
 @dataclass
@@ -66,28 +72,38 @@ def table(summary: Mapping[str, Any]) -> Table:
 def comparison(runs: Sequence[RunData]) -> Table:
     """One row per config name and strategies: median (min..max) over seeds, best average performance first.
 
-    A task that a config does not have shows as a dash.
+    Of every task stands the performance when it was learned and the one at the end. A task that a config does not have
+    shows as a dash.
     """
-    return comparison_cells(runs).rich()
+    return comparison_cells(runs, runs).rich()
 
 
 def run_cells(summary: Mapping[str, Any]) -> Cells:
-    """One run; see `table`."""
-    rows = []
+    """One run; see `table`. Instead of the share kept of a task that was never learned stands that it was not."""
+    rows, never = [], 0
     for task in summary["tasks"]:
         learned, final = number(task["learned"]), number(task["final"])
-        kept = f"{final / learned:.0%}" if learned > 0 and math.isfinite(final) else "–"
+        kept = f"{final / learned:.0%}" if was_learned(learned) and math.isfinite(final) else "–"
+        if learned < LEARNED_FROM:
+            kept, never = NEVER, never + 1
         rows.append([str(task["name"]), number_text(learned), number_text(final), kept])
     totals = [
-        ["average performance", "", number_text(number(summary["average_performance"])), ""],
-        ["forgetting", "", number_text(number(summary["forgetting"])), ""],
+        [name.replace("_", " "), "", number_text(number(summary[name])), ""] for name in TOTALS if name in summary
     ]
+    if never:
+        totals.append([NEVER, "", f"{never} of {len(rows)}", ""])
     return Cells(["task", "learned", "final", "kept"], rows, totals, left=1)
 
 
-def comparison_cells(runs: Sequence[RunData]) -> Cells:
-    """One row per config name and strategies; see `comparison`."""
-    tasks = task_names(runs)
+def comparison_cells(runs: Sequence[RunData], references: Sequence[RunData] = ()) -> Cells:
+    """One row per config name and strategies; see `comparison`.
+
+    Of every task stands the performance when it was learned and at the end. There is a column for forward transfer if
+    `references`, runs on a single task, are there for all tasks of some row.
+    """
+    tasks, groups = task_names(runs), group_runs(runs)
+    transfers = [[forward_transfer(run, references) for run in group.runs] for group in groups]
+    shown = any(not math.isnan(value) for values in transfers for value in values)
     rows = [
         [
             group.config,
@@ -95,13 +111,24 @@ def comparison_cells(runs: Sequence[RunData]) -> Cells:
             str(group.seeds),
             _text_range(group.values("average_performance")),
             number_text(median_of(group.values("forgetting"))),
-            *(number_text(median_of(group.task_values(task, "final"))) for task in tasks),
+            number_text(median_of(forgetting_max(run.evaluations) for run in group.runs)),
+            *([number_text(median_of(transfer))] if shown else []),
+            *(_task_text(group, task) for task in tasks),
             f"{median_of(group.values('steps_per_second')):,.0f}",
         ]
-        for group in group_runs(runs)
+        for group, transfer in zip(groups, transfers, strict=True)
     ]
-    columns = ["config", "strategy", "seeds", "average performance", "forgetting", *tasks, "steps/s"]
+    columns = ["config", "strategy", "seeds", "average performance", "forgetting", "forgetting max"]
+    columns += [*(["forward transfer"] if shown else []), *tasks, "steps/s"]
     return Cells(columns, rows, [], left=2)
+
+
+def _task_text(group: Group, task: str) -> str:
+    """`0.90 → 0.81`: medians of the performance when the task was learned and at the end."""
+    learned, final = (median_of(group.task_values(task, key)) for key in ("learned", "final"))
+    if math.isnan(learned) and math.isnan(final):
+        return "–"
+    return f"{NEVER if learned < LEARNED_FROM else number_text(learned)} → {number_text(final)}"
 
 
 def number_text(value: float) -> str:

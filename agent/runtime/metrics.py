@@ -16,6 +16,10 @@ from typing import Any
 
 import numpy as np
 
+#: a task whose performance when its training ended is below this was never learned: a share of it that is left, or its
+#: being forgotten, would mean nothing
+LEARNED_FROM = 0.1
+
 
 class Evaluations:
     """The raw evaluation tensor of a run: evaluation point x task x episode.
@@ -199,8 +203,13 @@ def retained(evaluations: Evaluations) -> np.ndarray:
     """p_i(T) / p_i(learned), the share of what was learned that is left; NaN where nothing was learned; [tasks]."""
     at_learning = learned(evaluations)
     share = np.full_like(at_learning, np.nan)
-    np.divide(final(evaluations), at_learning, out=share, where=at_learning > 0)
+    np.divide(final(evaluations), at_learning, out=share, where=was_learned(at_learning))
     return share
+
+
+def was_learned(at_learning: np.ndarray | float) -> Any:
+    """Whether a performance p_i(learned) is at least `LEARNED_FROM` of the way from useless to solved."""
+    return np.asarray(at_learning) >= LEARNED_FROM
 
 
 # ---- over tasks ------------------------------------------------------------------------------------------------------
@@ -223,8 +232,9 @@ def forgetting(evaluations: Evaluations) -> float:
     """`continual/forgetting`: F = mean_i [p_i(learned) - p_i(T)] over all tasks but those trained until the end.
 
     Negative when later tasks improved earlier ones. 0.0 when no task can have forgotten yet (a single task, joint
-    training, the middle of the first task). *Continual World* takes the mean over all tasks, the last one included,
-    which makes the number smaller by (N-1)/N; COOM leaves it out as we do.
+    training, the middle of the first task). A task that was never learned has nothing to forget and pulls the mean
+    towards 0, so whoever shows this number shows which tasks those are, too. *Continual World* takes the mean over all
+    tasks, the last one included, which makes the number smaller by (N-1)/N; COOM leaves it out as we do.
     """
     counted = _can_forget(evaluations)
     return float((learned(evaluations) - final(evaluations))[counted].mean()) if counted.any() else 0.0

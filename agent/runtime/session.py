@@ -19,7 +19,14 @@ from lifelong.agent.runtime.build import MakeActing, build
 from lifelong.agent.runtime.handover import hand_over
 from lifelong.agent.runtime.logging import NoLog, Progress, RunLog, write_json
 from lifelong.agent.runtime.machine import machine
-from lifelong.agent.runtime.metrics import average_performance, backward_transfer, final, forgetting, learned
+from lifelong.agent.runtime.metrics import (
+    average_performance,
+    backward_transfer,
+    final,
+    forgetting,
+    forgetting_max,
+    learned,
+)
 from lifelong.agent.runtime.trainer import Order, Trainer
 
 
@@ -166,6 +173,7 @@ def summary(trainer: Trainer, steps_per_second: float) -> dict[str, Any]:
         "tasks": [{"name": t.name, "learned": float(a), "final": float(b)} for t, a, b in performance],
         "average_performance": float(average_performance(evaluations)),
         "forgetting": float(forgetting(evaluations)),
+        "forgetting_max": float(forgetting_max(evaluations)),
         "backward_transfer": float(backward_transfer(evaluations)),
         "segments": [{"start": s.start, "end": s.end, "task": s.task} for s in trainer.stream.segments],
         "changes": changes.read(trainer.record.folder),

@@ -129,7 +129,7 @@ class Trainer:
         """Put every copy on its task; tell the strategies of a boundary if the stream gives boundaries."""
         segment = self.stream.segment_at(self.step)
         told = self.config.stream.boundaries == "given"
-        while self.ended < segment and self.step >= self.stream.trained_until(self.ended):
+        while self.step >= self.stream.trained_until(self.ended) and self.ended < len(self.stream.segments) - 1:
             if told:
                 source = functools.partial(self.source, task=self.stream.segments[self.ended].task)
                 for strategy in self.strategies:

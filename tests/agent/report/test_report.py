@@ -164,7 +164,12 @@ def test_the_table_of_a_run_shows_what_was_kept(tmp_path: Path) -> None:
 def test_undefined_numbers_show_as_a_dash(tmp_path: Path) -> None:
     edit(write_run(tmp_path / "run"), forgetting=None, tasks=[{"name": "[b]a", "learned": 0.0, "final": -0.001}])
     text = shown(tables.table(json.loads((tmp_path / "run" / "summary.json").read_text())))
-    assert line(text, "[b]a") == ["[b]a", "0.00", "0.00", "–"]  # names are no markup, and there is no minus zero
+    assert line(text, "[b]a") == [
+        "[b]a",
+        "0.00",
+        "0.00",
+        "never learned",
+    ]  # names are no markup, and there is no minus zero
     assert line(text, "forgetting")[1] == "–"
 
 
@@ -173,7 +178,7 @@ def test_the_comparison_groups_seeds_and_puts_the_best_first(runs_folder: Path) 
     rows = [line(text, "quickstart"), line(text[text.index("gpm") :].split("\n", 1)[1], "quickstart")]
     # per seed: learned 0.90, 0.91, 0.92; the first task falls to 0.9 of it
     assert rows[0][:5] == ["quickstart", "gpm", "3", "0.86 (0.85..0.87)", "0.09"]
-    assert rows[0][5:] == ["0.82", "0.91", "12,346"]
+    assert rows[0][5:] == ["0.09", "0.91 → 0.82", "0.91 → 0.91", "12,346"]
     assert rows[1][:5] == ["quickstart", "finetune", "1", "0.49", "0.81"]
 
 
@@ -181,11 +186,38 @@ def test_the_comparison_of_configs_with_other_tasks_has_dashes(tmp_path: Path) -
     write_run(tmp_path / "runs" / "a", strategy="ewc+clear")
     write_run(tmp_path / "runs" / "b", name="arcade", tasks=("recall", "pong"))
     table = tables.comparison(reading.load_runs([tmp_path / "runs"]))
-    assert [str(column.header) for column in table.columns[5:8]] == ["recall", "cartpole", "pong"]
+    assert [str(column.header) for column in table.columns[6:9]] == ["recall", "cartpole", "pong"]
     text = shown(table)
     assert line(text, "quickstart")[1] == "ewc+clear"
-    assert line(text, "quickstart")[5:8] == ["0.81", "0.90", "–"]
-    assert line(text, "arcade")[5:8] == ["0.81", "–", "0.90"]
+    assert line(text, "quickstart")[6:9] == ["0.90 → 0.81", "0.90 → 0.90", "–"]
+    assert line(text, "arcade")[6:9] == ["0.90 → 0.81", "–", "0.90 → 0.90"]
+
+
+def test_a_task_that_was_never_learned_is_named_in_every_table(tmp_path: Path) -> None:
+    """Forgetting is 0.00 there, and a share of what was never there would be 1,500,000 %."""
+    tasks = [{"name": "maze", "learned": 0.00005, "final": 0.75}, {"name": "pole", "learned": 0.1, "final": 0.05}]
+    edit(write_run(tmp_path / "run"), tasks=tasks, forgetting=0.0)
+    runs = reading.load_runs([tmp_path / "run"])
+    text = shown(tables.table(runs[0].summary))
+    assert line(text, "maze") == ["maze", "0.00", "0.75", "never learned"]
+    assert line(text, "pole") == ["pole", "0.10", "0.05", "50%"]
+    assert line(text, "never learned") == ["never learned", "1 of 2"]
+    assert line(shown(tables.comparison(runs)), "quickstart")[6:8] == ["never learned → 0.75", "0.10 → 0.05"]
+    page = html_page.html(runs, tmp_path / "page").read_text()
+    assert page.count("never learned") == 3
+
+
+def test_forward_transfer_is_shown_where_every_task_has_a_run_alone(tmp_path: Path) -> None:
+    write_run(tmp_path / "stream")
+    alone = [(task, seed) for seed in (1, 0) for task in ("recall", "cartpole")]  # the one with the same seed is taken
+    folders = [write_run(tmp_path / f"{t}-{s}", name=f"{t} alone", tasks=(t,), seed=s) for t, s in alone]
+    paths = [tmp_path / "stream", *folders]
+    assert "transfer" not in shown(tables.comparison(reading.load_runs(paths[:2])))
+    runs = reading.load_runs(paths)
+    assert reading.forward_transfer(runs[0], runs) == pytest.approx(0.0, abs=1e-12)  # learned as fast as alone
+    assert reading.forward_transfer(runs[0], runs[:3]) < 0  # those of seed 1 are better
+    text = shown(tables.comparison(runs))
+    assert line(text, "quickstart")[6] == "0.00" and line(text, "recall alone")[6] == "–"
 
 
 def test_runs_with_other_settings_are_not_seeds_of_each_other(tmp_path: Path) -> None:

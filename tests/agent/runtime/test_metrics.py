@@ -80,6 +80,12 @@ def test_retained_is_the_kept_share_and_nan_where_nothing_was_learned() -> None:
     np.testing.assert_allclose(metrics.retained(evaluations), [0.75, np.nan, np.nan])
 
 
+def test_a_share_of_what_was_never_learned_is_undefined() -> None:
+    """From a tenth of the way from useless to solved on; below, 0.00005 -> 0.75 would be kept to 1,500,000 %."""
+    evaluations = make({"a": [0.00005, 0.75], "b": [0.0999, 0.5], "c": [0.2, 0.1], "d": [0.8, -0.2]}, [0, 0, 0, 0])
+    np.testing.assert_allclose(metrics.retained(evaluations), [np.nan, np.nan, 0.5, -0.25])
+
+
 def test_forward_transfer_is_the_gap_of_areas() -> None:
     # a is trained in [0, 100], b in [100, 200]; areas are trapezoids over points 50 steps apart
     run = make({"a": [0.0, 0.4, 0.8, 0.8, 0.8], "b": [0.0, 0.0, 0.2, 0.8, 1.0]}, [100, 200], every=50)

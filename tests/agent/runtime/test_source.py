@@ -103,6 +103,24 @@ def test_at_a_soft_border_a_task_ends_with_the_last_copy_that_trains_it(tmp_path
     assert trainer.stream.training_end(0) == 2560 + 2560 * width / 2
 
 
+def test_under_drift_a_task_ends_when_the_parameters_are_nearer_to_the_next_ones(tmp_path: Path) -> None:
+    pole = [{"name": f"p{i}", "env": {"kind": "CartPole", "length": 0.5 + 0.5 * i}} for i in range(3)]
+    changes = {"tasks": pole, "schedule": "drift", "steps_per_task": 640}
+    trainer = trainer_of(tmp_path, stream=changes, strategy=[{"kind": "ewc", "sequences": 4}])
+    told: list[tuple[int, int | None, list[float]]] = []
+
+    def spy(ctx: Context, source: Source) -> None:
+        list(source(1))
+        told.append((ctx.step, ctx.task, [trainer.stream.params_at(ctx.step)["length"]]))
+
+    trainer.strategies[0].on_task_end = spy  # type: ignore[method-assign]
+    while trainer.step < trainer.stream.total_steps:
+        trainer.advance()
+    assert told == [(320, 0, [0.75]), (960, 1, [1.25])]
+    assert [trainer.stream.training_end(task) for task in range(3)] == [320, 960, 1920]
+    assert trainer.evaluations.training_end == [320, 960, 1920]
+
+
 def test_prediction_copies_without_a_target_count_nothing(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path)
     (experience,) = trainer.source(1)

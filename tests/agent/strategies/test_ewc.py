@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.ewc import EWC, fisher_diagonal
+from lifelong.envs.base import BatchedEnv
 from lifelong.replay.chunk import Chunk
-from tests.agent.support import act_through, make_context, make_policy, make_rollout, policy_for, random_chunk, task_env
+from tests.agent.support import (
+    CountState,
+    act_through,
+    make_context,
+    make_policy,
+    make_rollout,
+    make_trainer,
+    policy_for,
+    random_chunk,
+    task_env,
+)
 
 ACTIONS, STEPS = 3, 2
 
@@ -108,6 +122,75 @@ def test_steps_that_do_not_count_add_nothing(monkeypatch: pytest.MonkeyPatch) ->
     p = torch.softmax(policy.sequence(chunk, chunk.state).policy, -1).detach()[0, 0]
     got = enumerated(policy, chunk, names, monkeypatch)["actor.linear.bias"]
     torch.testing.assert_close(got, p * (1 - p), rtol=1e-5, atol=1e-12)
+
+
+# ---- over whole episodes, against enumeration ------------------------------------------------------------------------
+
+
+class Stairs(BatchedEnv):
+    """Action 0 goes one step up, action 1 ends the episode, and so does the fifth step. The observation is the step."""
+
+    def spaces(self) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+        return Box(0, 1, (5,), np.float32), Discrete(2)
+
+    def draw_state(self) -> CountState:
+        zero = torch.zeros(self.num_envs, dtype=torch.int64)
+        return CountState(zero, torch.zeros(self.num_envs), zero)
+
+    def advance(self, state: CountState, action: Tensor) -> tuple[CountState, Tensor, Tensor, dict[str, Tensor]]:
+        count = state.count + 1
+        end = (action == 1) | (count == 5)
+        return CountState(count.clamp(max=4), state.last, state.episode), torch.zeros(self.num_envs), end, {}
+
+    def observe(self, state: CountState) -> Tensor:
+        return torch.nn.functional.one_hot(state.count, 5).float()
+
+
+def stairs(folder: Path, gradient: str, sequences: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(estimated, exact) Fisher of a recurrent policy; every step has one history, so the sum over them is short."""
+    tasks = [
+        {"name": "stairs", "env": {"kind": f"{__name__}:Stairs"}},
+        {"name": "b", "env": {"kind": f"{__name__}:Stairs"}},
+    ]
+    ewc_options = {"kind": "ewc", "sequences": sequences, "normalize": False}
+    changes = {"stream": {"tasks": tasks}, "rollout": {"copies": 50, "steps": 2}, "gradient": gradient}
+    trainer = make_trainer(folder, strategy=[ewc_options], **changes)
+    policy, ewc = trainer.rollout.policy, trainer.strategies[0]
+    assert isinstance(ewc, EWC)
+    with torch.no_grad():
+        policy.actor.linear.weight.normal_(std=2.0, generator=torch.Generator().manual_seed(1))
+        policy.actor.linear.bias.copy_(torch.tensor([1.0, -1.0]))
+    ewc.consolidate(trainer.context(), trainer.source)
+    parameters = {n: p for n, p in policy.named_parameters() if n in ewc.names}
+    chunk = next(trainer.source(1)).chunk
+    one = chunk.select(torch.zeros(1, dtype=torch.int64))
+    rows = torch.zeros(5, dtype=torch.int64)
+    whole = one.map(lambda name, x, dim: x if dim == 0 else x.index_select(0, rows))
+    whole = replace(whole, obs=torch.eye(5).unsqueeze(1), is_init=torch.arange(5).unsqueeze(1) == 0)
+    log_p = torch.log_softmax(policy.sequence(whole, torch.zeros_like(whole.state)).policy[:, 0], -1)
+    exact = {n: torch.zeros_like(p) for n, p in parameters.items()}
+    reached, length = 1.0, 0.0
+    for step in range(5):
+        length += reached
+        for action in range(2):
+            score = torch.autograd.grad(
+                log_p[step, action], list(parameters.values()), retain_graph=True, materialize_grads=True
+            )
+            probability = reached * float(log_p[step, action].detach().exp())
+            for name, gradient_of in zip(parameters, score, strict=True):
+                exact[name] += probability * gradient_of.square()
+        reached *= float(log_p[step, 0].detach().exp())
+    assert 1.5 < length < 4.5
+    return ewc.fisher, {n: f / length for n, f in exact.items()}
+
+
+def test_the_fisher_of_a_small_task_is_that_of_all_its_histories(tmp_path: Path) -> None:
+    got, exact = stairs(tmp_path / "rtrl", "rtrl", 800)
+    errors = {name: float((got[name] - f).norm() / f.norm()) for name, f in exact.items()}
+    assert max(errors.values()) < 0.2, errors
+    truncated, _ = stairs(tmp_path / "bptt", "bptt", 200)
+    for name in ("cell.weight_input", "cell.bias"):  # without the carry, what came before the sequence is missing
+        assert float((truncated[name] - exact[name]).norm() / exact[name].norm()) > 0.4
 
 
 # ---- the penalty -----------------------------------------------------------------------------------------------------
