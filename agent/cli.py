@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from lifelong.agent import adding
 from lifelong.agent import config as configs
 from lifelong.agent.errors import (
     CheckpointError,
@@ -74,7 +75,11 @@ def parser() -> Parser:
         command.add_argument("folder", metavar="RUN", type=Path, help="run folder, such as runs/quickstart/0")
 
     resume.add_argument(
-        "--add", action="append", default=[], metavar="TASK.yaml", help="tasks to train after all others; may be repeated"
+        "--add",
+        action="append",
+        default=[],
+        metavar="TASK.yaml",
+        help="tasks to train after all others; may be repeated",
     )
 
     report = commands.add_parser("report", help="tables, plots and an HTML page of one or more runs")
@@ -189,7 +194,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     from lifelong.agent.distributed import cluster
 
     add = getattr(options, "add", [])
-    config = configs.load(str((folder / "config.yaml").resolve()), options.overrides, add)
+    config = adding.load(folder, options.overrides, add)
     connection = options.closing.enter_context(cluster.begun(config))
     from lifelong.agent import run
 

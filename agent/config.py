@@ -59,8 +59,7 @@ class StreamConfig:
     schedule: Part = part("schedule", "sequential")
     steps_per_task: int = bounded(200_000, 1)
     cycles: int = bounded(1, 1)
-    #: how many of the last tasks were added to a trained run, by each `lifelong resume --add`; they are trained after all
-    #: others, once
+    #: how many of the last tasks each `lifelong resume --add` gave to a trained run; they come after all others, once
     added: list[int] = field(default_factory=list)
     #: train on this first share of the stream only: the beginning of a lifetime, for tuning
     share: float = bounded(1.0, 0.0)
@@ -308,34 +307,6 @@ def _assign(raw: Any, nested: Any, key: str) -> Any:
     return result
 
 
-def tasks_in(name: str) -> list[dict[str, Any]]:
-    """The tasks of a file for `lifelong resume --add`: one task, a list of them, or a config with `stream.tasks`.
-
-    Raises:
-        ConfigError: the file cannot be read or holds no task.
-    """
-    path = find(name)
-    try:
-        raw = parse_yaml(path.read_text(), path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    if isinstance(raw, dict) and "env" not in raw:
-        stream = read(name).get("stream") or {}
-        steps = {"steps": stream["steps_per_task"]} if "steps_per_task" in stream else {}
-        raw = [{**steps, **task} if isinstance(task, dict) else task for task in stream.get("tasks") or []]
-    tasks = raw if isinstance(raw, list) else [raw]
-    if not tasks or not all(isinstance(task, dict) and "env" in task for task in tasks):
-        raise ConfigError(f"{path.name} holds no task; write `name: ...` and `env: ...`, a list of such, or stream.tasks")
-    return tasks
-
-
-def add_tasks(raw: dict[str, Any], tasks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The raw mapping of a resolved config with `tasks` to be trained after all others."""
-    stream = raw["stream"]
-    added = [*stream.get("added", []), len(tasks)]
-    return {**raw, "stream": {**stream, "tasks": [*stream["tasks"], *tasks], "added": added}}
-
-
 # ---- checking --------------------------------------------------------------------------------------------------------
 
 
@@ -440,7 +411,9 @@ def check(raw: Mapping[str, Any]) -> Config:
             )
     added = config.stream.added
     if any(count < 1 for count in added) or sum(added) >= len(names):
-        raise ConfigError(f"stream.added is {added}; it must count the last of {len(names)} tasks, and leave at least one")
+        raise ConfigError(
+            f"stream.added is {added}; it must count the last of {len(names)} tasks, and leave at least one"
+        )
     for name, options in config.strategy_options.items():
         check_name("strategy", name)
         if not isinstance(options, Mapping):
@@ -475,18 +448,13 @@ def _check_runners(config: Config) -> None:
         )
 
 
-def load(name: str, assignments: Sequence[str] = (), add: Sequence[str] = ()) -> Config:
+def load(name: str, assignments: Sequence[str] = ()) -> Config:
     """Read, override and check the config `name` (a bundled name or a path).
-
-    The tasks of the files `add` (see `tasks_in`) come behind its own.
 
     Raises:
         ConfigError: one sentence about the first mistake.
     """
-    raw = read(name)
-    for file in add:
-        raw = add_tasks(raw, tasks_in(file))
-    return check(override(raw, assignments))
+    return check(override(read(name), assignments))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

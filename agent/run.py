@@ -80,9 +80,9 @@ def resume(
 ) -> tuple[Trainer, bool]:
     """Go on with the run in `folder` from its newest good checkpoint, with overrides if any.
 
-    `add` are files of tasks (see `config.tasks_in`) that are trained after all others. What is changed is applied and
-    written to `changes.jsonl`, or refused before anything is written. A run on Ray uses `connection` if it is given, and
-    closes it.
+    `add` are files of tasks (see `agent.adding`) that are trained after all others. What is changed is applied and
+    written to `changes.jsonl`, or refused before anything is written. A run on Ray uses `connection` if it is given,
+    and closes it.
 
     Raises:
         ConfigError: a change that a run that was trained cannot take.

@@ -301,8 +301,8 @@ class TaskStream:
         return task == segment.task if segment.task is not None else self.schedule.proportions(segment.start)[task] > 0
 
     def history(self, step: int) -> list[tuple[int, int, int | None, int, dict[int, float]]]:
-        """What was trained before `step`: start, end and task of every segment, until when its task was trained, and the
-        share of the copies that each task had when it began. Streams with equal histories have the same past."""
+        """What was trained before `step`: start, end and task of every segment, until when its task was trained, and
+        the share of the copies that each task had when it began. Streams with equal histories have the same past."""
         return [
             (
                 segment.start,

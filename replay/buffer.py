@@ -92,7 +92,7 @@ class SequenceReplay:
         if saved["storage"] is not None and steps not in (None, len(saved["storage"]["reward"])):
             raise ValueError(
                 f"rollout.steps is {steps}, but a replay holds {saved['size']} sequences of "
-                f"{len(saved['storage']['reward'])} steps; keep that length, or go on without the strategy that holds them"
+                f"{len(saved['storage']['reward'])} steps; keep that, or go on without the strategy that holds them"
             )
         self.seen = saved["seen"]
         self.generator.set_state(saved["generator"])

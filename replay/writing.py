@@ -13,9 +13,7 @@ class Writing:
         """The row of each of `count` new sequences, int64; -1 drops it. `seen` sequences were offered before."""
         raise NotImplementedError
 
-    def resized(
-        self, size: int, seen: int, had: int, capacity: int, generator: torch.Generator
-    ) -> tuple[Tensor, int]:
+    def resized(self, size: int, seen: int, had: int, capacity: int, generator: torch.Generator) -> tuple[Tensor, int]:
         """What a buffer of `had` rows, `size` of them in use, keeps when it gets `capacity` rows.
 
         Returns:
@@ -30,9 +28,7 @@ class Ring(Writing):
     def rows(self, count: int, seen: int, capacity: int, generator: torch.Generator) -> Tensor:
         return (seen + torch.arange(count)) % capacity
 
-    def resized(
-        self, size: int, seen: int, had: int, capacity: int, generator: torch.Generator
-    ) -> tuple[Tensor, int]:
+    def resized(self, size: int, seen: int, had: int, capacity: int, generator: torch.Generator) -> tuple[Tensor, int]:
         kept = min(size, capacity)  # the newest
         return (seen - kept + torch.arange(kept)) % had, kept
 
@@ -50,9 +46,7 @@ class Reservoir(Writing):
         drawn = torch.where(drawn < capacity, drawn, torch.full_like(drawn, -1))
         return torch.where(position < capacity, position, drawn)
 
-    def resized(
-        self, size: int, seen: int, had: int, capacity: int, generator: torch.Generator
-    ) -> tuple[Tensor, int]:
+    def resized(self, size: int, seen: int, had: int, capacity: int, generator: torch.Generator) -> tuple[Tensor, int]:
         if capacity >= size:
             return torch.arange(size), size if capacity > had else seen
         return torch.randperm(size, generator=generator)[:capacity].sort().values, seen

@@ -1,4 +1,4 @@
-"""What may be changed of a run that was trained: one rule for every key of a config, and the record of what was changed.
+"""What may be changed of a run that was trained: one rule for every key of a config, and the record of the changes.
 
 `changes.jsonl` has one object a line: {"step", "time", "kind", "key", "old", "new"}, and "note" where something starts
 afresh. Kinds are `override` (a value), `swap` (a part), `add` (a task) and `inexact` (computed with something else).
@@ -66,9 +66,7 @@ class Rule:
 
 
 APPLIES = Rule()
-_PAST = Rule(
-    "it would change steps that were trained already; tasks to come have stream.tasks.N.steps", check="past"
-)
+_PAST = Rule("it would change steps that were trained already; tasks to come have stream.tasks.N.steps", check="past")
 _TRAINED = Rule("the parameters were trained with it; start a new run")
 
 #: every key of the schema. `*` stands for an index or for the option of a part; the key of a part is its kind.
@@ -176,7 +174,9 @@ _CHECKS = {"past": _changes_the_past, "option": _is_option, "scale": _was_zero, 
 
 def between(old: Config, new: Config) -> list[Change]:
     """The keys in which two checked configs differ, with a note of what starts afresh."""
-    found = _fields(old, new, "")
+    found = list(_fields(old, new, ""))
+    if any(change.kind == "add" for change in found):
+        found = [change for change in found if change.key != "stream.added"]  # it says no more
     return [dataclasses.replace(c, note=RULES.get(c.pattern, APPLIES).fresh) for c in found]
 
 

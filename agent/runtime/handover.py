@@ -114,8 +114,7 @@ def _write_params(rollout: dict[str, Any], old: Config, trainer: Trainer) -> Non
     groups = list(dict.fromkeys(task.group() for task in tasks))
     for env in _environments(rollout):
         for index, was in enumerate(old.stream.tasks):
-            defaults = {name: p for name, p in environment_class(tasks[index].kind).all_params().items()}
-            for name, param in defaults.items():
+            for name, param in environment_class(tasks[index].kind).all_params().items():
                 new = tasks[index].params.get(name, param.default)
                 if new != was.env.get(name, param.default):
                     values = env["envs"][groups.index(tasks[index].group())]["params"]
@@ -133,7 +132,7 @@ def _environments(rollout: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _rescale(states: Any, old: Config, trainer: Trainer) -> None:
-    """Multiply the rewards and values of stored sequences by what their tasks' rewards are multiplied by from now on."""
+    """Bring the rewards and values of stored sequences to the scale that their tasks' rewards have from now on."""
     if isinstance(states, list):
         for state in states:
             _rescale(state, old, trainer)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lifelong.agent import adding
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
 from lifelong.agent.errors import CheckpointError, ConfigError, DiskError
@@ -39,7 +40,7 @@ def load_config(folder: Path, assignments: Sequence[str] = (), add: Sequence[str
     """
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder} is no run: it has no config.yaml")
-    return configs.load(str((folder / "config.yaml").resolve()), assignments, add)
+    return adding.load(folder, assignments, add)
 
 
 def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, int]:
@@ -52,8 +53,8 @@ def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | 
 def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, int]:
     """The trainer of a run at its newest good checkpoint, and the length of its metrics.jsonl then.
 
-    Where `config` is not that of the checkpoint, what it holds is handed over; `record.changes` of the trainer says what
-    was changed.
+    Where `config` is not that of the checkpoint, what it holds is handed over; `record.changes` of the trainer says
+    what was changed.
 
     Raises:
         CheckpointError: no usable checkpoint, or one of another shape.

@@ -203,5 +203,7 @@ class GPM(Strategy):
         weights, bias = self.taps.weights[tap]
         widths = [self.parameters[name].flatten(1).shape[1] for name in weights]
         new = sum(widths) + (bias is not None) - len(basis_nk)
+        if not new:
+            return basis_nk.to(self.device)
         before, after = basis_nk.to(self.device).tensor_split([widths[0] - new])
         return torch.cat([before, before.new_zeros(new, before.shape[1]), after])

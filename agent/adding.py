@@ -1,0 +1,53 @@
+"""The config of a run that is resumed: its own, new tasks behind its tasks, and overrides. No torch is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lifelong.agent import config as configs
+from lifelong.agent.config import Config
+from lifelong.agent.errors import ConfigError
+
+
+def load(folder: Path, assignments: Sequence[str] = (), add: Sequence[str] = ()) -> Config:
+    """The config of the run in `folder`, with the tasks of the files `add` behind its own, and with overrides.
+
+    Raises:
+        ConfigError: a file without tasks, or an override that cannot be.
+    """
+    raw = configs.read(str((folder / "config.yaml").resolve()))
+    for name in add:
+        raw = add_tasks(raw, tasks_in(name))
+    return configs.check(configs.override(raw, assignments))
+
+
+def tasks_in(name: str) -> list[dict[str, Any]]:
+    """The tasks of a file for `lifelong resume --add`: one task, a list of them, or a config with `stream.tasks`.
+
+    Raises:
+        ConfigError: the file cannot be read or holds no task.
+    """
+    path = configs.find(name)
+    try:
+        raw = configs.parse_yaml(path.read_text(), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if isinstance(raw, dict) and "env" not in raw:
+        stream = configs.read(name).get("stream") or {}
+        steps = {"steps": stream["steps_per_task"]} if "steps_per_task" in stream else {}
+        raw = [{**steps, **task} if isinstance(task, dict) else task for task in stream.get("tasks") or []]
+    tasks = raw if isinstance(raw, list) else [raw]
+    if not tasks or not all(isinstance(task, dict) and "env" in task for task in tasks):
+        raise ConfigError(
+            f"{path.name} holds no task; write `name: ...` and `env: ...`, a list of such, or stream.tasks"
+        )
+    return tasks
+
+
+def add_tasks(raw: dict[str, Any], tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The raw mapping of a resolved config with `tasks` to be trained after all others."""
+    stream = raw["stream"]
+    added = [*stream.get("added", []), len(tasks)]
+    return {**raw, "stream": {**stream, "tasks": [*stream["tasks"], *tasks], "added": added}}
