@@ -1,4 +1,4 @@
-"""The config of a run that is resumed: its own, new tasks behind its tasks, and overrides. No torch is imported here."""
+"""The config of a run that is resumed: its own, new tasks behind its tasks, and overrides. Imports no torch."""
 
 from __future__ import annotations
 

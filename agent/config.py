@@ -286,6 +286,8 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 def _assign(raw: Any, nested: Any, key: str) -> Any:
     if not isinstance(nested, dict):
         return nested
+    if isinstance(raw, list) and "kind" in nested:
+        return nested  # one part takes the place of all: `strategy={kind: ewc, strength: 5}`
     if isinstance(raw, list):
         items = list(raw)
         for step, value in nested.items():

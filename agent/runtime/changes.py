@@ -231,7 +231,9 @@ def _fields(old: Any, new: Any, prefix: str) -> Iterator[Change]:
             for index, (was, now) in enumerate(zip(a, b, strict=False)):
                 yield from _fields(was, now, f"{key}.{index}.")
             for index, item in list(enumerate(b))[len(a) :]:
-                yield Change("add", f"{key}.{index}", None, dataclasses.asdict(item))
+                given = {f.name: getattr(item, f.name) for f in dataclasses.fields(item)}
+                default = vars(type(item)())
+                yield Change("add", f"{key}.{index}", None, {k: v for k, v in given.items() if v != default[k]})
         elif a != b:
             yield Change("override", key, a, b)
 
