@@ -169,9 +169,7 @@ def _run(options: argparse.Namespace) -> int:
     connection = options.closing.enter_context(cluster.begun(config))  # while torch is imported
     from lifelong.agent import run
 
-    if options.out is None:
-        folder = run.default_folder(config)
-    return _finish(*run.start(config, folder, quiet=options.quiet, connection=connection))
+    return _finish(*run.start(config, options.out, quiet=options.quiet, connection=connection))
 
 
 def _submit(options: argparse.Namespace, config: configs.Config) -> int:

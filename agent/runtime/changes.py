@@ -19,7 +19,8 @@ from typing import Any, get_args, get_type_hints
 
 from lifelong.agent import registry
 from lifelong.agent.config import Config
-from lifelong.agent.errors import ConfigError
+from lifelong.agent.errors import ConfigError, DiskError
+from lifelong.agent.files import sync
 from lifelong.agent.runtime.build import build_stream
 from lifelong.envs.tasks import environment_class
 
@@ -285,7 +286,7 @@ def record(folder: Path, step: int, changes: Sequence[Change]) -> None:
     """Append what was applied at `step` to `changes.jsonl`, once each, and see it on the disk.
 
     Raises:
-        OSError: it cannot be written.
+        DiskError: it cannot be written.
     """
     known = [(line["step"], line["key"], line["new"]) for line in read(folder)]
     lines = [{"step": step, "time": time.time(), **dataclasses.asdict(change)} for change in changes]
@@ -294,12 +295,16 @@ def record(folder: Path, step: int, changes: Sequence[Change]) -> None:
     lines = [line for line in lines if (step, line["key"], line["new"]) != _last(known, step, line["key"])]
     if not lines:
         return
-    with open(folder / FILE, "a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)  # of a line that a kill cut off
-        file.writelines((json.dumps(line) + "\n").encode() for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(folder / FILE, "a+b") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # of a line that a kill cut off
+            file.writelines((json.dumps(line) + "\n").encode() for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        sync(folder)
+    except OSError as error:
+        raise DiskError(f"cannot write {folder / FILE}: {error.strerror or error}") from error
 
 
 def _last(known: Sequence[tuple[int, str, Any]], step: int, key: str) -> tuple[int, str, Any] | None:

@@ -11,7 +11,6 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 
 class RunLog:
@@ -145,10 +144,3 @@ class Progress:
         if self.live:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)

@@ -9,12 +9,13 @@ Every metric is recomputed from `evaluation.npz`; the scale comes from the task,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lifelong.agent.files import write
 
 #: a task whose performance when its training ended is below this was never learned: a share of it that is left, or its
 #: being forgotten, would mean nothing
@@ -106,18 +107,15 @@ class Evaluations:
 
     def save(self, path: Path) -> None:
         """Write `evaluation.npz` atomically; the same data gives the same bytes (zip members carry no clock time)."""
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                steps=np.array(self.steps, dtype=np.int64),
-                returns=self.tensor(),
-                performance=self.performance(),
-                tasks=np.array(self.tasks, dtype=np.str_),
-                scores=np.array(self.scores),
-                training_end=np.array(self.training_end, dtype=np.int64),
-            )
-        os.replace(temporary, path)
+        arrays: dict[str, Any] = {
+            "steps": np.array(self.steps, dtype=np.int64),
+            "returns": self.tensor(),
+            "performance": self.performance(),
+            "tasks": np.array(self.tasks, dtype=np.str_),
+            "scores": np.array(self.scores),
+            "training_end": np.array(self.training_end, dtype=np.int64),
+        }
+        write(path, lambda file: np.savez(file, **arrays))
 
     @classmethod
     def load(cls, path: Path) -> Evaluations:

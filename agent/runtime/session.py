@@ -14,11 +14,12 @@ from lifelong.agent import adding
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
 from lifelong.agent.errors import CheckpointError, ConfigError, DiskError
+from lifelong.agent.files import write_json
 from lifelong.agent.parallel import Workers
 from lifelong.agent.runtime import changes, checkpoint
 from lifelong.agent.runtime.build import MakeActing, build
 from lifelong.agent.runtime.handover import hand_over
-from lifelong.agent.runtime.logging import NoLog, Progress, RunLog, write_json
+from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
 from lifelong.agent.runtime.machine import machine
 from lifelong.agent.runtime.metrics import (
     average_performance,
@@ -31,6 +32,16 @@ from lifelong.agent.runtime.metrics import (
 from lifelong.agent.runtime.trainer import Order, Trainer
 
 
+def check_run(folder: Path) -> None:
+    """Refuse a folder without a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{folder} is no run: it has no config.yaml; runs are folders such as runs/quickstart/0")
+
+
 def load_config(folder: Path, assignments: Sequence[str] = (), add: Sequence[str] = ()) -> Config:
     """The config of the run in `folder`, with the tasks of the files `add` behind its own, and with overrides.
 
@@ -38,8 +49,7 @@ def load_config(folder: Path, assignments: Sequence[str] = (), add: Sequence[str
         CheckpointError: there is no run.
         ConfigError: a file without tasks, or an override that cannot be.
     """
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder} is no run: it has no config.yaml")
+    check_run(folder)
     return adding.load(folder, assignments, add)
 
 
