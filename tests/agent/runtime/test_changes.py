@@ -61,7 +61,7 @@ def folder(stopped: Path, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
 def resume(folder: Path, *words: str, **options: Any) -> Trainer:
@@ -316,11 +316,8 @@ def test_another_length_of_a_chunk_is_refused_while_a_replay_holds_sequences(fol
 
 
 def test_the_past_of_the_stream_stays_as_it_was(folder: Path) -> None:
-    for word in ("stream.tasks.0.steps=128", "stream.cycles=2", "stream.schedule=random", "stream.tasks.1.steps=32"):
-        allowed = word == "stream.cycles=2"  # what comes after
+    for word in ("stream.tasks.0.steps=128", "stream.schedule=random", "stream.tasks.1.steps=32"):
         before = contents(folder)
-        if allowed:
-            continue
         with pytest.raises(ConfigError, match=r"trained already"):
             run.resume(folder, [word], quiet=True)
         assert contents(folder) == before
