@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.agent import config as configs
+from lifelong.agent import reading
 from lifelong.agent.config import Config
 from lifelong.agent.errors import ConfigError
 
@@ -17,10 +18,15 @@ def load(folder: Path, assignments: Sequence[str] = (), add: Sequence[str] = ())
     Raises:
         ConfigError: a file without tasks, or an override that cannot be.
     """
-    raw = configs.read(str((folder / "config.yaml").resolve()))
+    raw = reading.read(str((folder / "config.yaml").resolve()))
     for name in add:
-        raw = add_tasks(raw, tasks_in(name))
-    return configs.check(configs.override(raw, assignments))
+        tasks, stream = tasks_in(name), raw["stream"]
+        added = [*stream.get("added", []), len(tasks)]
+        raw = {**raw, "stream": {**stream, "tasks": [*stream["tasks"], *tasks], "added": added}}
+        path = reading.find(name).resolve()
+        if configs.CONFIG_FOLDER not in path.parents:
+            reading.find_modules_beside(raw, path.parent)
+    return configs.check(reading.override(raw, assignments))
 
 
 def tasks_in(name: str) -> list[dict[str, Any]]:
@@ -29,25 +35,17 @@ def tasks_in(name: str) -> list[dict[str, Any]]:
     Raises:
         ConfigError: the file cannot be read or holds no task.
     """
-    path = configs.find(name)
-    try:
-        raw = configs.parse_yaml(path.read_text(), path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+    path = reading.find(name)
+    raw = reading.read_file(path)
     if isinstance(raw, dict) and "env" not in raw:
-        stream = configs.read(name).get("stream") or {}
+        stream = reading.read(name).get("stream")
+        stream = stream if isinstance(stream, dict) else {}
         steps = {"steps": stream["steps_per_task"]} if "steps_per_task" in stream else {}
-        raw = [{**steps, **task} if isinstance(task, dict) else task for task in stream.get("tasks") or []]
+        raw = stream.get("tasks")
+        raw = [{**steps, **task} if isinstance(task, dict) else task for task in raw] if isinstance(raw, list) else []
     tasks = raw if isinstance(raw, list) else [raw]
     if not tasks or not all(isinstance(task, dict) and "env" in task for task in tasks):
         raise ConfigError(
             f"{path.name} holds no task; write `name: ...` and `env: ...`, a list of such, or stream.tasks"
         )
     return tasks
-
-
-def add_tasks(raw: dict[str, Any], tasks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The raw mapping of a resolved config with `tasks` to be trained after all others."""
-    stream = raw["stream"]
-    added = [*stream.get("added", []), len(tasks)]
-    return {**raw, "stream": {**stream, "tasks": [*stream["tasks"], *tasks], "added": added}}

@@ -55,7 +55,7 @@ def start(
             write(place / "config.yaml", configs.to_yaml(config))
             if not quiet:
                 print(f"run folder {place}", file=sys.stderr)
-            return trainer, _train(trainer, 0, backend, quiet, on_evaluation)
+            return trainer, _train(trainer, {}, backend, quiet, on_evaluation)
 
 
 def resume(
@@ -82,7 +82,7 @@ def resume(
     session.check_run(folder)
     with held(folder):
         config = session.load_config(folder, assignments, add)
-        trainer, offset = session.reopen(config, folder, _planned(config), _acting(config))
+        trainer, sizes = session.reopen(config, folder, _planned(config), _acting(config))
         asked = changes.between(session.load_config(folder), config)
         with _backend(trainer, connection) as backend:
             remove_partial(folder)
@@ -91,7 +91,7 @@ def resume(
             _note(trainer, asked)
             if not trainer.rollout.env.exact_state:
                 print("note: this environment cannot save its state; fresh episodes start where the run goes on")
-            return trainer, _train(trainer, offset, backend, quiet, on_evaluation)
+            return trainer, _train(trainer, sizes, backend, quiet, on_evaluation)
 
 
 def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
@@ -130,7 +130,7 @@ def _backend(trainer: Trainer, connection: Connection | None) -> AbstractContext
 
 
 def _train(
-    trainer: Trainer, offset: int, backend: Connection | None, quiet: bool, on_evaluation: Listener | None
+    trainer: Trainer, sizes: session.Sizes, backend: Connection | None, quiet: bool, on_evaluation: Listener | None
 ) -> bool:
     if on_evaluation is not None:
         trainer.on_evaluation = on_evaluation
@@ -138,7 +138,7 @@ def _train(
     try:
         with session.stop_signals() as stop:
             if backend is None:
-                return session.train(trainer, offset, progress, stop)
+                return session.train(trainer, sizes, progress, stop)
             return fit(trainer, progress, stop, backend)
     finally:
         progress.close()

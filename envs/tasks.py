@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
@@ -15,8 +14,10 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, CompiledSteps, select
+from lifelong.envs.border import blame
 from lifelong.envs.errors import EnvError, unknown_name
-from lifelong.envs.registry import ENVIRONMENTS
+from lifelong.envs.options import LARGEST, Range, brief, parameters_of, problem
+from lifelong.envs.registry import ENVIRONMENTS, import_part
 
 
 def environment_class(kind: str) -> type[BatchedEnv]:
@@ -27,11 +28,7 @@ def environment_class(kind: str) -> type[BatchedEnv]:
     """
     if kind not in ENVIRONMENTS and ":" not in kind:
         raise EnvError(unknown_name("env", kind, ENVIRONMENTS))
-    module, _, name = ENVIRONMENTS.get(kind, kind).partition(":")
-    try:
-        cls: type[BatchedEnv] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise EnvError(f"cannot load env {kind!r}: {error}") from error
+    cls: type[BatchedEnv] = import_part("env", kind, ENVIRONMENTS)
     if not (isinstance(cls, type) and issubclass(cls, BatchedEnv)):
         raise EnvError(f"env {kind!r} is no subclass of BatchedEnv")
     return cls
@@ -68,6 +65,7 @@ class Task:
         rest = {key: value for key, value in spec.items() if key != "kind"}
         params = {key: value for key, value in rest.items() if key in known}
         options = {key: value for key, value in rest.items() if key not in known}
+        _check(name, environment_class(kind), kind, params, options)
         return cls(name, kind, options, params, steps, score, reward_scale)
 
     def build(self, num_envs: int, **context: Any) -> BatchedEnv:
@@ -80,14 +78,36 @@ class Task:
         try:
             arguments: dict[str, Any] = {**self.options, **self.params, **context}
             return cls(num_envs, **arguments)
-        except TypeError as error:
-            raise EnvError(f"task {self.name!r} (env {self.kind}): {error}") from error
         except EnvError as error:
             raise EnvError(f"task {self.name!r}: {error}") from error
+        except (Exception, SystemExit) as error:  # whatever code of the user's own raises
+            raise EnvError(f"task {self.name!r} (env {self.kind}): {blame(error)}") from error
 
     def group(self) -> str:
         """Tasks of one group share an environment instance and differ in parameters only."""
         return f"{self.kind}{sorted((key, repr(value)) for key, value in self.options.items())}"
+
+
+#: what the runtime gives every environment
+_CONTEXT = ("num_envs", "device", "seed", "evaluation", "random_initial_age")
+
+
+def _check(task: str, cls: type[BatchedEnv], kind: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse parameters and options of an environment that it does not have, or whose values cannot be."""
+    known = {name: both for name, both in parameters_of(cls).items() if name not in _CONTEXT}
+    for name, value in options.items():
+        if name not in known:
+            raise EnvError(unknown_name(f"option or parameter of env {kind}", name, [*known, *cls.all_params()]))
+        parameter, hint = known[name]
+        wrong = None if value is None and parameter.default is None else problem(hint, value)
+        if wrong is not None:
+            raise EnvError(f"task {task!r}: {name} of env {kind} is {brief(value)}; it must be {wrong}")
+    for name, value in params.items():
+        param = cls.all_params()[name]
+        limits = Range(max(param.low, -LARGEST), min(param.high, LARGEST))
+        wrong = problem(Annotated[int if param.integer else float, limits], value)
+        if wrong is not None:
+            raise EnvError(f"task {task!r}: {name} of env {kind} is {brief(value)}; it must be {wrong}")
 
 
 class TaskEnv(VectorEnv):
@@ -210,6 +230,20 @@ class TaskEnv(VectorEnv):
         """Write task parameters of all copies while their episodes go on (smooth drift); one environment only."""
         if params:
             self.envs[0].set_params(None, **params)
+
+    def truncations(self, steps: int) -> int:
+        """The most truncations that a copy can have in so many steps, whatever task it is on."""
+        most = 0
+        for group, env in enumerate(self.envs):
+            if "max_episode_steps" not in env.all_params():  # the wrapped environment's own, which nobody knows
+                return steps
+            tasks = [task for task, g in zip(self.tasks, self.group_of, strict=True) if g == group]
+            limits = {float(task.params.get("max_episode_steps", env.MAX_EPISODE_STEPS)) for task in tasks}
+            if 0.0 in limits and len(limits) > 1:  # a drift from one to the other passes through every limit
+                return steps
+            if limits != {0.0}:
+                most = max(most, 1 + (steps - 1) // max(1, int(min(limits))))
+        return most
 
     def _select_groups(self) -> None:
         group_B = torch.tensor(self.group_of)[self.task_B]

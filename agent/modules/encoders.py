@@ -11,6 +11,8 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
+from lifelong.envs.options import Width, Widths
+
 Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -131,7 +133,7 @@ class MLP(Encoder):
         activation: tanh, relu or silu.
     """
 
-    def __init__(self, space: Observations, *, hidden: Any = (64,), activation: str = "tanh") -> None:
+    def __init__(self, space: Observations, *, hidden: Widths = (64,), activation: str = "tanh") -> None:
         super().__init__(space)
         widths = [sum(self.counts) or math.prod(space.shape), *(int(width) for width in hidden)]
         layers: list[nn.Module] = []
@@ -165,8 +167,8 @@ class CNN(Encoder):
         self,
         space: Observations,
         *,
-        channels: Any = (16, 32),
-        hidden: int = 64,
+        channels: Widths = (16, 32),
+        hidden: Width = 64,
         activation: str = "relu",
     ) -> None:
         super().__init__(space)

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,10 @@ from lifelong.agent.errors import ConfigError, DiskError
 from lifelong.agent.files import PARTIAL
 
 FILE = ".lock"
+#: held by rank 0 of Ray's workers, which may outlive for a moment the driver that holds the other
+WORKER_FILE = ".lock-worker"
+#: seconds between two looks at a lock that is waited for
+_POLL = 0.2
 _held: set[int] = set()
 
 
@@ -34,16 +39,23 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, file: str = FILE, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock of a folder, which exists.
+
+    Args:
+        folder: the folder.
+        file: of the lock.
+        patience: seconds to wait for it.
 
     Raises:
         ConfigError: another process holds it.
         DiskError: the folder cannot be written.
     """
-    descriptor = _acquire(folder)
+    until = time.monotonic() + patience
+    while (descriptor := _acquire(folder, file)) is None and time.monotonic() < until:
+        time.sleep(_POLL)
     if descriptor is None:
-        raise ConfigError(f"{folder} is in use by {_holder(folder)}; wait until that ends, or stop it")
+        raise ConfigError(f"{folder} is in use by {_holder(folder, file)}; wait until that ends, or stop it")
     try:
         yield
     finally:
@@ -114,9 +126,9 @@ def _remove(made: list[Path], folder: Path) -> None:
         pass  # somebody else has put something there
 
 
-def _acquire(folder: Path) -> int | None:
+def _acquire(folder: Path, file: str = FILE) -> int | None:
     """The descriptor that holds the lock of a folder; None if another process holds it."""
-    path = folder / FILE
+    path = folder / file
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -154,10 +166,10 @@ def _release(descriptor: int) -> None:
     os.close(descriptor)
 
 
-def _holder(folder: Path) -> str:
+def _holder(folder: Path, file: str = FILE) -> str:
     """Who holds the lock of a folder, for people."""
     try:
-        holder = json.loads((folder / FILE).read_text())
+        holder = json.loads((folder / file).read_text())
         return f"process {int(holder['pid'])} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -9,13 +9,16 @@ Every metric is recomputed from `evaluation.npz`; the scale comes from the task,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import bisect
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lifelong.agent.files import write
+from lifelong.agent.runtime.appended import POINTS
 
 #: a task whose performance when its training ended is below this was never learned: a share of it that is left, or its
 #: being forgotten, would mean nothing
@@ -89,14 +92,19 @@ class Evaluations:
 
         Not a number before there was the task.
         """
+        return np.array([self.performance_at(point) for point in range(len(self.steps))]).reshape(-1, len(self.tasks))
+
+    def performance_at(self, point: int) -> np.ndarray:
+        """p_i at one evaluation point, [tasks]; costs the same however many there are."""
         low, high = np.array(self.scores).T
-        means = np.full((len(self.steps), len(self.tasks)), np.nan)
-        for point, returns in enumerate(self.returns):
-            means[point, : len(returns)] = _mean(returns)
+        means = np.full(len(self.tasks), np.nan)
+        means[: len(self.returns[point])] = _mean(self.returns[point])
         return (means - low) / (high - low)
 
     def only(self, tasks: Sequence[int]) -> Evaluations:
         """The evaluations of some of the tasks, given by their indices."""
+        if list(tasks) == list(range(len(self.tasks))):
+            return self
         chosen = Evaluations(
             [self.tasks[i] for i in tasks], [self.scores[i] for i in tasks], [self.training_end[i] for i in tasks]
         )
@@ -130,25 +138,43 @@ class Evaluations:
                 evaluations.add(step, returns)
         return evaluations
 
-    def state_dict(self) -> dict[str, Any]:
-        """What was measured, as plain lists and numbers. Scores and training ends come from the config."""
-        return {
-            "tasks": list(self.tasks),
-            "steps": list(self.steps),
-            "returns": [returns.tolist() for returns in self.returns],
-        }
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what was measured; tasks may have been added since.
+    @classmethod
+    def of(cls, folder: Path) -> Evaluations:
+        """Those of a run folder: its `evaluation.npz`, and what a run that goes on has appended to `evaluation.jsonl`
+        since it wrote that.
 
         Raises:
-            ValueError: the saved tasks are not the first tasks of this run.
+            OSError, ValueError, KeyError, zipfile.BadZipFile: a file is missing or damaged.
         """
-        tasks = list(saved["tasks"])
-        if tasks != self.tasks[: len(tasks)]:
-            raise ValueError(f"saved evaluations are of tasks {tasks}; this run has {self.tasks}")
-        self.steps = list(saved["steps"])
-        self.returns = [np.array(returns, dtype=np.float64) for returns in saved["returns"]]
+        evaluations = cls.load(folder / "evaluation.npz")
+        lines = folder / POINTS
+        if lines.exists():
+            for step, returns in _points(lines.read_bytes())[len(evaluations.steps) :]:
+                evaluations.add(step, returns)
+        return evaluations
+
+    def line(self) -> str:
+        """The last point as a line of `evaluation.jsonl`; every bit of it comes back."""
+        return json.dumps({"step": self.steps[-1], "returns": self.returns[-1].tolist()}) + "\n"
+
+    def restore(self, folder: Path, size: int) -> None:
+        """Take the points from the first `size` bytes of `evaluation.jsonl`; tasks may have been added since.
+
+        Raises:
+            ValueError: they are of more tasks than this run has.
+            OSError, KeyError: the file is missing or damaged.
+        """
+        with open(folder / POINTS, "rb") as file:
+            points = _points(file.read(size))
+        if any(len(returns) > len(self.tasks) for _, returns in points):
+            raise ValueError(f"saved evaluations are of more tasks than the {len(self.tasks)} in this run")
+        self.steps, self.returns = [step for step, _ in points], [returns for _, returns in points]
+
+
+def _points(lines: bytes) -> list[tuple[int, np.ndarray]]:
+    """(step, returns [tasks, episodes]) of the whole lines of `evaluation.jsonl`."""
+    *whole, _ = lines.split(b"\n")
+    return [(point["step"], np.array(point["returns"], dtype=np.float64)) for point in map(json.loads, whole)]
 
 
 def _mean(returns: np.ndarray) -> np.ndarray:
@@ -165,8 +191,8 @@ def _learned_points(evaluations: Evaluations) -> np.ndarray:
     """Index of the evaluation point at which each task was learned (the last point if that is still to come)."""
     if not evaluations.steps:
         raise ValueError("there is no evaluation point yet")
-    points = np.searchsorted(evaluations.steps, evaluations.training_end, side="left")
-    return np.minimum(points, len(evaluations.steps) - 1)
+    last = len(evaluations.steps) - 1
+    return np.array([min(bisect.bisect_left(evaluations.steps, end), last) for end in evaluations.training_end])
 
 
 def _can_forget(evaluations: Evaluations) -> np.ndarray:
@@ -188,13 +214,14 @@ def learned(evaluations: Evaluations) -> np.ndarray:
     Raises:
         ValueError: there is no evaluation point yet (also in every metric below).
     """
-    return evaluations.performance()[_learned_points(evaluations), np.arange(len(evaluations.tasks))]
+    points = _learned_points(evaluations)
+    return np.array([evaluations.performance_at(point)[task] for task, point in enumerate(points)])
 
 
 def final(evaluations: Evaluations) -> np.ndarray:
     """p_i(T), performance at the last evaluation point; [tasks]. R_{N,i} of *GEM*."""
     _learned_points(evaluations)
-    return evaluations.performance()[-1]
+    return evaluations.performance_at(-1)
 
 
 def retained(evaluations: Evaluations) -> np.ndarray:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lifelong.agent.border import blame
 from lifelong.agent.errors import CheckpointError, ClusterError, DiskError, LifelongError, NonFiniteError, PartError
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.finite import NotFinite, bad_copies
 from lifelong.agent.runtime.walk import map_tensors
+from lifelong.envs.border import blame
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.logging import NoLog, RunLog
@@ -156,9 +156,9 @@ def _save(trainer: Trainer, before: Moment, log: RunLog | NoLog) -> str:
     checkpoint.save(
         trainer.record.folder / "checkpoints",
         before.step,
-        {**shared, "metrics_offset": log.offset()},
+        shared,
         own,
-        trainer.record.versions,
+        trainer.record.about(log),
         trainer.config.checkpoint.keep,
     )
     return f"what was learned until step {before.step:,} is saved"

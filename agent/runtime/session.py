@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lifelong.agent import adding
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
-from lifelong.agent.errors import CheckpointError, ConfigError, DiskError
+from lifelong.agent.errors import CheckpointError, ConfigError
 from lifelong.agent.files import write_json
 from lifelong.agent.parallel import Workers
-from lifelong.agent.runtime import changes, checkpoint
+from lifelong.agent.runtime import appended, changes, checkpoint
 from lifelong.agent.runtime.build import MakeActing, build
 from lifelong.agent.runtime.handover import hand_over
 from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
@@ -30,6 +30,9 @@ from lifelong.agent.runtime.metrics import (
     learned,
 )
 from lifelong.agent.runtime.trainer import Order, Trainer
+
+#: {file: bytes} of the log when a checkpoint was saved; empty at the beginning
+Sizes = Mapping[str, int]
 
 
 def check_run(folder: Path) -> None:
@@ -53,21 +56,21 @@ def load_config(folder: Path, assignments: Sequence[str] = (), add: Sequence[str
     return adding.load(folder, assignments, add)
 
 
-def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, int]:
+def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, Sizes]:
     """What `load` returns; at the beginning if the run was killed before its first checkpoint."""
     if not workers.lead(len(checkpoint.checkpoints(folder / "checkpoints"))):
-        return build(config, folder, workers, acting), 0
+        return build(config, folder, workers, acting), {}
     return load(config, folder, workers, acting)
 
 
-def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, int]:
-    """The trainer of a run at its newest good checkpoint, and the length of its metrics.jsonl then.
+def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, Sizes]:
+    """The trainer of a run at its newest good checkpoint, and the sizes of the files of its log then.
 
     Where `config` is not that of the checkpoint, what it holds is handed over; `record.changes` of the trainer says
     what was changed.
 
     Raises:
-        CheckpointError: no usable checkpoint, or one of another shape.
+        CheckpointError: no usable checkpoint, one of another shape, or one of a log that is not all there.
         ConfigError: a change that a run that was trained cannot take.
     """
     saved, damaged = checkpoint.load(folder / "checkpoints", workers)
@@ -79,22 +82,25 @@ def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | No
     changes.check(found, old, config, saved["step"])
     trainer = build(config, folder, workers, acting)
     try:
+        sizes = saved["manifest"]["log"]
+        appended.check(folder, sizes)
         trainer.record.changes = hand_over(saved, found, old, trainer)
         trainer.load_state_dict(saved)
-    except ConfigError:
+        trainer.evaluations.restore(folder, sizes[appended.POINTS])
+    except (CheckpointError, ConfigError):
         raise
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
-    return trainer, saved["metrics_offset"]
+    return trainer, sizes
 
 
 def train(
     trainer: Trainer,
-    offset: int,
+    sizes: Sizes,
     progress: Progress,
     asked: Callable[[], Order | bool],
-    open_log: Callable[[Path, int, int], RunLog] = RunLog,
+    open_log: Callable[[Path, Sizes], RunLog] = RunLog,
 ) -> bool:
     """Train in this process and write the run folder; True at the end of the stream, False if it was asked to stop.
 
@@ -103,25 +109,22 @@ def train(
     """
     record = trainer.record
     first = trainer.workers.rank == 0
-    try:
-        log = open_log(record.folder, offset, trainer.step) if first else NoLog()
-        log.text("config", "```yaml\n" + configs.to_yaml(record.config) + "```")
-        log.text("gradients", gradient_report(trainer))
+    with closing(open_log(record.folder, sizes) if first else NoLog()) as log:
+        if not sizes:  # else these are in the log already
+            log.text("config", "```yaml\n" + configs.to_yaml(record.config) + "```")
+            log.text("gradients", gradient_report(trainer))
         made = changes.read(record.folder)
-        if made:
+        if any(change["step"] == trainer.step for change in made):
             log.text("changes", changes.table(made), trainer.step)
         for count, change in enumerate(made, start=1):
             if change["step"] == trainer.step:
                 log.mark("changes", count, trainer.step)
+        log.tensor(trainer.evaluations)
         finished = trainer.train(log, progress, asked)
-        log.close()
-        unwritten = progress.start < trainer.step or not (record.folder / "summary.json").exists()
-        if finished and first and unwritten:
-            write_json(record.folder / "summary.json", summary(trainer, progress.rate(trainer.step)))
-    except OSError as error:
-        raise DiskError(
-            f"cannot write to {record.folder}: {error.strerror or error}; what was saved is kept"
-        ) from error
+        log.tensor(trainer.evaluations)
+    unwritten = progress.start < trainer.step or not (record.folder / "summary.json").exists()
+    if finished and first and unwritten:
+        write_json(record.folder / "summary.json", summary(trainer, progress.rate(trainer.step)))
     return finished
 
 

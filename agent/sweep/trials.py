@@ -283,7 +283,7 @@ def train_trial(
 
 def replay(folder: Path, report: run.Listener) -> None:
     """Report the evaluations of a run folder one after the other."""
-    saved = Evaluations.load(folder / "evaluation.npz")
+    saved = Evaluations.of(folder)
     seen = Evaluations(saved.tasks, saved.scores, saved.training_end)
     for step, returns in zip(saved.steps, saved.returns, strict=True):
         seen.add(step, returns)

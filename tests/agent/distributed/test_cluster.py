@@ -192,9 +192,9 @@ def newest(folder: Path) -> int:
 
 def whole_run(workers: TorchWorkers, folder: Path) -> None:
     """The run by plain processes."""
-    trainer, offset = session.reopen(configs.load(str(folder / "config.yaml")), folder, workers)
+    trainer, sizes = session.reopen(configs.load(str(folder / "config.yaml")), folder, workers)
     progress = Progress(trainer.stream.total_steps, quiet=True)
-    assert session.train(trainer, offset, progress, lambda: Order.GO_ON)
+    assert session.train(trainer, sizes, progress, lambda: Order.GO_ON)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = build(config, folder)
     folder.mkdir()
     (folder / "config.yaml").write_text(configs.to_yaml(config))
-    assert not session.train(trainer, 0, session.Progress(256, quiet=True), lambda: trainer.step >= 128)
+    assert not session.train(trainer, {}, session.Progress(256, quiet=True), lambda: trainer.step >= 128)
     assert trainer.step == 128 and trainer.segment == 1
     return folder
 
@@ -154,6 +156,7 @@ VALUES: dict[str, Any] = {
     "runtime.device": "auto",
     "runtime.address": "local",
     "on_nonfinite": "skip",
+    "modules": ["."],
 }
 
 
@@ -218,12 +221,39 @@ def test_a_changed_key_applies_or_is_refused_before_anything_is_written(key: str
     assert run.resume(folder, quiet=True)[1]
 
 
+def test_code_that_only_a_checkpoint_names_is_not_imported(folder: Path, tmp_path: Path) -> None:
+    """Whoever is asked to trust a run folder is shown the parts of its config.yaml."""
+    (state,) = folder.glob("checkpoints/*/state.pt")
+    manifest = state.with_name("manifest.json")
+    for place in ("schedule", "env", "strategy"):
+        saved = torch.load(state, weights_only=True)
+        config = configs.to_dict(SCHEMA)
+        foreign = {"kind": "antigravity:Attr"}
+        if place == "strategy":
+            config["strategy"] = [foreign]
+        elif place == "env":
+            config["stream"]["tasks"][1]["env"] = foreign
+        else:
+            config["stream"]["schedule"] = foreign
+        torch.save({**saved, "config": config}, state)
+        content = json.loads(manifest.read_text())
+        digest = hashlib.sha256(state.read_bytes()).hexdigest()
+        content["files"]["state.pt"] = {"size": state.stat().st_size, "sha256": digest}
+        manifest.write_text(json.dumps(content))
+        if place == "strategy":
+            resume(folder, "stream.steps_per_task=200")
+        else:
+            with pytest.raises(ConfigError, match=r"antigravity"):
+                run.resume(folder, ["stream.steps_per_task=200"], quiet=True)
+        assert "antigravity" not in sys.modules
+
+
 # ---- what takes effect -----------------------------------------------------------------------------------------------
 
 EFFECTS: dict[str, Callable[[Trainer], bool]] = {
     "optimizer.lr=0.25": lambda t: t.learner.optimizer.param_groups[0]["lr"] == 0.25,
     "optimizer.betas=[0.5, 0.6]": lambda t: list(t.learner.optimizer.param_groups[0]["betas"]) == [0.5, 0.6],
-    "optimizer.weight_decay=1": lambda t: t.learner.optimizer.param_groups[0]["weight_decay"] == 1,
+    "optimizer.weight_decay=0.5": lambda t: t.learner.optimizer.param_groups[0]["weight_decay"] == 0.5,
     "optimizer.kind=rmsprop": lambda t: isinstance(t.learner.optimizer, torch.optim.RMSprop),
     "optimizer={kind: sgd, lr: 0.5}": lambda t: isinstance(t.learner.optimizer, torch.optim.SGD),
     "stream.tasks.1.env.length=1.5": lambda t: bool((t.rollout.env.envs[1].params["length"] == 1.5).all()),  # type: ignore[attr-defined]
@@ -316,7 +346,7 @@ def test_another_length_of_a_chunk_is_refused_while_a_replay_holds_sequences(fol
 
 
 def test_the_past_of_the_stream_stays_as_it_was(folder: Path) -> None:
-    for word in ("stream.tasks.0.steps=128", "stream.schedule=random", "stream.tasks.1.steps=32"):
+    for word in ("stream.tasks.0.steps=128", "stream.schedule={kind: random, every: 64}", "stream.tasks.1.steps=32"):
         before = contents(folder)
         with pytest.raises(ConfigError, match=r"trained already"):
             run.resume(folder, [word], quiet=True)

@@ -72,6 +72,14 @@ def test_a_second_process_is_refused_with_the_first_one_named(tmp_path: Path) ->
         process.wait()
 
 
+def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:
+    """Rank 0 of Ray's workers may outlive a driver that was killed, and goes on writing for a moment."""
+    process = holder(tmp_path)
+    threading.Timer(0.3, process.kill).start()
+    with lock.held(tmp_path, patience=30):
+        assert process.wait() == -signal.SIGKILL
+
+
 def test_kill_9_lets_go_of_the_lock(tmp_path: Path) -> None:
     process = holder(tmp_path)
     assert taken(tmp_path)

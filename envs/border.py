@@ -5,12 +5,11 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-import lifelong
-
 #: a longer message is cut
 LONGEST = 160
 
-_OURS = (str(Path(__file__).resolve().parents[1]), *map(str, lifelong.__path__))
+_ROOT = Path(__file__).resolve().parents[1]
+_OURS = tuple(f"{_ROOT / floor}/" for floor in ("agent", "envs", "replay", "kernels", "configs"))
 _LIBRARIES = ("site-packages", "dist-packages", "/lib/python")
 
 
@@ -32,5 +31,4 @@ def blame(error: BaseException) -> str:
 
 def _is_ours(filename: str) -> bool:
     path = str(Path(filename).resolve())
-    folders = [f"{root}/{floor}/" for root in _OURS for floor in ("agent", "envs", "replay", "kernels", "configs")]
-    return filename.startswith("<") or path.startswith(tuple(folders)) or any(name in path for name in _LIBRARIES)
+    return filename.startswith("<") or path.startswith(_OURS) or any(name in path for name in _LIBRARIES)
