@@ -100,6 +100,7 @@ RULES: dict[str, Rule] = {
     "policy.previous_action": _TRAINED,
     "policy.previous_reward": _TRAINED,
     "policy.reset_memory_on": APPLIES,
+    "policy.squash": _TRAINED,
     "policy.heads": _TRAINED,
     "gradient": Rule(fresh="the carry"),
     "gradient.*": Rule(fresh="the carry"),
