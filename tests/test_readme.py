@@ -65,7 +65,7 @@ def test_an_example_part_runs(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
         assert cli.main(["run", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
-        assert cli.main(["eval", str(tmp_path / "run")]) == 0  # its state survives a checkpoint
+        assert cli.main(["eval", str(tmp_path / "run"), "--trust"]) == 0  # its state survives a checkpoint
     finally:
         sys.modules.pop(name.removesuffix(".py"), None)
 

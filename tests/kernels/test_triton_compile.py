@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import OPS, op_results
+from benchmarks.gpu_parts.kernels import OPS, op_results
 from lifelong.kernels.cartpole import cartpole_step
 from lifelong.kernels.dispatch import Op
 

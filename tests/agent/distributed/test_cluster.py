@@ -259,7 +259,7 @@ def test_one_worker_is_the_inline_run_bit_for_bit_and_each_resumes_the_other(con
     for name in ("metrics.jsonl", "evaluation.npz"):
         assert (ray / name).read_bytes() == (inline / name).read_bytes(), name
     ours, theirs = (checkpoint.load(f / "checkpoints")[0] for f in (ray, inline))
-    assert_equal(ours, theirs)
+    assert_equal(*({k: v for k, v in state.items() if k != "manifest"} for state in (ours, theirs)))
 
 
 def test_the_inline_backend_and_help_never_import_ray(config: Path, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def stairs(folder: Path, gradient: str, sequences: int) -> tuple[dict[str, Tenso
     chunk = next(trainer.source(1)).chunk
     one = chunk.select(torch.zeros(1, dtype=torch.int64))
     rows = torch.zeros(5, dtype=torch.int64)
-    whole = one.map(lambda name, x, dim: x if dim == 0 else x.index_select(0, rows))
+    whole = one.map(lambda name, x, dim: x.index_select(0, rows) if dim and len(x) == one.steps else x)
     whole = replace(whole, obs=torch.eye(5).unsqueeze(1), is_init=torch.arange(5).unsqueeze(1) == 0)
     log_p = torch.log_softmax(policy.sequence(whole, torch.zeros_like(whole.state)).policy[:, 0], -1)
     exact = {n: torch.zeros_like(p) for n, p in parameters.items()}
