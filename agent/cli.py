@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lifelong
+from lifelong.agent import adding
 from lifelong.agent import config as configs
 from lifelong.agent.errors import (
     CheckpointError,
@@ -76,6 +77,14 @@ def parser() -> Parser:
     evaluate = commands.add_parser("eval", help="evaluate the newest checkpoint of a run on all tasks")
     for command in (resume, evaluate):
         command.add_argument("folder", metavar="RUN", type=Path, help="run folder, such as runs/quickstart/0")
+
+    resume.add_argument(
+        "--add",
+        action="append",
+        default=[],
+        metavar="TASK.yaml",
+        help="tasks to train after all others; may be repeated",
+    )
 
     report = commands.add_parser("report", help="tables, plots and an HTML page of one or more runs")
     report.add_argument("folders", metavar="RUN", type=Path, nargs="+", help="run folders, or folders of runs")
@@ -206,13 +215,14 @@ def _resume(options: argparse.Namespace) -> int:
 def _go_on(folder: Path, options: argparse.Namespace) -> int:
     from lifelong.agent.distributed import cluster
 
-    config = configs.load(str((folder / "config.yaml").resolve()), options.overrides)
-    _trust(config, folder, options)
+    add = getattr(options, "add", [])
+    config = adding.load(folder, options.overrides, add)
+    _trust(adding.load(folder), folder, options)  # what is named here is the user's choice
     configs.find_own_modules(config)  # before Ray starts, which hands the path to its processes
     connection = options.closing.enter_context(cluster.begun(config))
     from lifelong.agent import run
 
-    return _finish(*run.resume(folder, options.overrides, quiet=options.quiet, connection=connection))
+    return _finish(*run.resume(folder, options.overrides, add=add, quiet=options.quiet, connection=connection))
 
 
 def _finish(trainer: object, finished: bool) -> int:

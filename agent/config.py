@@ -71,6 +71,8 @@ class StreamConfig:
     schedule: Part = part("schedule", "sequential")
     steps_per_task: int = bounded(200_000, 1)
     cycles: int = bounded(1, 1, 10_000)
+    #: how many of the last tasks each `lifelong resume --add` gave to a trained run; they come after all others, once
+    added: list[int] = field(default_factory=list)
     #: train on this first share of the stream only: the beginning of a lifetime, for tuning
     share: float = bounded(1.0, 0.0, 1.0)
     boundaries: str = field(default="given", metadata={"choices": ("given", "hidden")})
@@ -280,6 +282,11 @@ def check(raw: Mapping[str, Any]) -> Config:
             raise ConfigError(
                 f"stream.tasks.{index}.score is {brief(task.score)}; it must be two different returns, [low, high]"
             )
+    added = config.stream.added
+    if any(count < 1 for count in added) or sum(added) >= len(names):
+        raise ConfigError(
+            f"stream.added is {added}; it must count the last of {len(names)} tasks, and leave at least one"
+        )
     for name, options in config.strategy_options.items():
         check_name("strategy", name)
         if not isinstance(options, Mapping):

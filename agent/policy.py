@@ -80,6 +80,8 @@ class Policy(nn.Module):
         task_observed: bool = False,
     ) -> None:
         super().__init__()
+        #: of one copy: what is read, what is done
+        self.spaces = observation_space, action_space
         self.distribution: Distribution = distribution_of(action_space, config.squash)
         self.encoder: Encoder = registry.build("encoder", config.encoder, observation_space)
         self.with_action = config.previous_action

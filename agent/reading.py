@@ -144,7 +144,7 @@ def read(name: str, folder: Path | None = None, bundle: Path = CONFIG_FOLDER) ->
     merged = _with_includes(path, (), [], bundle)
     merged.setdefault("name", path.stem)
     if bundle.resolve() not in path.parents:
-        _find_modules_beside(merged, path.parent)
+        find_modules_beside(merged, path.parent)
     return merged
 
 
@@ -152,21 +152,7 @@ def _with_includes(path: Path, above: tuple[Path, ...], sizes: list[int], bundle
     """A file on top of what it includes; `above` includes it, `sizes` has the bytes of every file read so far."""
     if path in above:
         raise ConfigError(f"{path.name}: include goes in a circle: {' -> '.join(p.name for p in (*above, path))}")
-    try:
-        sizes.append(path.stat().st_size)
-        if len(sizes) > MOST_FILES:
-            raise ConfigError(f"{path.name}: a config is made of at most {MOST_FILES} files; include fewer")
-        if sum(sizes) > LARGEST_CONFIG:
-            raise ConfigError(
-                f"{path.name}: a config with all that it includes has at most {LARGEST_CONFIG:,} bytes, "
-                f"not {sum(sizes):,}"
-            )
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path.name} is not in UTF-8: {error.reason} at byte {error.start}") from error
-    raw = parse_yaml(text, path.name)
+    raw = read_file(path, sizes)
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
@@ -186,7 +172,31 @@ def _with_includes(path: Path, above: tuple[Path, ...], sizes: list[int], bundle
     return merge(merged, raw)
 
 
-def _find_modules_beside(raw: dict[str, Any], folder: Path) -> None:
+def read_file(path: Path, sizes: list[int] | None = None) -> Any:
+    """What a YAML file holds; `sizes` has the bytes of the files of the same config that were read before.
+
+    Raises:
+        ConfigError: it cannot be read, is too large, or is not valid YAML in UTF-8.
+    """
+    sizes = [] if sizes is None else sizes
+    try:
+        sizes.append(path.stat().st_size)
+        if len(sizes) > MOST_FILES:
+            raise ConfigError(f"{path.name}: a config is made of at most {MOST_FILES} files; include fewer")
+        if sum(sizes) > LARGEST_CONFIG:
+            raise ConfigError(
+                f"{path.name}: a config with all that it includes has at most {LARGEST_CONFIG:,} bytes, "
+                f"not {sum(sizes):,}"
+            )
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name} is not in UTF-8: {error.reason} at byte {error.start}") from error
+    return parse_yaml(text, path.name)
+
+
+def find_modules_beside(raw: dict[str, Any], folder: Path) -> None:
     """Let modules beside the config be found, now and when its run is resumed from elsewhere."""
     known = raw.get("modules", [])
     if isinstance(known, list) and str(folder) not in known and any(folder.glob("*.py")):
@@ -230,6 +240,8 @@ def _is_index(step: str) -> bool:
 def _assign(raw: Any, nested: Any, key: str) -> Any:
     if not isinstance(nested, dict):
         return nested
+    if isinstance(raw, list) and "kind" in nested:
+        return nested  # one part takes the place of all: `strategy={kind: ewc, strength: 5}`
     if isinstance(raw, list):
         items = list(raw)
         for step, value in nested.items():

@@ -16,8 +16,9 @@ from lifelong.agent.distributed.runners import runner_rollout
 from lifelong.agent.distributed.train import fit
 from lifelong.agent.files import remove_partial, write
 from lifelong.agent.parallel import ALONE, Workers
-from lifelong.agent.runtime import session
+from lifelong.agent.runtime import changes, session
 from lifelong.agent.runtime.build import MakeActing, build
+from lifelong.agent.runtime.changes import Change
 from lifelong.agent.runtime.lock import claimed, held
 from lifelong.agent.runtime.logging import Progress
 from lifelong.agent.runtime.metrics import Evaluations
@@ -61,28 +62,33 @@ def resume(
     folder: Path | str,
     assignments: Sequence[str] = (),
     *,
+    add: Sequence[str] = (),
     quiet: bool = False,
     on_evaluation: Listener | None = None,
     connection: Connection | None = None,
 ) -> tuple[Trainer, bool]:
     """Go on with the run in `folder` from its newest good checkpoint, with overrides if any.
 
-    A run on Ray uses `connection` if it is given, and closes it.
+    `add` are files of tasks (see `agent.adding`) that are trained after all others. What is changed is applied and
+    written to `changes.jsonl`, or refused before anything is written. A run on Ray uses `connection` if it is given,
+    and closes it.
 
     Raises:
+        ConfigError: a change that a run that was trained cannot take, or another process uses the folder.
         CheckpointError: no run there, no usable checkpoint, or one that does not fit the overrides.
-        ConfigError: another process uses the folder.
         ClusterError: the cluster of a Ray run cannot be reached, is too small or failed.
     """
     folder = Path(folder)
     session.check_run(folder)
     with held(folder):
-        config = session.load_config(folder, assignments)
+        config = session.load_config(folder, assignments, add)
         trainer, sizes = session.reopen(config, folder, _planned(config), _acting(config))
+        asked = changes.between(session.load_config(folder), config)
         with _backend(trainer, connection) as backend:
             remove_partial(folder)
-            if assignments:
+            if assignments or add:
                 write(folder / "config.yaml", configs.to_yaml(config))
+            _note(trainer, asked)
             if not trainer.rollout.env.exact_state:
                 print("note: this environment cannot save its state; fresh episodes start where the run goes on")
             return trainer, _train(trainer, sizes, backend, quiet, on_evaluation)
@@ -95,6 +101,15 @@ def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
     ctx = replace(trainer.context(), workers=ALONE)
     trainer.evaluations.add(trainer.step, trainer.evaluator.evaluate(ctx, trainer.strategies))
     return trainer
+
+
+def _note(trainer: Trainer, asked: Sequence[Change]) -> None:
+    """Record and tell what is changed: what the checkpoint does not have yet, and what else was asked for."""
+    applied = trainer.record.changes
+    applied += [change for change in asked if change.key not in {other.key for other in applied}]
+    changes.record(trainer.record.folder, trainer.step, applied)
+    for change in applied:
+        print(f"changed at step {trainer.step:,}: {change}" + (f"; {change.note} starts afresh" if change.note else ""))
 
 
 def _planned(config: Config) -> Workers:

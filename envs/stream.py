@@ -69,6 +69,15 @@ class Schedule:
         """The step at which training on the task of `segment` ends: the segment's end, unless borders are soft."""
         return self.segments[segment].end
 
+    @property
+    def smooth(self) -> bool:
+        """Whether episodes go on from one task to the next, because the parameters move without a jump."""
+        return False
+
+    def position(self, step: int) -> tuple[int, int, float] | None:
+        """(task, next task, fraction of the way) at `step` of a schedule that is smooth."""
+        return None
+
     def proportions(self, step: int) -> list[float]:
         """Share of the copies on each task at `step`; sums to one."""
         shares = [0.0] * len(self.steps)
@@ -167,17 +176,72 @@ class Drift(Schedule):
     than to the next one's: until the middle of its segment.
     """
 
+    @property
+    def smooth(self) -> bool:
+        return True
+
     def trained_until(self, segment: int) -> int:
         here = self.segments[segment]
         return here.end if segment == len(self.segments) - 1 else (here.start + here.end + 1) // 2
 
     def position(self, step: int) -> tuple[int, int, float]:
-        """(task, next task, fraction of the way) at `step`."""
         index = self.segment_at(step)
         segment = self.segments[index]
         following = self.segments[min(index + 1, len(self.segments) - 1)]
         fraction = min(1.0, (step - segment.start) / (segment.end - segment.start))
         return segment.task or 0, following.task or 0, fraction
+
+
+class Phases(Schedule):
+    """Schedules one after the other, each over tasks of its own: what was planned first, then what was added to it.
+
+    Nothing in a phase depends on those that follow, so what was trained stays as it was when one is added.
+
+    Args:
+        schedules: those of the phases; the tasks of all are numbered through.
+    """
+
+    def __init__(self, schedules: Sequence[Schedule]) -> None:
+        self.schedules = list(schedules)
+        self.steps = [steps for schedule in schedules for steps in schedule.steps]
+        self.segments = []
+        #: of each phase: its first step, its first task, its first segment
+        self.firsts: list[tuple[int, int, int]] = []
+        step = task = 0
+        for schedule in self.schedules:
+            self.firsts.append((step, task, len(self.segments)))
+            alone = task if len(schedule.steps) == 1 else None
+            self.segments += [
+                Segment(step + s.start, step + s.end, alone if s.task is None else task + s.task)
+                for s in schedule.segments
+            ]
+            step, task = self.segments[-1].end, task + len(schedule.steps)
+
+    def _phase(self, step: int) -> int:
+        return max(phase for phase, (first, _, _) in enumerate(self.firsts) if first <= step or phase == 0)
+
+    @property
+    def smooth(self) -> bool:
+        return self.schedules[0].smooth
+
+    def trained_until(self, segment: int) -> int:
+        phase = max(phase for phase, (_, _, first) in enumerate(self.firsts) if first <= segment)
+        step, _, first = self.firsts[phase]
+        return step + self.schedules[phase].trained_until(segment - first)
+
+    def position(self, step: int) -> tuple[int, int, float] | None:
+        phase = self._phase(step)
+        start, task, _ = self.firsts[phase]
+        local = self.schedules[phase].position(step - start)
+        return None if local is None else (task + local[0], task + local[1], local[2])
+
+    def proportions(self, step: int) -> list[float]:
+        phase = self._phase(step)
+        start, task, _ = self.firsts[phase]
+        shares = [0.0] * len(self.steps)
+        local = self.schedules[phase].proportions(step - start)
+        shares[task : task + len(local)] = local
+        return shares
 
 
 class TaskStream:
@@ -208,7 +272,7 @@ class TaskStream:
         ends = {s.end for s in self.segments} | {self.trained_until(i) for i in range(len(self.segments))}
         #: the steps at which a segment, or training on its task, ends
         self.borders = sorted(ends)
-        if isinstance(schedule, Drift) and len({task.group() for task in self.tasks}) > 1:
+        if schedule.smooth and len({task.group() for task in self.tasks}) > 1:
             raise EnvError(
                 "schedule drift moves the parameters of one environment; its tasks use several (or other options)"
             )
@@ -216,7 +280,7 @@ class TaskStream:
     @property
     def smooth(self) -> bool:
         """Whether episodes go on from one task to the next, because the parameters move without a jump."""
-        return isinstance(self.schedule, Drift)
+        return self.schedule.smooth
 
     def segment_at(self, step: int) -> int:
         """Index of the segment that `step` lies in (the last one after the end)."""
@@ -244,9 +308,10 @@ class TaskStream:
 
     def params_at(self, step: int) -> dict[str, float]:
         """Parameters of all copies at `step` under a drift schedule; empty under any other."""
-        if not isinstance(self.schedule, Drift):
+        position = self.schedule.position(step)
+        if position is None:
             return {}
-        here, there, fraction = self.schedule.position(step)
+        here, there, fraction = position
         a, b = self.tasks[here].params, self.tasks[there].params
         default = {name: p.default for name, p in environment_class(self.tasks[here].kind).all_params().items()}
         a, b = ({name: params.get(name, default[name]) for name in {**a, **b}} for params in (a, b))
@@ -258,8 +323,26 @@ class TaskStream:
 
     def training_end(self, task: int) -> int:
         """The step at which training on `task` ends for the last time (the end of the stream if it never was alone)."""
-        ends = [self.trained_until(i) for i, segment in enumerate(self.segments) if segment.task in (task, None)]
+        ends = [self.trained_until(i) for i, segment in enumerate(self.segments) if self._trains(segment, task)]
         return max(ends) if ends else self.total_steps
+
+    def _trains(self, segment: Segment, task: int) -> bool:
+        return task == segment.task if segment.task is not None else self.schedule.proportions(segment.start)[task] > 0
+
+    def history(self, step: int) -> list[tuple[int, int, int | None, int, dict[int, float]]]:
+        """What was trained before `step`: start, end and task of every segment, until when its task was trained, and
+        the share of the copies that each task had when it began. Streams with equal histories have the same past."""
+        return [
+            (
+                segment.start,
+                min(segment.end, step),
+                segment.task,
+                min(self.trained_until(index), step),
+                {task: share for task, share in enumerate(self.schedule.proportions(segment.start)) if share},
+            )
+            for index, segment in enumerate(self.segments)
+            if segment.start < step
+        ]
 
 
 @functools.cache

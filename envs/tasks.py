@@ -379,10 +379,10 @@ class TaskEnv(VectorEnv):
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; environments of tasks that were added since start afresh."""
         self.task_B = saved["task"].clone()
-        self._started = list(saved["started"])
-        for env, state in zip(self.envs, saved["envs"], strict=True):
+        self._started = [*saved["started"], *[False] * (len(self.envs) - len(saved["envs"]))]
+        for env, state in zip(self.envs, saved["envs"], strict=False):
             env.load_state_dict(state)
         self._select_groups()
 

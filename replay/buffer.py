@@ -45,6 +45,7 @@ class SequenceReplay:
             self.storage = chunk.map(lambda name, x, dim: _allocate(x, dim, self.capacity))
         slots = max(self.storage.slots, chunk.slots)
         self.storage, chunk = self.storage.with_slots(slots), chunk.with_slots(slots)
+        self.storage = self.storage.masking(chunk.action_mask.shape[-1])
         rows = self.writing.rows(chunk.copies, self.seen, self.capacity, self.generator)
         self.seen += chunk.copies
         # a row that two copies of this chunk claim goes to the later one
@@ -82,17 +83,34 @@ class SequenceReplay:
             "generator": self.generator.get_state(),
         }
 
-    def load_state_dict(self, saved: dict[str, Any], device: torch.device) -> None:
-        """Restore what `state_dict` returned."""
-        self.size, self.seen = saved["size"], saved["seen"]
-        self.stamp = saved["stamp"].clone()
+    def load_state_dict(self, saved: dict[str, Any], device: torch.device, steps: int | None = None) -> None:
+        """Restore what `state_dict` returned. Where there is room for fewer sequences now, the write policy says which
+        are kept.
+
+        Raises:
+            ValueError: the sequences do not have `steps` steps, if that is given.
+        """
+        if saved["storage"] is not None and steps not in (None, len(saved["storage"]["reward"])):
+            raise ValueError(
+                f"rollout.steps is {steps}, but a replay holds {saved['size']} sequences of "
+                f"{len(saved['storage']['reward'])} steps; keep that, or go on without the strategy that holds them"
+            )
+        self.seen = saved["seen"]
         self.generator.set_state(saved["generator"])
+        had = len(saved["stamp"])
+        rows = torch.arange(saved["size"])
+        if had != self.capacity:
+            rows, self.seen = self.writing.resized(saved["size"], saved["seen"], had, self.capacity, self.generator)
+        self.size = len(rows)
+        self.stamp = torch.zeros(self.capacity, dtype=torch.int64)
+        self.stamp[: self.size] = saved["stamp"][rows]
         if saved["storage"] is not None:
-            kept = Chunk(**{name: tensor.to(device) for name, tensor in saved["storage"].items()})
+            stored = Chunk(**{name: tensor.to(device) for name, tensor in saved["storage"].items()})
+            kept = stored.select(rows.to(device))
             self.storage = kept.map(lambda name, x, dim: _allocate(x, dim, self.capacity))
-            rows = torch.arange(self.size, device=device)
+            into = torch.arange(self.size, device=device)
             for f in fields(kept):
-                getattr(self.storage, f.name).index_copy_(copies_dim(f.name), rows, getattr(kept, f.name))
+                getattr(self.storage, f.name).index_copy_(copies_dim(f.name), into, getattr(kept, f.name))
 
 
 def _allocate(like: Tensor, dim: int, capacity: int) -> Tensor:

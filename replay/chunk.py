@@ -87,6 +87,12 @@ class Chunk:
             changed[f.name] = function(f.name, tensor, copies_dim(f.name))
         return replace(self, **changed)
 
+    def masking(self, actions: int) -> Chunk:
+        """The chunk with a mask over `actions` actions; one that masks nothing allows them all."""
+        if self.action_mask.shape[-1] == actions:
+            return self
+        return replace(self, action_mask=self.action_mask.new_ones(*self.action_mask.shape[:2], actions))
+
     def select(self, index: Tensor) -> Chunk:
         """The copies `index` (int64)."""
         return self.map(lambda name, tensor, dim: tensor.index_select(dim, index))
@@ -99,6 +105,8 @@ def copies_dim(name: str) -> int:
 
 def concatenate(chunks: list[Chunk]) -> Chunk:
     """Chunks of the same length side by side, as one chunk with all their copies."""
+    actions = max(chunk.action_mask.shape[-1] for chunk in chunks)
+    chunks = [chunk.masking(actions) for chunk in chunks]
     slots = max(chunk.slots for chunk in chunks)
     chunks = [chunk.with_slots(slots) for chunk in chunks]
     return chunks[0].map(lambda name, tensor, dim: torch.cat([getattr(c, name) for c in chunks], dim))

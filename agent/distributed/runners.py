@@ -464,7 +464,10 @@ class RunnerRollout:
         return {"rollout": rollout, "units": slot.units, "block": block[0].as_tensors() if block else None}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take what `state_dict` returned; the runners get it when they start."""
+        """Take what `state_dict` returned; the runners get it when they start. They may have to start afresh."""
+        if "fresh" in saved:
+            self.seeds = [subseed(saved["fresh"], "runner", runner) for runner in range(len(self.seeds))]
+            return
         found = len(saved.get("runners", []))
         if found != len(self.seeds):
             raise ValueError(f"it was made with runtime.env_runners={found}, and now it is {len(self.seeds)}")

@@ -15,7 +15,7 @@ from rich.text import Text
 from lifelong.agent.files import write
 from lifelong.agent.report.plots import plot_comparison, plot_run
 from lifelong.agent.report.runs import RunData, by_config, group_runs, load_runs, number
-from lifelong.agent.report.tables import comparison_cells, number_text, run_cells, table
+from lifelong.agent.report.tables import change_cells, comparison_cells, number_text, run_cells, table
 
 
 def html(runs: Sequence[RunData], out_dir: Path) -> Path:
@@ -69,6 +69,7 @@ def _run_page(run: RunData, label: str, plot: Path) -> dict[str, Any]:
         "env_steps": f"{summary['env_steps']:,}",
         "steps_per_second": f"{number(summary['steps_per_second']):,.0f}",
         "cells": run_cells(summary),
+        "changes": change_cells(summary),
         "plot": embed(plot),
         "config": yaml.safe_dump(summary["config"], sort_keys=False),
         "versions": summary["versions"],
@@ -101,6 +102,10 @@ def write_report(paths: Sequence[Path], out_dir: Path, out: Console) -> Path:
             for run in group.runs:
                 out.print(Text(f"\n{run.config_name} · {group.label} · seed {run.summary['seed']}", style="bold"))
                 out.print(table(run.summary))
+                changes = change_cells(run.summary)
+                if changes is not None:
+                    out.print(Text("\nchanged while it was trained", style="bold"))
+                    out.print(changes.rich())
         if len(members) > 1:
             out.print(Text(f"\n{members[0].config_name}: median (min..max) over seeds", style="bold"))
             out.print(comparison_cells(members, runs).without_first().rich())

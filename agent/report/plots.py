@@ -29,7 +29,8 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)
 def plot_run(run: RunData, path: Path) -> None:
     """Performance of every task over environment steps; writes a PNG.
 
-    Where the task in training is known, the steps are shaded in its colour and a strip above names it.
+    Where the task in training is known, the steps are shaded in its colour and a strip above names it. Dotted lines are
+    where the run was changed.
     """
     figure = new_figure(8.6, 4.0)
     axes = figure.add_subplot()
@@ -41,6 +42,8 @@ def plot_run(run: RunData, path: Path) -> None:
     _over_steps(axes, title, [(steps, performance)], title_pad=22 if segments else 8)
     for segment in segments:
         _shade(axes, segment, run.evaluations.tasks, points_wide=72 * 0.75 * 8.6)
+    for step in sorted({change["step"] for change in run.summary.get("changes", [])}):
+        axes.axvline(step, color=INK, linewidth=1, linestyle=":")
     for task in range(len(run.evaluations.tasks)):
         axes.plot(steps, performance[:, task], marker="o" if len(steps) <= 40 else "", markersize=3, **_line(task))
     _label_ends(axes, run.evaluations.tasks, performance[-1].tolist(), points_high=72 * 3.0)

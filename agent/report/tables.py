@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -129,6 +130,21 @@ def _task_text(group: Group, task: str) -> str:
     if math.isnan(learned) and math.isnan(final):
         return "–"
     return f"{NEVER if learned < LEARNED_FROM else number_text(learned)} → {number_text(final)}"
+
+
+def change_cells(summary: Mapping[str, Any]) -> Cells | None:
+    """What was changed while the run was trained, and at which step; None if nothing was."""
+    rows = [
+        [f"{line['step']:,}", line["kind"], line["key"], _value(line["old"]), _value(line["new"]), line.get("note", "")]
+        for line in summary.get("changes", [])
+    ]
+    return Cells(["at step", "change", "key", "before", "after", "started afresh"], rows, [], left=6) if rows else None
+
+
+def _value(value: Any) -> str:
+    """A value of a config, as short as a table has room for."""
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 72 else text[:71] + "…"
 
 
 def number_text(value: float) -> str:

@@ -28,7 +28,7 @@ from lifelong.agent.runtime.source import Fresh
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.border import blame
-from lifelong.envs.stream import Random, TaskStream
+from lifelong.envs.stream import Phases, Random, Schedule, TaskStream
 from lifelong.envs.tasks import Task, TaskEnv
 from lifelong.kernels.allocator import keep_freed_memory
 from lifelong.kernels.dispatch import prepare
@@ -75,16 +75,21 @@ def build_stream(config: Config) -> TaskStream:
             )
             for task in spec.tasks
         ]
-        schedule = registry.build(
-            "schedule", spec.schedule, [task.steps for task in tasks], spec.cycles, subseed(config.seed, "schedule")
-        )
-        stream = TaskStream(tasks, schedule, spec.share)
+        rest = [task.steps for task in tasks]
+        schedules: list[Schedule] = []
+        for phase, count in enumerate([len(tasks) - sum(spec.added), *spec.added]):
+            steps, rest = rest[:count], rest[count:]
+            seed = subseed(config.seed, "schedule", *([phase] if phase else []))
+            schedules.append(registry.build("schedule", spec.schedule, steps, 1 if phase else spec.cycles, seed))
+        if spec.added and spec.share < 1:
+            raise ConfigError(f"stream.share is {spec.share:g}, and tasks were added after all others; set it to 1")
+        stream = TaskStream(tasks, Phases(schedules) if spec.added else schedules[0], spec.share)
     except EnvError as error:
         raise ConfigError(str(error)) from error
     copies, frames = config.rollout.copies, config.rollout.copies * config.rollout.steps
-    if isinstance(schedule, Random) and schedule.every < frames:
+    if isinstance(schedules[0], Random) and schedules[0].every < frames:
         raise ConfigError(
-            f"stream.schedule.every is {schedule.every:,}, below the {frames:,} steps of a chunk (rollout.copies x "
+            f"stream.schedule.every is {schedules[0].every:,}, below the {frames:,} steps of a chunk (rollout.copies x "
             "rollout.steps), so that tasks that are drawn would not be trained"
         )
     never = stream.never_trained(copies, frames)

@@ -45,6 +45,10 @@ class RunLog:
         """A text page in TensorBoard."""
         self.events.text(tag, text, step)
 
+    def mark(self, tag: str, count: int, step: int) -> None:
+        """A point of TensorBoard's alone, that shows when something happened."""
+        self.events.scalars(step, {tag: float(count)})
+
     def scalars(self, step: int, scalars: dict[str, float]) -> None:
         """One line of metrics.jsonl and one point of every scalar in TensorBoard."""
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
@@ -92,6 +96,9 @@ class NoLog:
     """The log of a worker that is not rank 0: nothing is written."""
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
+        """Drop it."""
+
+    def mark(self, tag: str, count: int, step: int) -> None:
         """Drop it."""
 
     def scalars(self, step: int, scalars: dict[str, float]) -> None:

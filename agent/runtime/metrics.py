@@ -28,6 +28,8 @@ LEARNED_FROM = 0.1
 class Evaluations:
     """The raw evaluation tensor of a run: evaluation point x task x episode.
 
+    A run may be given tasks and another number of episodes: what a point does not have is not a number there.
+
     Args:
         tasks: names of the tasks.
         scores: (return of a useless policy, return of a solved task) per task.
@@ -66,9 +68,8 @@ class Evaluations:
             ValueError: wrong shape, or a step that lies before the last point.
         """
         returns = np.array(returns, dtype=np.float64)
-        expected = self.returns[0].shape if self.returns else (len(self.tasks), max(1, returns.shape[-1]))
-        if returns.shape != expected:
-            raise ValueError(f"returns have shape {returns.shape}; [tasks, episodes] is {expected} in this run")
+        if returns.ndim != 2 or returns.shape[0] != len(self.tasks) or not returns.shape[1]:
+            raise ValueError(f"returns have shape {returns.shape}; this run needs [{len(self.tasks)} tasks, episodes]")
         if self.steps and step < self.steps[-1]:
             raise ValueError(f"evaluation at step {step} comes after the one at step {self.steps[-1]}")
         self.steps.append(int(step))
@@ -76,19 +77,29 @@ class Evaluations:
 
     def tensor(self) -> np.ndarray:
         """All returns, [points, tasks, episodes]."""
-        return np.stack(self.returns) if self.returns else np.empty((0, len(self.tasks), 0))
+        tensor = np.full((len(self.steps), len(self.tasks), max([r.shape[1] for r in self.returns], default=0)), np.nan)
+        for point, returns in enumerate(self.returns):
+            tensor[point, : returns.shape[0], : returns.shape[1]] = returns
+        return tensor
+
+    @property
+    def complete(self) -> bool:
+        """Whether every task has been evaluated."""
+        return bool(self.returns) and len(self.returns[-1]) == len(self.tasks)
 
     def performance(self) -> np.ndarray:
-        """p_i(t) = mean over episodes of (return - low_i) / (high_i - low_i), not clipped; [points, tasks]."""
-        if not self.returns:
-            return np.empty((0, len(self.tasks)))
-        low, high = np.array(self.scores).T
-        return (self.tensor().mean(axis=2) - low) / (high - low)
+        """p_i(t) = mean over episodes of (return - low_i) / (high_i - low_i), not clipped; [points, tasks].
+
+        Not a number before there was the task.
+        """
+        return np.array([self.performance_at(point) for point in range(len(self.steps))]).reshape(-1, len(self.tasks))
 
     def performance_at(self, point: int) -> np.ndarray:
         """p_i at one evaluation point, [tasks]; costs the same however many there are."""
         low, high = np.array(self.scores).T
-        return (self.returns[point].mean(axis=1) - low) / (high - low)
+        means = np.full(len(self.tasks), np.nan)
+        means[: len(self.returns[point])] = _mean(self.returns[point])
+        return (means - low) / (high - low)
 
     def only(self, tasks: Sequence[int]) -> Evaluations:
         """The evaluations of some of the tasks, given by their indices."""
@@ -97,8 +108,9 @@ class Evaluations:
         chosen = Evaluations(
             [self.tasks[i] for i in tasks], [self.scores[i] for i in tasks], [self.training_end[i] for i in tasks]
         )
-        for step, returns in zip(self.steps, self.returns, strict=True):
-            chosen.add(step, returns[list(tasks)])
+        tensor = self.tensor()[:, list(tasks)]
+        for step, returns in zip(self.steps, tensor, strict=True):
+            chosen.add(step, returns)
         return chosen
 
     def save(self, path: Path) -> None:
@@ -146,22 +158,30 @@ class Evaluations:
         return json.dumps({"step": self.steps[-1], "returns": self.returns[-1].tolist()}) + "\n"
 
     def restore(self, folder: Path, size: int) -> None:
-        """Take the points from the first `size` bytes of `evaluation.jsonl`.
+        """Take the points from the first `size` bytes of `evaluation.jsonl`; tasks may have been added since.
 
         Raises:
-            ValueError: they are not of the tasks of this run.
+            ValueError: they are of more tasks than this run has.
             OSError, KeyError: the file is missing or damaged.
         """
-        self.steps, self.returns = [], []
         with open(folder / POINTS, "rb") as file:
-            for step, returns in _points(file.read(size)):
-                self.add(step, returns)
+            points = _points(file.read(size))
+        if any(len(returns) > len(self.tasks) for _, returns in points):
+            raise ValueError(f"saved evaluations are of more tasks than the {len(self.tasks)} in this run")
+        self.steps, self.returns = [step for step, _ in points], [returns for _, returns in points]
 
 
 def _points(lines: bytes) -> list[tuple[int, np.ndarray]]:
     """(step, returns [tasks, episodes]) of the whole lines of `evaluation.jsonl`."""
     *whole, _ = lines.split(b"\n")
     return [(point["step"], np.array(point["returns"], dtype=np.float64)) for point in map(json.loads, whole)]
+
+
+def _mean(returns: np.ndarray) -> np.ndarray:
+    """Mean over the episodes that there were, [tasks]."""
+    there = ~np.isnan(returns)
+    total, count = np.where(there, returns, 0.0).sum(axis=1), there.sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 # ---- per task --------------------------------------------------------------------------------------------------------
@@ -222,15 +242,15 @@ def was_learned(at_learning: np.ndarray | float) -> Any:
 
 def average_performance(evaluations: Evaluations) -> float:
     """`continual/average_performance`: P = (1/N) Σ_i p_i(T), over all tasks. *Continual World*, P(T)."""
-    return float(final(evaluations).mean())
+    return float(np.nanmean(final(evaluations)))
 
 
 def average_performance_over_time(evaluations: Evaluations) -> np.ndarray:
     """P(t) = (1/N) Σ_i p_i(t) at every evaluation point, tasks that were not trained yet included; [points].
 
-    *Continual World*, P(t).
+    *Continual World*, P(t). Of a run that was given tasks, N counts those that there were at t.
     """
-    return evaluations.performance().mean(axis=1)
+    return np.nanmean(evaluations.performance(), axis=1)
 
 
 def forgetting(evaluations: Evaluations) -> float:
@@ -255,7 +275,7 @@ def forgetting_max(evaluations: Evaluations) -> float:
     if not counted.any():
         return 0.0
     performance = evaluations.performance()
-    return float((performance[:-1].max(axis=0) - performance[-1])[counted].mean())
+    return float((np.nanmax(performance[:-1, counted], axis=0) - performance[-1, counted]).mean())
 
 
 def backward_transfer(evaluations: Evaluations) -> float:
@@ -307,8 +327,10 @@ def forward_transfer_auc(evaluations: Evaluations, references: Sequence[Evaluati
 def _mean_over(evaluations: Evaluations, task: int, start: int, end: int) -> float:
     """Mean of p_task over the steps [start, end]: the area under the evaluation curve divided by its length."""
     _learned_points(evaluations)
-    steps = np.array(evaluations.steps, dtype=np.float64)
+    curve = evaluations.performance()[:, task]
+    there = ~np.isnan(curve)
+    steps, curve = np.array(evaluations.steps, dtype=np.float64)[there], curve[there]
     inside = steps[(steps > start) & (steps < end)]
     grid = np.concatenate([[start], inside, [end]])
-    curve = np.interp(grid, steps, evaluations.performance()[:, task])
+    curve = np.interp(grid, steps, curve)
     return float((0.5 * (curve[1:] + curve[:-1]) * np.diff(grid)).sum() / (end - start))

@@ -13,6 +13,7 @@ from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.runtime.rollout import Experience
 
 if TYPE_CHECKING:
+    from lifelong.agent.runtime.changes import Change
     from lifelong.agent.runtime.logging import NoLog, RunLog
 
 
@@ -33,6 +34,8 @@ class Record:
         self.config, self.folder, self.versions, self.tasks = config, folder, versions, tasks
         self.sums: dict[str, Tensor] = {}
         self.updates = 0
+        #: in what the config differs from that of the checkpoint the run goes on from
+        self.changes: list[Change] = []
         #: chunks that were dropped because something in them was not finite
         self.skipped = 0
         self.return_sum = torch.zeros(len(tasks), device=device, dtype=torch.float64)

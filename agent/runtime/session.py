@@ -10,13 +10,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from lifelong.agent import adding
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
-from lifelong.agent.errors import CheckpointError
+from lifelong.agent.errors import CheckpointError, ConfigError
 from lifelong.agent.files import write_json
 from lifelong.agent.parallel import Workers
-from lifelong.agent.runtime import appended, checkpoint
+from lifelong.agent.runtime import appended, changes, checkpoint
 from lifelong.agent.runtime.build import MakeActing, build
+from lifelong.agent.runtime.handover import hand_over
 from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
 from lifelong.agent.runtime.machine import machine
 from lifelong.agent.runtime.metrics import (
@@ -43,14 +45,15 @@ def check_run(folder: Path) -> None:
         raise CheckpointError(f"{folder} is no run: it has no config.yaml; runs are folders such as runs/quickstart/0")
 
 
-def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
-    """The config of the run in `folder`, with overrides.
+def load_config(folder: Path, assignments: Sequence[str] = (), add: Sequence[str] = ()) -> Config:
+    """The config of the run in `folder`, with the tasks of the files `add` behind its own, and with overrides.
 
     Raises:
         CheckpointError: there is no run.
+        ConfigError: a file without tasks, or an override that cannot be.
     """
     check_run(folder)
-    return configs.load(str((folder / "config.yaml").resolve()), assignments)
+    return adding.load(folder, assignments, add)
 
 
 def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, Sizes]:
@@ -63,19 +66,28 @@ def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | 
 def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, Sizes]:
     """The trainer of a run at its newest good checkpoint, and the sizes of the files of its log then.
 
+    Where `config` is not that of the checkpoint, what it holds is handed over; `record.changes` of the trainer says
+    what was changed.
+
     Raises:
         CheckpointError: no usable checkpoint, one of another shape, or one of a log that is not all there.
+        ConfigError: a change that a run that was trained cannot take.
     """
     saved, damaged = checkpoint.load(folder / "checkpoints", workers)
     for problem in damaged:
         print(f"note: {problem}; using an older one")
+    old = configs.check(saved["config"])
+    old.runtime.device = config.runtime.device  # that of a worker is Ray's choice
+    found = changes.between(old, config)
+    changes.check(found, old, config, saved["step"])
     trainer = build(config, folder, workers, acting)
     try:
         sizes = saved["manifest"]["log"]
         appended.check(folder, sizes)
+        trainer.record.changes = hand_over(saved, found, old, trainer)
         trainer.load_state_dict(saved)
         trainer.evaluations.restore(folder, sizes[appended.POINTS])
-    except CheckpointError:
+    except (CheckpointError, ConfigError):
         raise
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -101,6 +113,12 @@ def train(
         if not sizes:  # else these are in the log already
             log.text("config", "```yaml\n" + configs.to_yaml(record.config) + "```")
             log.text("gradients", gradient_report(trainer))
+        made = changes.read(record.folder)
+        if any(change["step"] == trainer.step for change in made):
+            log.text("changes", changes.table(made), trainer.step)
+        for count, change in enumerate(made, start=1):
+            if change["step"] == trainer.step:
+                log.mark("changes", count, trainer.step)
         log.tensor(trainer.evaluations)
         finished = trainer.train(log, progress, asked)
         log.tensor(trainer.evaluations)
@@ -172,6 +190,7 @@ def summary(trainer: Trainer, steps_per_second: float) -> dict[str, Any]:
         "forgetting_max": float(forgetting_max(evaluations)),
         "backward_transfer": float(backward_transfer(evaluations)),
         "segments": [{"start": s.start, "end": s.end, "task": s.task} for s in trainer.stream.segments],
+        "changes": changes.read(trainer.record.folder),
         "exact_environment_state": trainer.rollout.env.exact_state,
         "versions": trainer.record.versions,
         "machine": {"device": device, "threads": config.runtime.threads, **machine(device)},

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lifelong.agent import config as configs
+
 if TYPE_CHECKING:
     from lifelong.agent.runtime.trainer import Trainer
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 def shared(trainer: Trainer) -> dict[str, Any]:
     """What is equal on all workers."""
     return {
+        "config": configs.to_dict(trainer.config),
         "step": trainer.step,
         "segment": trainer.segment,
         "ended": trainer.ended,

@@ -86,7 +86,7 @@ class Trainer:
         Returns:
             True at the end of the stream; False if it was asked to stop (a checkpoint has been saved).
         """
-        if self.step == 0 and not self.evaluations.steps:
+        if not self.evaluations.complete and self.step < self.stream.total_steps:  # of tasks that nobody has seen yet
             self.evaluate(log, None)
         while self.step < self.stream.total_steps:
             with rescue(self, log):

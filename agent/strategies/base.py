@@ -108,7 +108,7 @@ class Strategy:
         return {}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned, maybe of a policy with fewer tasks (see `agent.growth`)."""
 
 
 def overrides(strategies: list[Strategy], hook: str) -> list[Strategy]:

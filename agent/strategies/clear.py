@@ -72,7 +72,7 @@ class CLEAR(Strategy):
             raise ValueError(
                 f"clear.capacity is {self.capacity}; it must be at least one sequence for {workers} workers"
             )
-        self.device, self.workers = ctx.device, workers
+        self.device, self.workers, self.steps = ctx.device, workers, ctx.steps
         self.share, self.begin = self.capacity // workers, max(1, min(self.start, self.capacity) // workers)
         self.replay = SequenceReplay(self.share, WRITING[self.writing](), SAMPLING["uniform"](), seed)
 
@@ -108,5 +108,5 @@ class CLEAR(Strategy):
         return {"replay": self.replay.state_dict(), "metrics": self.metrics}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.replay.load_state_dict(saved["replay"], self.device)
+        self.replay.load_state_dict(saved["replay"], self.device, self.steps)
         self.metrics = saved["metrics"]

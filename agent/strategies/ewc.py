@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lifelong.agent.growth import grown
 from lifelong.agent.policy import Outputs, Policy
 from lifelong.agent.strategies.base import Context, Source, Strategy
 from lifelong.envs.options import Count, Share, Steps, Weight
@@ -106,6 +107,7 @@ class EWC(Strategy):
         self.generator = torch.Generator(device=ctx.device)
         self.generator.manual_seed(seed)
         self.seed = seed
+        self.parameters = dict(ctx.policy.named_parameters())
         self.names = [n for n, _ in ctx.policy.named_parameters() if self.value_weight or not n.startswith("critic.")]
 
     def on_task_end(self, ctx: Context, source: Source) -> None:
@@ -155,7 +157,7 @@ class EWC(Strategy):
         if not self.fisher:
             return None
         parameters = dict(ctx.policy.named_parameters())
-        terms = [(self.fisher[n] * (parameters[n] - self.anchor[n]).square()).sum() for n in self.names]
+        terms = [(self.fisher[n] * (parameters[n] - self.anchor[n]).square()).sum() for n in self.fisher]
         penalty = 0.5 * self.strength * torch.stack(terms).sum()
         self.penalty = penalty.detach()
         return penalty
@@ -173,9 +175,8 @@ class EWC(Strategy):
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        device = self.generator.device
-        self.fisher = {name: f.to(device) for name, f in saved["fisher"].items()}
-        self.anchor = {name: a.to(device) for name, a in saved["anchor"].items()}
+        self.fisher = {n: grown(f, torch.zeros_like(self.parameters[n])) for n, f in saved["fisher"].items()}
+        self.anchor = {n: grown(a, self.parameters[n].detach()) for n, a in saved["anchor"].items()}
         self.penalty = saved["penalty"]
         self.last_clock = saved["last_clock"]
         self.generator.set_state(saved["generator"].cpu())

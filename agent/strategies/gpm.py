@@ -136,7 +136,7 @@ class GPM(Strategy):
         self.last_clock = 0
 
     def setup(self, ctx: Context, seed: int) -> None:
-        self.device = ctx.device
+        self.device, self.parameters = ctx.device, dict(ctx.policy.named_parameters())
         self.taps = Taps(ctx.policy)
         self.frozen = [f"cell.{name}" for name in ctx.policy.cell.elementwise_parameters()]
         self.heads = ctx.policy.actor.tasks
@@ -196,5 +196,17 @@ class GPM(Strategy):
         return {"basis": self.basis, "last_clock": self.last_clock}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.basis = {tap: basis.to(self.device) for tap, basis in saved["basis"].items()}
+        taps = self.taps.weights  # a single head is a tap, several are not
+        self.basis = {tap: self._widened(tap, basis) for tap, basis in saved["basis"].items() if tap in taps}
         self.last_clock = saved["last_clock"]
+
+    def _widened(self, tap: str, basis_nk: Tensor) -> Tensor:
+        """A saved basis with a row of zeros for every input that the first weight matrix of `tap` has got since then,
+        behind the inputs that it had: old tasks never used them."""
+        weights, bias = self.taps.weights[tap]
+        widths = [self.parameters[name].flatten(1).shape[1] for name in weights]
+        new = sum(widths) + (bias is not None) - len(basis_nk)
+        if not new:
+            return basis_nk.to(self.device)
+        before, after = basis_nk.to(self.device).tensor_split([widths[0] - new])
+        return torch.cat([before, before.new_zeros(new, before.shape[1]), after])

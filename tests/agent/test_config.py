@@ -87,3 +87,10 @@ def test_help_and_mistyped_names_answer_without_torch(arguments: list[str]) -> N
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - begun < 30  # hangs are failures; seconds are not measured here
+
+
+@pytest.mark.parametrize("before", ["ewc", ["ewc"], ["gpm", "ewc"], {"kind": "clear"}])
+def test_a_part_as_a_mapping_takes_the_place_of_a_list_of_parts(before: object) -> None:
+    raw = configs.override({"strategy": before}, ["strategy={kind: ewc, strength: 5}"])
+    strategy = configs.check({"stream": {"tasks": [{"env": "TMaze"}]}, **raw}).strategy
+    assert strategy == [{"kind": "ewc", "strength": 5}]

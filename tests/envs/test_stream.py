@@ -17,6 +17,7 @@ from lifelong.envs.stream import (
     Blurry,
     Drift,
     Interleaved,
+    Phases,
     Random,
     Schedule,
     Segment,
@@ -217,3 +218,38 @@ def test_a_share_ends_the_stream_early_and_changes_nothing_before() -> None:
             assert torch.equal(part.tasks_at(step, 16), whole.tasks_at(step, 16))
     with pytest.raises(EnvError, match=r"stream\.share is 0;"):
         TaskStream(tasks, schedule, 0)
+
+
+@given(
+    steps=st.lists(st.integers(1, 300), min_size=1, max_size=4),
+    more=st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=3), min_size=1, max_size=3),
+    kind=st.sampled_from([Sequential, Interleaved, Blurry, Drift, Random]),
+    cycles=st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_phase_that_is_added_changes_nothing_before_it(
+    steps: list[int], more: list[list[int]], kind: type[Schedule], cycles: int
+) -> None:
+    options = {"every": 50} if kind is Random else {}
+    schedules = [kind(steps, cycles, 3, **options), *(kind(s, 1, 4, **options) for s in more)]
+    first, all_ = stream(schedules[0]), stream(Phases(schedules))
+    end = first.total_steps
+    assert all_.history(end) == first.history(end)
+    assert all_.total_steps == end + sum(map(sum, more))
+    for step in range(0, end, 17):
+        assert torch.equal(all_.tasks_at(step, 7), first.tasks_at(step, 7))
+        assert all_.params_at(step) == first.params_at(step)
+    tasks = len(steps)
+    for step in range(end, all_.total_steps, 17):
+        assert int(all_.tasks_at(step, 7).min()) >= tasks
+        assert sum(all_.schedule.proportions(step)) == pytest.approx(1.0)
+    assert all_.segments[0].start == 0
+    assert all(a.end == b.start for a, b in pairwise(all_.segments))
+    assert all(all_.training_end(task) == first.training_end(task) for task in range(tasks))
+
+
+def test_a_phase_of_one_task_is_on_that_task_and_a_later_one_may_be_shared() -> None:
+    made = stream(Phases([Interleaved([100, 100], 1, 0), Interleaved([50], 1, 0), Interleaved([30, 30], 1, 0)]))
+    assert made.segments == [Segment(0, 200, None), Segment(200, 250, 2), Segment(250, 310, None)]
+    assert [made.training_end(task) for task in range(5)] == [200, 200, 250, 310, 310]
+    assert set(made.tasks_at(260, 8).tolist()) == {3, 4}

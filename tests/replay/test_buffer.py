@@ -200,3 +200,72 @@ def test_chunks_side_by_side_come_apart_again() -> None:
     for part, index in ((a, [0, 1]), (b, [2])):
         for name in FIELDS:
             assert torch.equal(getattr(both.select(torch.tensor(index)), name), getattr(part, name)), name
+
+
+def resized(buffer: SequenceReplay, capacity: int, writing: str) -> SequenceReplay:
+    other = make(capacity, writing, seed=5)
+    other.load_state_dict(buffer.state_dict(), torch.device("cpu"))
+    return other
+
+
+@pytest.mark.parametrize("count", [3, 5, 8, 11])
+def test_a_ring_of_another_size_keeps_the_newest_and_goes_on_in_order(count: int) -> None:
+    buffer = make(5)
+    for number in range(count):
+        buffer.write(chunk_of(number), number)
+    held = list(range(max(0, count - 5), count))
+    for capacity in (2, 7):
+        other = resized(buffer, capacity, "ring")
+        kept = held[-capacity:]
+        assert contents(other) == kept and other.stamp[: len(kept)].tolist() == kept
+        for number in range(count, count + 9):
+            other.write(chunk_of(number), number)
+            kept = [*kept, number][-capacity:]
+            assert sorted(contents(other)) == kept
+
+
+def test_a_smaller_reservoir_still_keeps_every_sequence_with_the_same_probability() -> None:
+    kept = torch.zeros(10, dtype=torch.int64)
+    for seed in range(300):
+        buffer = make(40, "reservoir", seed)
+        for start in range(0, 400, 50):
+            buffer.write(chunk_of(*range(start, start + 50)), start)
+        other = resized(buffer, 20, "reservoir")
+        for start in range(400, 800, 50):
+            other.write(chunk_of(*range(start, start + 50)), start)
+        numbers = torch.tensor(contents(other))
+        assert len(set(numbers.tolist())) == 20
+        assert torch.equal(other.stamp, numbers // 50 * 50)
+        kept += torch.bincount(numbers // 80, minlength=10)
+    assert chi_square_p(kept) > 0.01
+
+
+def test_a_larger_reservoir_keeps_all_it_had_and_fills_up_without_gaps() -> None:
+    buffer = make(10, "reservoir")
+    buffer.write(chunk_of(*range(60)), 1)
+    other = resized(buffer, 25, "reservoir")
+    had = contents(buffer)
+    assert contents(other) == had
+    other.write(chunk_of(*range(100, 115)), 2)
+    assert contents(other) == [*had, *range(100, 115)]
+    other.write(chunk_of(*range(200, 400)), 3)
+    assert other.size == 25 and len(set(contents(other))) == 25
+
+
+def test_sequences_of_another_length_are_refused() -> None:
+    buffer, other = make(5), make(5)
+    buffer.write(chunk_of(0, 1), 1)
+    other.load_state_dict(make(5).state_dict(), torch.device("cpu"), steps=T + 1)  # it holds none
+    with pytest.raises(ValueError, match=r"rollout\.steps is 4, but a replay holds 2 sequences of 3 steps"):
+        other.load_state_dict(buffer.state_dict(), torch.device("cpu"), steps=T + 1)
+
+
+def test_chunks_that_mask_no_action_go_with_those_that_do() -> None:
+    plain, masked = chunk_of(0, 1), chunk_of(2).masking(3)
+    masked.action_mask[..., 2] = False
+    both = concatenate([plain, masked])
+    assert both.action_mask[0].tolist() == [[True] * 3, [True] * 3, [True, True, False]]
+    buffer = make(4)
+    buffer.write(plain, 1)
+    buffer.write(masked, 2)
+    assert buffer.storage is not None and torch.equal(buffer.storage.action_mask[:, :3], both.action_mask)
