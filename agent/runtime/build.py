@@ -22,6 +22,7 @@ from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.machine import versions
 from lifelong.agent.runtime.memory import check_memory, is_memory, needs_of
 from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime.randomness import seed_globals
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rollout import Acting, Rollout
 from lifelong.agent.runtime.source import Fresh
@@ -255,6 +256,7 @@ def build(config: Config, folder: Path, workers: Workers = ALONE, acting: MakeAc
     torch.set_num_threads(config.runtime.threads)
     keep_freed_memory()
     torch.manual_seed(subseed(config.seed, "parameters"))
+    seed_globals(subseed(config.seed, "globals", workers.rank))
     stream = build_stream(config)
     check_gradient(
         config, registry.load("gradient", config.gradient["kind"]), registry.load("cell", config.policy.cell["kind"])

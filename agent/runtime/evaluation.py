@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.randomness import aside
 from lifelong.agent.runtime.rollout import Rollout
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.envs.tasks import TaskEnv
@@ -48,7 +49,8 @@ class Evaluator:
             with ExitStack() as stack:
                 for strategy in views:
                     stack.enter_context(strategy.evaluation_view(ctx, task))
-                rows[task] = self._episodes(task)
+                with aside(self.seed + task):
+                    rows[task] = self._episodes(task)
         for others in ctx.workers.gather(rows):
             rows |= others
         return np.stack([rows[task] for task in range(len(self.env.tasks))])

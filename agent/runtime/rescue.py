@@ -17,6 +17,7 @@ import torch
 from lifelong.agent.errors import CheckpointError, ClusterError, DiskError, NonFiniteError, PartError
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.finite import NotFinite, bad_copies
+from lifelong.agent.runtime.randomness import as_tensors, globals_now
 from lifelong.agent.runtime.walk import map_tensors
 from lifelong.envs.border import told
 
@@ -106,6 +107,7 @@ class Moment:
         self.steps, self.step = learner.steps, trainer.step
         self.rollout = trainer.rollout.state_dict() if trainer.rollout.owns_environments else None
         self.own = {"minibatches": learner.generator.get_state(), "torch_random": torch.get_rng_state()}
+        self.globals = globals_now()
         self.learned: dict[str, Any] | None = None
         if trainer.foreign:
             learned = {"policy": trainer.rollout.policy.state_dict(), "optimizer": learner.optimizer.state_dict()}
@@ -146,6 +148,7 @@ def _save(trainer: Trainer, before: Moment, log: RunLog | NoLog) -> str:
     trainer.step = before.step
     shared = {**trainer.shared_state(), "minibatches": before.own["minibatches"]}
     own = {**trainer.own_state(), "torch_random": before.own["torch_random"]}
+    own["global_random"] = as_tensors(before.globals)
     if learning:
         shared |= before.learned or {}
         own["carry"] = map_tensors(own["carry"], torch.zeros_like)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lifelong.agent import config as configs
+from lifelong.agent.runtime.randomness import as_tensors, globals_now, set_globals
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.trainer import Trainer
@@ -34,6 +35,7 @@ def own(trainer: Trainer) -> dict[str, Any]:
         "strategy_shards": _strategies(trainer, sharded=True),
         "record": trainer.record.state_dict(),
         "torch_random": torch.get_rng_state(),
+        "global_random": as_tensors(globals_now()),
     }
 
 
@@ -64,3 +66,4 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
             strategy.load_state_dict(states[spec["kind"]])
     trainer.record.load_state_dict(saved["record"])
     torch.set_rng_state(saved["torch_random"])
+    set_globals(saved["global_random"])
