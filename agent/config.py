@@ -88,6 +88,8 @@ class PolicyConfig:
     previous_reward: bool = False
     #: when the memory (and the carry) is reset
     reset_memory_on: str = field(default="episode", metadata={"choices": ("episode", "task", "never")})
+    #: continuous actions are clipped to their bounds ("none"), or squashed to them by a tanh
+    squash: str = field(default="none", metadata={"choices": ("none", "tanh")})
     #: one actor head per task instead of one for all; needs an observed task id
     heads: str = field(default="shared", metadata={"choices": ("shared", "per_task")})
 

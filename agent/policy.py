@@ -80,7 +80,7 @@ class Policy(nn.Module):
         task_observed: bool = False,
     ) -> None:
         super().__init__()
-        self.distribution: Distribution = distribution_of(action_space)
+        self.distribution: Distribution = distribution_of(action_space, config.squash)
         self.encoder: Encoder = registry.build("encoder", config.encoder, observation_space)
         self.with_action = config.previous_action
         self.with_reward = config.previous_reward

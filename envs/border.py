@@ -5,6 +5,8 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+from lifelong.envs.errors import LifelongError
+
 #: a longer message is cut
 LONGEST = 160
 
@@ -27,6 +29,11 @@ def blame(error: BaseException) -> str:
     text = f"{type(error).__name__}: {message}"
     place = (users or list(frames))[-1:]
     return f"{place[0].filename}:{place[0].lineno}: {text}" if place else text
+
+
+def told(error: BaseException) -> str:
+    """What is to be said of any error: the sentence of one of ours, else `blame`."""
+    return str(error) if isinstance(error, LifelongError) else blame(error)
 
 
 def _is_ours(filename: str) -> bool:

@@ -23,6 +23,10 @@ class EnvError(LifelongError, ValueError):
     """A wrong environment name, parameter or call, as one sentence for the user."""
 
 
+class EnvStepError(EnvError):
+    """Code of an environment raised, or returned what it must not, while it was reset or stepped."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """The sentence for an unknown `name`: what it is, the nearest valid name, and all valid names."""
     names = sorted(known)

@@ -89,7 +89,7 @@ def problem(hint: Any, value: Any) -> str | None:
         return None if isinstance(value, Mapping) else "a mapping"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):
         return _sequence(origin, arguments, value)
-    if isinstance(hint, type) and hint not in (bool, int, float, str, object):
+    if isinstance(hint, type) and hint not in (bool, int, float, str, object, Any):
         return None if isinstance(value, hint) else f"a {hint.__name__}"
     return _simple(hint, value, _OF_NUMBERS)
 

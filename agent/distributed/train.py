@@ -132,7 +132,7 @@ class _Group(threading.Thread):
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from lifelong.agent.distributed.own_cluster import OwnClusterTrainer
+        from lifelong.agent.distributed.own_cluster import OwnClusterTrainer, OwnTorchConfig
 
         config, folder = trainer.config, trainer.record.folder.resolve()
         resources = worker_resources(connection.ray, config)
@@ -147,7 +147,7 @@ class _Group(threading.Thread):
                 "began": connection.began,
                 "submitted": time.time(),
             },
-            torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT),
+            torch_config=(OwnTorchConfig if connection.own else TorchConfig)(timeout_s=COLLECTIVE_TIMEOUT),
             scaling_config=ScalingConfig(
                 num_workers=config.runtime.workers, use_gpu="GPU" in resources, resources_per_worker=resources
             ),

@@ -540,6 +540,19 @@ def last(path: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
+def test_death_of_the_raylet_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    process = lifelong("run", tmp_path / "small.yaml", "--out", tmp_path / "run", "--quiet")
+    timing = tmp_path / "run" / "timing.jsonl"
+    wait_until(lambda: process.poll() is not None or last(timing).get("step", 0) > 5_000)
+    assert process.poll() is None, process.communicate()[0].decode()
+    os.kill(next(pid for pid, line in descendants(process.pid).items() if "raylet/raylet" in line), signal.SIGKILL)
+    (sentence,) = process.communicate(timeout=60)[0].decode().splitlines()
+    assert process.returncode == 1
+    assert "raylet on this machine was killed" in sentence and len(sentence) <= 300
+
+
+@pytest.mark.slow
 def test_death_of_a_runner_of_the_run_and_by_signal_leave_no_process_and_lose_nothing(tmp_path: Path) -> None:
     """SIGKILL of a runner: learning goes on and it is replaced. SIGKILL of the run, resume, SIGTERM: exit 3."""
     (tmp_path / "small.yaml").write_text(SMALL)
