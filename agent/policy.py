@@ -205,12 +205,18 @@ class Policy(nn.Module):
             were truncated [T, B], zero elsewhere; each is read with the memory of its episode.
         """
         rest = slice(current, None)
-        lead = chunk.next_obs[rest], chunk.next_action[rest], chunk.next_reward[rest]
-        inputs = Inputs(*lead, chunk.task[-1, rest], chunk.action_mask[-1, rest])
-        value_B = self.step(inputs, last_BS[rest], chunk.next_is_init[rest]).outputs.value
+        is_init_B = chunk.next_is_init[rest]
+        inputs = self._following(chunk, chunk.next_obs[rest], (-1, rest))
+        if self.with_action:
+            inputs.previous_action = inputs.previous_action.masked_fill(is_init_B.unsqueeze(-1), 0.0)
+        if self.with_reward:
+            inputs.previous_reward = inputs.previous_reward.masked_fill(is_init_B, 0.0)
+        value_B = self.step(inputs, last_BS[rest], is_init_B).outputs.value
         bootstrap_B = torch.cat([chunk.bootstrap_value[:current], value_B]) if current else value_B
         T, B = chunk.reward.shape
         step_KB, final_TB, device = chunk.final_step, chunk.final_value, last_BS.device
+        if not chunk.slots:
+            return bootstrap_B, final_TB
         copies = torch.arange(current, B, device=device)
         if dense if dense is not None else device.type != "cpu":
             slot, index = torch.arange(chunk.slots * len(copies), device=device), copies.repeat(chunk.slots) - current
@@ -223,16 +229,19 @@ class Policy(nn.Module):
         copy = copies[index]
         step = step_KB[slot, copy]
         row = step.clamp(max=T - 1)  # what is read for an empty slot goes to a row that nobody sees
-        at = row, copy
-        action = chunk.next_action.new_zeros(len(slot), 0)
-        if self.with_action:
-            action = self.distribution.features(chunk.action[at])
-        inputs = Inputs(chunk.final_obs[slot, copy], action, chunk.reward[at], chunk.task[at], chunk.action_mask[at])
+        inputs = self._following(chunk, chunk.final_obs[slot, copy], (row, copy))
         no_reset = torch.zeros(len(slot), dtype=torch.bool, device=device)
         value = self.step(inputs, memory(copies)[row, index], no_reset).outputs.value
         final_TB = torch.cat([final_TB, final_TB.new_zeros(1, B)])
         final_TB[step, copy] = value
         return bootstrap_B, final_TB[:-1]
+
+    def _following(self, chunk: Chunk, obs: Tensor, at: tuple[Any, Any]) -> Inputs:
+        """The inputs after the steps `at` (time, copy) of a chunk, in the same episode."""
+        action = chunk.previous_action[at]  # not read, or
+        if self.with_action:
+            action = self.distribution.features(chunk.action[at])
+        return Inputs(obs, action, chunk.reward[at], chunk.task[at], chunk.action_mask[at])
 
 
 def inputs_of(chunk: Chunk) -> Inputs:

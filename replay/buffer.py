@@ -55,9 +55,10 @@ class SequenceReplay:
         device = chunk.reward.device
         target = torch.tensor(list(last), device=device)
         source = torch.tensor(list(last.values()), device=device)
-        for f in fields(chunk):
-            dim, stored, new = copies_dim(f.name), getattr(self.storage, f.name), getattr(chunk, f.name)
-            stored.index_copy_(dim, target, new.index_select(dim, source))
+        for name, new in vars(chunk).items():
+            if new.numel():
+                dim = copies_dim(name)
+                getattr(self.storage, name).index_copy_(dim, target, new.index_select(dim, source))
         self.stamp[target.cpu()] = step
         self.size = max(self.size, int(max(last)) + 1)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 #: fields with a row a copy, and none a step
-_ONE_A_COPY = ("next_obs", "next_action", "next_reward", "next_is_init", "bootstrap_value", "state")
+_ONE_A_COPY = ("next_obs", "next_is_init", "bootstrap_value", "state")
 #: fields with a row for every truncated step of a copy
 SLOTS = ("final_step", "final_obs")
 
@@ -21,9 +21,9 @@ class Chunk:
     `is_init[t]` means that the memory was reset before step t consumed `obs[t]`. `final_value[t]` is the value of the
     true last observation where an episode was truncated at step t (zero elsewhere); `bootstrap_value` is the value of
     the observation after the last step: both of the critic that acted. What another critic needs to say its own are
-    `next_*`, what the policy reads after the last step (task and action mask are those of the last one), and `final_*`,
-    K slots a copy for its truncated steps (see `Policy.after`). K is as large as it must be, mostly 0 or 1. `weight` is
-    0 for steps that must not be learned from (burn-in, dead steps).
+    `next_*`, the observation after the last step and whether the memory is reset before it, and `final_*`, K slots a
+    copy for its truncated steps (see `Policy.after`). K is as large as it must be, mostly 0 or 1. `weight` is 0 for
+    steps that must not be learned from (burn-in, dead steps).
     """
 
     obs: Tensor  # [T, B, ...]
@@ -46,8 +46,6 @@ class Chunk:
     final_step: Tensor  # [K, B] int64, step at which an episode was truncated; T: the slot is empty
     final_obs: Tensor  # [K, B, ...] true last observation of that episode
     next_obs: Tensor  # [B, ...] after the last step
-    next_action: Tensor  # [B, F]
-    next_reward: Tensor  # [B]
     next_is_init: Tensor  # [B] bool
     bootstrap_value: Tensor  # [B]
     state: Tensor  # [B, S] memory before the first step, before any reset
@@ -81,11 +79,7 @@ class Chunk:
 
     def map(self, function: Callable[[str, Tensor, int], Tensor]) -> Chunk:
         """A chunk of `function(name, tensor, dimension of the copies)` for every field."""
-        changed = {}
-        for f in fields(self):
-            tensor = getattr(self, f.name)
-            changed[f.name] = function(f.name, tensor, copies_dim(f.name))
-        return replace(self, **changed)
+        return Chunk(**{name: function(name, tensor, copies_dim(name)) for name, tensor in vars(self).items()})
 
     def masking(self, actions: int) -> Chunk:
         """The chunk with a mask over `actions` actions; one that masks nothing allows them all."""

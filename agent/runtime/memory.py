@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 
-import gymnasium
 import torch
 
 from lifelong.agent.config import Config
@@ -15,7 +14,7 @@ from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.tasks import TaskEnv
 
 #: numbers a step of a copy has besides observation, state and outputs of the policy
-_SMALL = 16
+_SMALL = 13
 
 
 def memory_of(device: torch.device) -> int:
@@ -34,19 +33,24 @@ def is_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in said)
 
 
-def sequence_bytes(config: Config, space: gymnasium.Space, policy: Policy) -> int:
-    """Bytes of one stored sequence of T steps."""
+def sequence_bytes(config: Config, env: TaskEnv, policy: Policy) -> int:
+    """Bytes of one stored sequence of T steps, with the observation after them and those of truncated episodes."""
+    steps, space = config.rollout.steps, env.single_observation_space
     shape, dtype = space.shape or (), space.dtype
+    slots = env.truncations(steps)
+    if env.device.type == "cpu":  # there are as many as the data need
+        slots = min(slots, 1)
     width = 4 if dtype is None or dtype.kind == "f" else dtype.itemsize
-    step = width * math.prod(shape) + 4 * (policy.distribution.size + policy.distribution.feature_size + _SMALL)
-    return config.rollout.steps * step + 4 * policy.cell.state_size
+    obs, outputs = width * math.prod(shape), policy.distribution.size
+    outputs += policy.distribution.feature_size if policy.with_action else 0
+    return (steps + 1 + slots) * obs + 4 * (steps * (outputs + _SMALL) + policy.cell.state_size)
 
 
 def needs_of(
     config: Config, env: TaskEnv, policy: Policy, strategies: list[Strategy], copies: int
 ) -> list[tuple[str, int]]:
     """What needs how many bytes: (the key to lower, bytes)."""
-    sequence = sequence_bytes(config, env.single_observation_space, policy)
+    sequence = sequence_bytes(config, env, policy)
     carry = sum(p.numel() for p in policy.cell.parameters()) if config.gradient["kind"] == "rtrl" else 0
     chunk = 2 * (sequence + 4 * config.rollout.steps * policy.cell.state_size)  # what was seen, and acting's steps
     needs = [

@@ -262,8 +262,6 @@ class Rollout:
             final_step=final_step,
             final_obs=final_obs_KB,
             next_obs=self.obs,
-            next_action=self.previous_action,
-            next_reward=self.previous_reward,
             next_is_init=self.is_init,
             bootstrap_value=torch.zeros_like(self.previous_reward),
             state=state_TBS[0],
@@ -326,7 +324,7 @@ class Rollout:
         truncated_TB = seen["truncated"] & ~seen["terminated"]
         T, B = truncated_TB.shape
         # a device is not asked how many there are; it has slots for as many as there can be
-        slots = self.env.truncations(T) if self.dense else int(truncated_TB.sum(0).max())
+        slots = self.env.truncations(T) if self.dense else int(truncated_TB.any() and truncated_TB.sum(0).max())
         if not slots:
             none = torch.zeros(0, B, dtype=torch.int64, device=truncated_TB.device)
             return none, self.obs.new_zeros(0, *self.obs.shape)

@@ -234,21 +234,18 @@ def random_chunk(policy: Policy, steps: int, copies: int, seed: int = 0, dtype: 
         target=torch.zeros(*shape, 0, dtype=dtype),
         target_mask=torch.zeros(shape, dtype=torch.bool),
         weight=torch.ones(shape, dtype=dtype),
-        **empty_ends(steps, copies, normal(copies, *policy.encoder.space.shape), policy),
+        **empty_ends(steps, copies, normal(copies, *policy.encoder.space.shape)),
         bootstrap_value=normal(copies),
         state=torch.zeros(copies, policy.cell.state_size, dtype=dtype),
     )
 
 
-def empty_ends(steps: int, copies: int, next_obs: Tensor, policy: Policy) -> dict[str, Tensor]:
+def empty_ends(steps: int, copies: int, next_obs: Tensor) -> dict[str, Tensor]:
     """What a chunk has of the time after its steps, without any truncated one: the values in it are all there is."""
-    dtype, size = next_obs.dtype, policy.distribution.feature_size if policy.with_action else 0
     return {
         "final_step": torch.full((0, copies), steps),
-        "final_obs": torch.zeros(0, *next_obs.shape, dtype=dtype),
+        "final_obs": next_obs.new_zeros(0, *next_obs.shape),
         "next_obs": next_obs,
-        "next_action": torch.zeros(copies, size, dtype=dtype),
-        "next_reward": torch.zeros(copies, dtype=dtype),
         "next_is_init": torch.zeros(copies, dtype=torch.bool),
     }
 
