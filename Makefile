@@ -1,9 +1,11 @@
 # make run       set up and run the main job: three tasks, one strategy, a table at the end
 # make test      set up and run the tests (under 15 minutes on 2 cores)
 # make test-all  the slow ones too
+# make kill      runs killed 72 times, 12 of them inside writes, and what became of them
 # make bench     the benchmarks, as tables
 # make gpu       checks and benchmarks on a GPU, under 9 minutes
 # make lint      ruff and mypy
+# make check-install  what is installed, and whether the pins resolve on every Python
 # make links     the folders under the name `lifelong`, for type checkers, editors and runs without an installation
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-all bench gpu lint links clean
+.PHONY: run test test-all kill bench gpu lint links check-install clean
 
 run: $(VENV)/.run
 	$(BIN)/lifelong run quickstart
@@ -21,6 +23,9 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
+
+kill: $(VENV)/.test
+	$(BIN)/python -m pytest -s tests/agent/runtime/test_kills.py
 
 bench: $(VENV)/.test
 	$(BIN)/pip install -q -c constraints.txt sb3-contrib
@@ -33,6 +38,7 @@ lint: $(VENV)/.lint links
 	$(BIN)/ruff check setup.py agent envs replay kernels tests benchmarks
 	$(BIN)/ruff format --check setup.py agent envs replay kernels tests benchmarks
 	$(BIN)/mypy
+	$(BIN)/python tests/check_install.py
 
 links: .links/lifelong/py.typed
 
@@ -40,6 +46,9 @@ links: .links/lifelong/py.typed
 	rm -rf .links && mkdir -p .links/lifelong
 	for folder in agent envs replay kernels configs; do ln -s ../../$$folder .links/lifelong/$$folder; done
 	for file in agent/api/*; do ln -s ../../$$file .links/lifelong/; done
+
+check-install: $(VENV)/.lint
+	$(BIN)/python tests/check_install.py
 
 clean:
 	rm -rf .links $(VENV) *.egg-info build

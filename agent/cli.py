@@ -6,6 +6,8 @@ Exit codes: 0 done, 2 wrong usage or config, 3 stopped by a signal with a checkp
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import shlex
 import shutil
@@ -16,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import lifelong
 from lifelong.agent import config as configs
 from lifelong.agent.errors import (
     CheckpointError,
@@ -59,6 +62,7 @@ def parser() -> Parser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action="version", version=f"lifelong {lifelong.__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
     run = commands.add_parser("run", help="train a config from the beginning")
@@ -94,20 +98,28 @@ def parser() -> Parser:
     show = commands.add_parser("show", help="the resolved config: includes, defaults and overrides")
     show.add_argument("config", metavar="CONFIG")
 
+    for command in (run, resume, evaluate):
+        command.add_argument("--trust", action="store_true", help="import code that a run folder names")
     for command in (run, resume, evaluate, show, sweep):
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
     for command in (run, resume, sweep):
         command.add_argument("--quiet", action="store_true", help="no progress")
     for command in (run, resume, evaluate, report, sweep):
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
+    commands.add_parser("schema", help="the JSON schema of configs, for editors")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # so that `kind: my_module:MyClass` finds a module beside the config
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        print("lifelong: the working folder does not exist any more; change to another one", file=sys.stderr)
+        return 2
+    if here not in sys.path:
+        sys.path.append(here)  # so that `kind: my_module:MyClass` finds a module in the current folder
     with ExitStack() as closing:  # it ends Ray, which takes seconds, after a mistake has been told
         return _main(arguments, closing)
 
@@ -127,7 +139,10 @@ def _main(arguments: Sequence[str] | None, closing: ExitStack) -> int:
             parser().print_help()
             return 2
         options.closing = closing
-        return int(COMMANDS[options.command](options))
+        code = int(COMMANDS[options.command](options))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk is told here
+        return code
     except (ConfigError, CheckpointError, EnvError) as error:
         _tell(error, arguments)
         return 2
@@ -138,8 +153,18 @@ def _main(arguments: Sequence[str] | None, closing: ExitStack) -> int:
         print("lifelong: interrupted; the last checkpoint is kept", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `lifelong list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return 0
+    except OSError as error:
+        print(f"lifelong: {error.strerror or error}: {error.filename or 'standard output'}", file=sys.stderr)
+        _silence()
+        return 1
+
+
+def _silence() -> None:
+    """Nothing more is written to standard output, not by Python at its end either."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(error: Exception, arguments: Sequence[str] | None) -> None:
@@ -160,9 +185,7 @@ def _run(options: argparse.Namespace) -> int:
     connection = options.closing.enter_context(cluster.begun(config))  # while torch is imported
     from lifelong.agent import run
 
-    if options.out is None:
-        folder = run.default_folder(config)
-    return _finish(*run.start(config, folder, quiet=options.quiet, connection=connection))
+    return _finish(*run.start(config, options.out, quiet=options.quiet, connection=connection))
 
 
 def _submit(options: argparse.Namespace, config: configs.Config) -> int:
@@ -185,6 +208,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     from lifelong.agent.distributed import cluster
 
     config = configs.load(str((folder / "config.yaml").resolve()), options.overrides)
+    _trust(config, folder, options)
     connection = options.closing.enter_context(cluster.begun(config))
     from lifelong.agent import run
 
@@ -225,6 +249,7 @@ def _eval(options: argparse.Namespace) -> int:
     from lifelong.agent.report import tables
     from lifelong.agent.runtime import session
 
+    _trust(configs.load(str((options.folder / "config.yaml").resolve())), options.folder, options)
     trainer = run.evaluate(options.folder, options.overrides)
     tables.console().print(tables.table(session.summary(trainer, 0.0)))
     return 0
@@ -277,6 +302,19 @@ def _verify(options: argparse.Namespace) -> int:
     return 0
 
 
+def _trust(config: configs.Config, where: Path, options: argparse.Namespace) -> None:
+    """Ask before code that a run folder names is imported: unlike a config, the user did not choose what is in it."""
+    foreign = configs.foreign_parts(config)
+    if not foreign or options.trust:
+        return
+    question = f"{where} names code that is not part of lifelong: {', '.join(foreign)}"
+    if sys.stdin is not None and sys.stdin.isatty():
+        print(f"{question}. It would be imported and run. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+    raise ConfigError(f"{question}; add --trust if you trust it")
+
+
 def _check_run(folder: Path) -> None:
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder} is no run: it has no config.yaml; runs are folders such as runs/quickstart/0")
@@ -313,7 +351,18 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    print(configs.to_yaml(configs.load(options.config, options.overrides)), end="")
+    from lifelong.agent.schema import with_defaults  # torch: options of parts are in their signatures
+
+    print(configs.to_yaml(with_defaults(configs.load(options.config, options.overrides))), end="")
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    import json
+
+    from lifelong.agent.schema import schema
+
+    print(json.dumps(schema(), indent=2))
     return 0
 
 
@@ -333,12 +382,16 @@ COMMANDS = {
     "bench": _bench,
     "list": _list,
     "show": _show,
+    "schema": _schema,
     "doctor": _doctor,
 }
 
 
 def entry() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # tables have signs that an ASCII locale has not
     sys.exit(main())
 
 

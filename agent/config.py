@@ -11,18 +11,29 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from lifelong.agent.errors import ConfigError, choice, unknown_name
-from lifelong.agent.registry import REGISTRY, check_name
+from lifelong.agent.reading import CONFIG_FOLDER, SWEEP_FOLDER, bundled, find, merge, override, parse_yaml, put, read
+from lifelong.agent.registry import REGISTRY, check_name, is_foreign
+from lifelong.envs.options import LARGEST, Range, brief, problem
 
-CONFIG_FOLDER = Path(__file__).parent.parent / "configs"
-SWEEP_FOLDER = CONFIG_FOLDER / "sweeps"
+__all__ = [
+    "CONFIG_FOLDER",
+    "SWEEP_FOLDER",
+    "bundled",
+    "find",
+    "merge",
+    "override",
+    "parse_yaml",
+    "put",
+    "read",
+]
 
 Part = dict[str, Any]
 
@@ -32,9 +43,9 @@ def part(kind: str, default: Any) -> Any:
     return field(default_factory=lambda: {"kind": default}, metadata={"part": kind, "default": default})
 
 
-def bounded(default: Any, low: float, **metadata: Any) -> Any:
-    """A dataclass field that holds a number of at least `low`."""
-    return field(default=default, metadata={"low": low, **metadata})
+def bounded(default: Any, low: float, high: float = LARGEST, **metadata: Any) -> Any:
+    """A dataclass field that holds a number from `low` to `high`."""
+    return field(default=default, metadata={"range": Range(low, high), **metadata})
 
 
 @dataclass
@@ -48,7 +59,7 @@ class TaskConfig:
     #: (return of a useless policy, return of a solved task); empty takes the environment's own
     score: list[float] = field(default_factory=list)
     #: the learner sees rewards times this; returns in logs and evaluations are unscaled
-    reward_scale: float = bounded(1.0, 0.0)
+    reward_scale: float = bounded(1.0, 0.0, 1e9)
 
 
 @dataclass
@@ -58,9 +69,9 @@ class StreamConfig:
     tasks: list[TaskConfig] = field(default_factory=list)
     schedule: Part = part("schedule", "sequential")
     steps_per_task: int = bounded(200_000, 1)
-    cycles: int = bounded(1, 1)
+    cycles: int = bounded(1, 1, 10_000)
     #: train on this first share of the stream only: the beginning of a lifetime, for tuning
-    share: float = bounded(1.0, 0.0)
+    share: float = bounded(1.0, 0.0, 1.0)
     boundaries: str = field(default="given", metadata={"choices": ("given", "hidden")})
     task_id: str = field(default="hidden", metadata={"choices": ("hidden", "observed")})
     #: tasks whose spaces differ are refused ("same"), or padded to the largest and masked ("pad")
@@ -77,6 +88,8 @@ class PolicyConfig:
     previous_reward: bool = False
     #: when the memory (and the carry) is reset
     reset_memory_on: str = field(default="episode", metadata={"choices": ("episode", "task", "never")})
+    #: continuous actions are clipped to their bounds ("none"), or squashed to them by a tanh
+    squash: str = field(default="none", metadata={"choices": ("none", "tanh")})
     #: one actor head per task instead of one for all; needs an observed task id
     heads: str = field(default="shared", metadata={"choices": ("shared", "per_task")})
 
@@ -86,9 +99,9 @@ class RolloutConfig:
     """How experience is collected."""
 
     #: environment copies stepped side by side
-    copies: int = bounded(64, 1)
+    copies: int = bounded(64, 1, 10**7)
     #: steps of a chunk, T: the parameters are constant during a chunk
-    steps: int = bounded(32, 1)
+    steps: int = bounded(32, 1, 10**6)
     #: let first episodes start at a random age, so that copies do not time out together
     random_initial_age: bool = False
 
@@ -99,11 +112,11 @@ class EvaluationConfig:
 
     #: environment steps between evaluations; every task's end is evaluated too
     every: int = bounded(100_000, 1)
-    episodes: int = bounded(32, 1)
+    episodes: int = bounded(32, 1, 10**6)
     #: take the most likely action (the mean) instead of a sampled one
     deterministic: bool = True
     #: give up on an episode after this many steps
-    max_steps: int = bounded(1_000, 1)
+    max_steps: int = bounded(1_000, 1, 10**9)
 
 
 @dataclass
@@ -112,7 +125,7 @@ class CheckpointConfig:
 
     #: environment steps between checkpoints
     every: int = bounded(200_000, 1)
-    keep: int = bounded(2, 1)
+    keep: int = bounded(2, 1, 10**6)
 
 
 @dataclass
@@ -123,19 +136,19 @@ class RuntimeConfig:
     backend: str = field(default="inline", metadata={"choices": ("inline", "ray")})
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
     #: torch threads of each worker
-    threads: int = bounded(1, 1)
+    threads: int = bounded(1, 1, 4096)
     #: data-parallel workers; each trains rollout.copies / workers copies (backend ray)
-    workers: int = bounded(1, 1)
+    workers: int = bounded(1, 1, 10**5)
     #: processes that step the environments on CPUs while the learner learns; 0: the workers step them (backend ray)
-    env_runners: int = bounded(0, 0)
+    env_runners: int = bounded(0, 0, 10**5)
     #: CPUs that Ray reserves for an environment process
-    cpus_per_runner: float = bounded(1.0, 0.0)
+    cpus_per_runner: float = bounded(1.0, 0.0, 4096)
     #: Ray cluster: local (start one here), auto (the one running here) or host:port; empty: RAY_ADDRESS, else local
     address: str = ""
     #: auto: on a GPU a chunk is captured as one CUDA graph where that can be done; off: it runs op by op
     capture: str = field(default="auto", metadata={"choices": ("auto", "off")})
     #: how often workers may be started again after a death, from the last checkpoint
-    max_failures: int = bounded(3, 0)
+    max_failures: int = bounded(3, 0, 10**6)
 
 
 @dataclass
@@ -143,14 +156,14 @@ class Config:
     """A whole run."""
 
     name: str = ""
-    seed: int = bounded(0, 0)
+    seed: int = bounded(0, 0, 2**31 - 1)
     stream: StreamConfig = field(default_factory=StreamConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     gradient: Part = part("gradient", "bptt")
     objective: Part = part("objective", "actor_critic")
     optimizer: Part = part("optimizer", "adam")
     #: clip the global gradient norm; 0 switches it off
-    max_grad_norm: float = bounded(1.0, 0.0)
+    max_grad_norm: float = bounded(1.0, 0.0, 1e12)
     #: what happens when a reward, an observation, a loss or a gradient is NaN or infinite: the run stops, or the chunk
     #: is dropped
     on_nonfinite: str = field(default="stop", metadata={"choices": ("stop", "skip")})
@@ -161,148 +174,11 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    #: folders in which modules of the user's own are looked for; that of the config file is among them if it has any
+    modules: list[str] = field(default_factory=list)
     #: environment steps between lines in the log
     log_every: int = bounded(20_000, 1)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that also reads 2e-3 as a number (YAML 1.1 wants 2.0e-3)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML safely.
-
-    Raises:
-        ConfigError: the text is not valid YAML.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-
-
-def bundled(bundle: Path = CONFIG_FOLDER) -> dict[str, Path]:
-    """The configs that ship with the package in `bundle`: name -> path."""
-    return {path.stem: path for path in sorted(bundle.glob("*.yaml"))}
-
-
-def find(name: str, folder: Path | None = None, bundle: Path = CONFIG_FOLDER) -> Path:
-    """The file that `name` stands for: a path (relative to `folder`), or a bundled config of `bundle`.
-
-    Raises:
-        ConfigError: there is no such file.
-    """
-    path = (folder or Path.cwd()) / name
-    if path.is_file():
-        return path
-    if name in bundled(bundle):
-        return bundled(bundle)[name]
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        raise ConfigError(f"no config file {name!r}")
-    raise ConfigError(unknown_name("config", name, bundled(bundle)))
-
-
-def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` on top; mappings are merged, everything else is replaced.
-
-    A mapping that names another `kind` replaces the old part instead of inheriting its options.
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = value
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
-            kind = old.get("kind")
-            if value.get("kind", kind) == kind:
-                merged[key] = merge(dict(old), value)
-    return merged
-
-
-def read(
-    name: str, folder: Path | None = None, seen: tuple[Path, ...] = (), bundle: Path = CONFIG_FOLDER
-) -> dict[str, Any]:
-    """The raw mapping of a config file with its includes merged."""
-    path = find(name, folder, bundle).resolve()
-    if path in seen:
-        raise ConfigError(f"{path.name}: include goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
-    try:
-        raw = parse_yaml(path.read_text(), path.name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path.name}: a config is a mapping of keys, not a {type(raw).__name__}")
-    includes = raw.pop("include", [])
-    merged: dict[str, Any] = {}
-    for include in [includes] if isinstance(includes, str) else includes:
-        merged = merge(merged, read(str(include), path.parent, (*seen, path), bundle))
-    merged = merge(merged, raw)
-    if not seen:
-        merged.setdefault("name", path.stem)
-    return merged
-
-
-def override(raw: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """`raw` with dotted `a.b=value` assignments applied; values are YAML.
-
-    Raises:
-        ConfigError: an assignment without `=`, or a path through something that is no mapping or list.
-    """
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override {assignment!r} must have the form key=value")
-        raw = put(raw, key, parse_yaml(text, f"override {key}"))
-    return raw
-
-
-def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """`raw` with `value` at the dotted `key`.
-
-    Raises:
-        ConfigError: the key leads through something that is no mapping or list.
-    """
-    nested: Any = value
-    for step in reversed(key.split(".")):
-        nested = {step: nested}
-    result: dict[str, Any] = _assign(raw, nested, key)
-    return result
-
-
-def _assign(raw: Any, nested: Any, key: str) -> Any:
-    if not isinstance(nested, dict):
-        return nested
-    if isinstance(raw, list):
-        items = list(raw)
-        for step, value in nested.items():
-            if not step.isdigit() or int(step) >= len(items):
-                raise ConfigError(f"override {key}: {step!r} is no index of a list of {len(items)}")
-            items[int(step)] = _assign(items[int(step)], value, key)
-        return items
-    if isinstance(raw, str):
-        raw = {"kind": raw}  # `cell: elstm` and the override cell.size=64
-    if isinstance(raw, dict) and "kind" in raw and all(step.isdigit() for step in nested):
-        return _assign([raw], nested, key)  # `strategy: ewc` and the override strategy.0.strength=10
-    if raw is not None and not isinstance(raw, dict):
-        raise ConfigError(f"override {key}: {raw!r} has no keys")
-    result = dict(raw or {})
-    for step, value in nested.items():
-        result[step] = _assign(result.get(step), value, key)
-    if "kind" in nested and raw and raw.get("kind") != nested["kind"]:
-        return nested
-    return result
 
 
 # ---- checking --------------------------------------------------------------------------------------------------------
@@ -313,29 +189,11 @@ def check_part(kind: str, value: Any, where: str) -> Part:
     if isinstance(value, str):
         value = {"kind": value}
     if not isinstance(value, Mapping) or "kind" not in value:
-        raise ConfigError(f"{where} is {value!r}; it must be a name of {kind} or a mapping with a `kind`")
+        raise ConfigError(f"{where} is {brief(value)}; it must be a name of {kind} or a mapping with a `kind`")
     if not isinstance(value["kind"], str):
-        raise ConfigError(f"{where}.kind is {value['kind']!r}; valid: {', '.join(REGISTRY[kind])}")
+        raise ConfigError(f"{where}.kind is {brief(value['kind'])}; valid: {', '.join(REGISTRY[kind])}")
     check_name(kind, value["kind"])
     return dict(value)
-
-
-def _check_scalar(hint: Any, value: Any, where: str) -> Any:
-    if hint is bool:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{where} is {value!r}; it must be true or false")
-    elif hint is int:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"{where} is {value!r}; it must be an integer")
-    elif hint is float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(f"{where} is {value!r}; it must be a number")
-        value = float(value)
-    elif hint is str and not isinstance(value, str):
-        raise ConfigError(f"{where} is {value!r}; it must be a word")
-    return value
 
 
 def _check_field(spec: dataclasses.Field[Any], hint: Any, value: Any, where: str) -> Any:
@@ -351,21 +209,30 @@ def _check_field(spec: dataclasses.Field[Any], hint: Any, value: Any, where: str
         return from_mapping(hint, value, where)
     if get_origin(hint) is list:
         if not isinstance(value, list):
-            raise ConfigError(f"{where} is {value!r}; it must be a list")
+            raise ConfigError(f"{where} is {brief(value)}; it must be a list")
         (item_hint,) = get_args(hint)
         if dataclasses.is_dataclass(item_hint):
             return [from_mapping(item_hint, item, f"{where}.{i}") for i, item in enumerate(value)]
-        return [_check_scalar(item_hint, item, f"{where}.{i}") for i, item in enumerate(value)]
+        return [_scalar(item_hint, item, f"{where}.{i}") for i, item in enumerate(value)]
     if get_origin(hint) is dict:
         if not isinstance(value, dict):
-            raise ConfigError(f"{where} is {value!r}; it must be a mapping")
+            raise ConfigError(f"{where} is {brief(value)}; it must be a mapping")
         return value
-    value = _check_scalar(hint, value, where)
+    value = _scalar(Annotated[hint, meta["range"]] if "range" in meta else hint, value, where)
     if "choices" in meta:
         choice(where, value, meta["choices"])
-    if "low" in meta and value < meta["low"]:
-        raise ConfigError(f"{where} is {value}; it must be at least {meta['low']}")
     return value
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    """A number, word or truth value of the type `hint`; 1e6 is an integer, and 1 a float."""
+    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if plain is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    wrong = problem(hint, value)
+    if wrong is not None:
+        raise ConfigError(f"{where} is {brief(value)}; it must be {wrong}")
+    return float(value) if plain is float else value
 
 
 def from_mapping(cls: Any, raw: Any, where: str = "") -> Any:
@@ -375,7 +242,7 @@ def from_mapping(cls: Any, raw: Any, where: str = "") -> Any:
         ConfigError: unknown key, wrong type, or a value out of range; the sentence names the dotted key.
     """
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where or 'the config'} is {raw!r}; it must be a mapping")
+        raise ConfigError(f"{where or 'the config'} is {brief(raw)}; it must be a mapping")
     specs = {f.name: f for f in dataclasses.fields(cls)}
     hints = get_type_hints(cls)
     for key in raw:
@@ -394,23 +261,31 @@ def check(raw: Mapping[str, Any]) -> Config:
         ConfigError: one sentence about the first mistake.
     """
     config: Config = from_mapping(Config, raw)
+    for folder in config.modules:
+        if folder not in sys.path:
+            sys.path.append(folder)
+    _check_name("name", config.name)
     if not config.stream.tasks:
         raise ConfigError("stream.tasks is empty; name at least one task, such as `- env: TMaze`")
-    names: set[str] = set()
+    names: dict[str, str] = {}
     for index, task in enumerate(config.stream.tasks):
         check_part("env", task.env, f"stream.tasks.{index}.env")
         task.name = task.name or str(task.env["kind"])
-        if task.name in names:
+        _check_name(f"stream.tasks.{index}.name", task.name)
+        tag = re.sub(r"[^-/\w.]", "_", task.name)  # as TensorBoard writes it
+        if names.get(tag) == task.name:
             raise ConfigError(f"stream.tasks.{index}.name {task.name!r} is used twice; give every task its own name")
-        names.add(task.name)
+        if tag in names:
+            raise ConfigError(f"task names {names[tag]!r} and {task.name!r} are one in TensorBoard; change one of them")
+        names[tag] = task.name
         if task.score and (len(task.score) != 2 or task.score[0] == task.score[1]):
             raise ConfigError(
-                f"stream.tasks.{index}.score is {task.score}; it must be two different returns, [low, high]"
+                f"stream.tasks.{index}.score is {brief(task.score)}; it must be two different returns, [low, high]"
             )
     for name, options in config.strategy_options.items():
         check_name("strategy", name)
         if not isinstance(options, Mapping):
-            raise ConfigError(f"strategy_options.{name} is {options!r}; it must be a mapping of options")
+            raise ConfigError(f"strategy_options.{name} is {brief(options)}; it must be a mapping of options")
     _check_runners(config)
     kinds = [strategy["kind"] for strategy in config.strategy]
     for kind in kinds:
@@ -418,6 +293,25 @@ def check(raw: Mapping[str, Any]) -> Config:
             raise ConfigError(f"strategy {kind} is listed twice; give each strategy once")
     config.strategy = [{**config.strategy_options.get(s["kind"], {}), **s} for s in config.strategy]
     return config
+
+
+def _check_name(where: str, name: str) -> None:
+    """Refuse a name that could leave its folder, or break a terminal, a plot or a table."""
+    if not name.isprintable() or any(mark in name for mark in "/\\$") or name.strip(" .") != name or len(name) > 100:
+        raise ConfigError(
+            f"{where} is {brief(name)}; it must be at most 100 printable characters without / \\ or $ that neither "
+            "begin nor end with a dot or a space"
+        )
+
+
+def foreign_parts(config: Config) -> list[str]:
+    """The `module:Attr` that a config names: code of the user's own, which is imported when the run is built."""
+    policy, stream = config.policy, config.stream
+    parts = [policy.encoder, policy.cell, config.gradient, config.objective, config.optimizer, stream.schedule]
+    parts += [*config.strategy, *(task.env for task in stream.tasks)]
+    kinds = [part["kind"] for part in parts if is_foreign(part)]
+    ids = [task.env.get("id") for task in stream.tasks]  # gymnasium imports the module of `module:Env-v0`
+    return list(dict.fromkeys([*kinds, *(name for name in ids if isinstance(name, str) and ":" in name)]))
 
 
 def _check_runners(config: Config) -> None:

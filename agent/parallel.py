@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lifelong.agent.errors import ClusterError
+
 #: bytes that a worker receives at most where gloo gathers what it could reduce: below it latency decides
 GATHERED = 1 << 20
 
@@ -167,6 +169,14 @@ class TorchWorkers(Workers):
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
+        """What is done together: its time counts as waiting, and where it fails a peer is gone.
+
+        Raises:
+            ClusterError: torch gave up on the others.
+        """
         start = time.perf_counter()
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            raise ClusterError(f"a worker is gone: {str(error).splitlines()[0]}") from error
         self.waited += time.perf_counter() - start

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
@@ -32,10 +34,15 @@ class Inputs:
 
 @dataclass
 class Outputs:
-    """What the policy says: distribution parameters [..., P] and values [...]."""
+    """What the policy says: distribution parameters [..., P] and values [...].
+
+    On a chunk, `after` gives its values of what came after the steps (see `Policy.after`); None: those in the chunk are
+    of these parameters.
+    """
 
     policy: Tensor
     value: Tensor
+    after: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
 class Step(NamedTuple):
@@ -73,7 +80,7 @@ class Policy(nn.Module):
         task_observed: bool = False,
     ) -> None:
         super().__init__()
-        self.distribution: Distribution = distribution_of(action_space)
+        self.distribution: Distribution = distribution_of(action_space, config.squash)
         self.encoder: Encoder = registry.build("encoder", config.encoder, observation_space)
         self.with_action = config.previous_action
         self.with_reward = config.previous_reward
@@ -151,14 +158,79 @@ class Policy(nn.Module):
         call, read, kept = self.cell.read_out_call(obs_TBD, state_TBS, is_init_TB, *self.read_out())
         return [call, categorical_call(read[..., :-1], uniform_TB, action_TB)], read, kept
 
-    def sequence(self, chunk: Chunk, state_BS: Tensor, acted: Acted | None = None) -> Outputs:
+    def sequence(self, chunk: Chunk, state_BS: Tensor, acted: Acted | None = None, *, current: int = 0) -> Outputs:
         """The outputs [T, B, ...] of a whole chunk under the current parameters, starting from `state_BS`.
 
-        `acted`: what acting computed, if the parameters are still those that acted (see `Cell.sequence`).
+        Args:
+            chunk: what was seen.
+            state_BS: memory before the first step.
+            acted: what acting computed, if the parameters are still those that acted (see `Cell.sequence`).
+            current: the first so many copies were acted by the current parameters, and so are the values in the chunk.
         """
         inputs = inputs_of(chunk)
-        y_TBH, _ = self.cell.sequence(self.encode(inputs), state_BS, chunk.is_init, acted)
-        return self.heads(y_TBH, inputs)
+        x_TBD = self.encode(inputs)
+        y_TBH, last_BS = self.cell.sequence(x_TBD, state_BS, chunk.is_init, acted)
+        outputs = self.heads(y_TBH, inputs)
+        if current < chunk.copies:
+
+            def memory(copies: Tensor) -> Tensor:
+                return self.cell.states(x_TBD[:, copies], state_BS[copies], chunk.is_init[:, copies])
+
+            outputs.after = partial(self.after, chunk, last_BS.detach(), memory, current)
+        return outputs
+
+    @torch.no_grad()
+    def after(
+        self,
+        chunk: Chunk,
+        last_BS: Tensor,
+        memory: Callable[[Tensor], Tensor],
+        current: int = 0,
+        *,
+        dense: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The current critic's values of what came after the steps of a chunk, for bootstrapping.
+
+        Args:
+            chunk: the data.
+            last_BS: memory after the last step.
+            memory: gives the memory after every step, [T, n, S], of n copies (int64).
+            current: the values that the chunk has of the first so many copies are those of the current critic.
+            dense: never wait for the device to know which steps were truncated; by default so on all but CPUs.
+
+        Returns:
+            The value of the observation after the last step [B], and that of the true last observation of episodes that
+            were truncated [T, B], zero elsewhere; each is read with the memory of its episode.
+        """
+        rest = slice(current, None)
+        lead = chunk.next_obs[rest], chunk.next_action[rest], chunk.next_reward[rest]
+        inputs = Inputs(*lead, chunk.task[-1, rest], chunk.action_mask[-1, rest])
+        value_B = self.step(inputs, last_BS[rest], chunk.next_is_init[rest]).outputs.value
+        bootstrap_B = torch.cat([chunk.bootstrap_value[:current], value_B]) if current else value_B
+        T, B = chunk.reward.shape
+        step_KB, final_TB, device = chunk.final_step, chunk.final_value, last_BS.device
+        copies = torch.arange(current, B, device=device)
+        if dense if dense is not None else device.type != "cpu":
+            slot, index = torch.arange(chunk.slots * len(copies), device=device), copies.repeat(chunk.slots) - current
+            slot = slot // len(copies)
+        else:
+            copies = copies[(step_KB[:, rest] < T).any(0)]
+            slot, index = (step_KB[:, copies] < T).nonzero(as_tuple=True)
+        if not len(slot):
+            return bootstrap_B, final_TB
+        copy = copies[index]
+        step = step_KB[slot, copy]
+        row = step.clamp(max=T - 1)  # what is read for an empty slot goes to a row that nobody sees
+        at = row, copy
+        action = chunk.next_action.new_zeros(len(slot), 0)
+        if self.with_action:
+            action = self.distribution.features(chunk.action[at])
+        inputs = Inputs(chunk.final_obs[slot, copy], action, chunk.reward[at], chunk.task[at], chunk.action_mask[at])
+        no_reset = torch.zeros(len(slot), dtype=torch.bool, device=device)
+        value = self.step(inputs, memory(copies)[row, index], no_reset).outputs.value
+        final_TB = torch.cat([final_TB, final_TB.new_zeros(1, B)])
+        final_TB[step, copy] = value
+        return bootstrap_B, final_TB[:-1]
 
 
 def inputs_of(chunk: Chunk) -> Inputs:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from lifelong.agent.errors import ConfigError, unknown_name
-from lifelong.envs.registry import ENVIRONMENTS
+from lifelong.agent.errors import ConfigError, EnvError, LifelongError, unknown_name
+from lifelong.envs.border import blame
+from lifelong.envs.options import Range, Share, Weight, brief, parameters_of, problem
+from lifelong.envs.registry import ENVIRONMENTS, import_part
 
 REGISTRY: dict[str, dict[str, str]] = {
     "env": ENVIRONMENTS,
@@ -58,6 +60,31 @@ REGISTRY: dict[str, dict[str, str]] = {
 }
 
 
+#: what a part of each kind must be a subclass of
+BASES = {
+    "env": "lifelong.envs.base:BatchedEnv",
+    "schedule": "lifelong.envs.stream:Schedule",
+    "encoder": "lifelong.agent.modules.encoders:Encoder",
+    "cell": "lifelong.agent.cells.base:Cell",
+    "gradient": "lifelong.agent.gradients.base:GradientEngine",
+    "objective": "lifelong.agent.objectives.base:Objective",
+    "strategy": "lifelong.agent.strategies.base:Strategy",
+    "optimizer": "torch.optim:Optimizer",
+}
+
+#: ranges of torch's optimisers, whose annotations have none
+_BELOW_ONE = Annotated[float, Range(0.0, 1.0 - 1e-9)]
+_RANGES: dict[str, Any] = {
+    "lr": Annotated[float, Range(0.0, 1e3)],
+    "momentum": Share,
+    "dampening": Share,
+    "alpha": Share,
+    "betas": tuple[_BELOW_ONE, _BELOW_ONE],
+    "weight_decay": Weight,
+    "eps": Annotated[float, Range(0.0, 1.0)],
+}
+
+
 def check_name(kind: str, name: str) -> None:
     """Check that `name` is registered under `kind` or has the form `module:Attr`; imports nothing.
 
@@ -76,51 +103,46 @@ def is_foreign(spec: Mapping[str, Any]) -> bool:
 def load(kind: str, name: str) -> Any:
     """The class that `name` stands for among the parts of `kind`.
 
+    Importing a module of the user's own runs its code; nothing is constructed before it is known to be a part.
+
     Raises:
-        ConfigError: unknown name, or a `module:Attr` that cannot be imported.
+        ConfigError: unknown name, a `module:Attr` that cannot be imported, or something that is no part of this kind.
     """
     check_name(kind, name)
-    module_name, _, attribute = REGISTRY[kind].get(name, name).partition(":")
+    base_module, _, base_name = BASES[kind].partition(":")
     try:
-        part = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot load {kind} {name!r}: {error}") from error
-    if not isinstance(part, type):
-        raise ConfigError(f"{kind} {name!r} is no class but a {type(part).__name__}")
+        part = import_part(kind, name, REGISTRY[kind])
+    except EnvError as error:
+        raise ConfigError(str(error)) from error
+    base = getattr(importlib.import_module(base_module), base_name)
+    if not isinstance(part, type) or not issubclass(part, base):
+        what = f"a {type(part).__name__}" if not isinstance(part, type) else f"the class {part.__name__}"
+        raise ConfigError(f"{kind} {name!r} is {what}, no subclass of {BASES[kind].replace(':', '.')}")
     return part
 
 
 def options_of(part: Any) -> dict[str, inspect.Parameter]:
     """The options that a config may give to a part: the arguments of its `__init__` (and its bases') with a default."""
-    parameters: dict[str, inspect.Parameter] = {}
-    for cls in reversed(inspect.getmro(part)):
-        init = cls.__dict__.get("__init__")
-        if init is not None and cls is not object:
-            signature = inspect.signature(init).parameters
-            parameters |= {name: p for name, p in signature.items() if p.default is not inspect.Parameter.empty}
-    return parameters
+    return {name: parameter for name, (parameter, _) in parameters_of(part).items()}
 
 
-def check_options(kind: str, name: str, part: Any, options: Mapping[str, Any]) -> None:
-    """Check a part's options by name and by simple type before anything is built.
+def check_options(kind: str, name: str, part: Any, options: Mapping[str, Any], context: Mapping[str, Any]) -> None:
+    """Check a part's options by name, type and range before anything is built.
 
     Raises:
-        ConfigError: unknown option, or a value whose type differs from that of the option's default.
+        ConfigError: unknown option, one that the runtime gives itself, or a value that its annotation does not allow.
     """
-    known = options_of(part)
+    known = {option: both for option, both in parameters_of(part).items() if option not in context}
     for option, value in options.items():
         if option not in known:
             raise ConfigError(unknown_name(f"option of {kind} {name}", option, known))
-        default = known[option].default
-        if isinstance(default, bool) and not isinstance(value, bool):
-            raise ConfigError(f"{kind} {name}: {option} is {value!r}; it must be true or false")
-        if isinstance(default, (int, float)) and not isinstance(default, bool):
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ConfigError(f"{kind} {name}: {option} is {value!r}; it must be a number")
-            if isinstance(default, int) and not isinstance(value, int):
-                raise ConfigError(f"{kind} {name}: {option} is {value!r}; it must be an integer")
-        if isinstance(default, str) and not isinstance(value, str):
-            raise ConfigError(f"{kind} {name}: {option} is {value!r}; it must be a name")
+        parameter, hint = known[option]
+        hint = _RANGES.get(option, hint) if kind == "optimizer" else hint
+        if value is None and parameter.default is None:
+            continue
+        wrong = problem(hint, value)
+        if wrong is not None:
+            raise ConfigError(f"{kind} {name}: {option} is {brief(value)}; it must be {wrong}")
 
 
 def build(kind: str, spec: Mapping[str, Any], *args: Any, **context: Any) -> Any:
@@ -135,10 +157,11 @@ def build(kind: str, spec: Mapping[str, Any], *args: Any, **context: Any) -> Any
     options = {key: value for key, value in spec.items() if key != "kind"}
     name = spec["kind"]
     part = load(kind, name)
-    check_options(kind, name, part, options)
+    check_options(kind, name, part, options, context)
     try:
         return part(*args, **options, **context)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{kind} {name}: {error}") from error
+    except LifelongError:
+        raise
+    except (Exception, SystemExit) as error:
+        told = blame(error) if is_foreign(spec) else " ".join(str(error).split())
+        raise ConfigError(f"{kind} {name}: {told}") from error

@@ -14,10 +14,11 @@ from lifelong.agent.distributed import cluster
 from lifelong.agent.distributed.cluster import Connection
 from lifelong.agent.distributed.runners import runner_rollout
 from lifelong.agent.distributed.train import fit
-from lifelong.agent.errors import ConfigError, DiskError
+from lifelong.agent.files import remove_partial, write
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.runtime import session
 from lifelong.agent.runtime.build import MakeActing, build
+from lifelong.agent.runtime.lock import claimed, held
 from lifelong.agent.runtime.logging import Progress
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.runtime.trainer import Trainer
@@ -26,19 +27,9 @@ from lifelong.agent.runtime.trainer import Trainer
 Listener = Callable[[int, Evaluations], None]
 
 
-def default_folder(config: Config) -> Path:
-    """runs/<name>/<seed>, or the first of runs/<name>/<seed>-2, -3, ... that is free."""
-    base = Path("runs") / config.name / str(config.seed)
-    folder, count = base, 1
-    while folder.exists():
-        count += 1
-        folder = base.with_name(f"{base.name}-{count}")
-    return folder
-
-
 def start(
     config: Config,
-    folder: Path | str,
+    folder: Path | str | None = None,
     *,
     quiet: bool = False,
     on_evaluation: Listener | None = None,
@@ -46,26 +37,24 @@ def start(
 ) -> tuple[Trainer, bool]:
     """Start a run in the new folder `folder`; `(trainer, True at the end of the stream)`.
 
-    A run on Ray uses `connection` if it is given, and closes it.
+    Without a folder it is runs/<name>/<seed>, or the first of runs/<name>/<seed>-2, -3, ... that is free. A run on Ray
+    uses `connection` if it is given, and closes it.
 
     Raises:
-        ConfigError: the folder holds a run already, or the config is impossible.
+        ConfigError: the folder holds a run already or another process uses it, or the config is impossible.
         DiskError: the folder cannot be written.
         ClusterError: a cluster is needed and cannot be reached, is too small or failed.
     """
-    folder = Path(folder)
-    if (folder / "config.yaml").exists():
-        raise ConfigError(f"{folder} already holds a run; use `lifelong resume {folder}`, --resume, or another --out")
-    trainer = build(config, folder, _planned(config), _acting(config))
-    with _backend(trainer, connection) as backend:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(configs.to_yaml(config))
-        except OSError as error:
-            raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
-        if not quiet:
-            print(f"run folder {folder}", file=sys.stderr)
-        return trainer, _train(trainer, 0, backend, quiet, on_evaluation)
+    wanted = Path(folder) if folder is not None else Path("runs") / config.name / str(config.seed)
+    trainer = build(config, wanted, _planned(config), _acting(config))
+    with claimed(wanted, others=folder is None) as place:
+        trainer.record.folder = place
+        with _backend(trainer, connection) as backend:
+            remove_partial(place)
+            write(place / "config.yaml", configs.to_yaml(config))
+            if not quiet:
+                print(f"run folder {place}", file=sys.stderr)
+            return trainer, _train(trainer, {}, backend, quiet, on_evaluation)
 
 
 def resume(
@@ -82,17 +71,21 @@ def resume(
 
     Raises:
         CheckpointError: no run there, no usable checkpoint, or one that does not fit the overrides.
+        ConfigError: another process uses the folder.
         ClusterError: the cluster of a Ray run cannot be reached, is too small or failed.
     """
     folder = Path(folder)
-    config = session.load_config(folder, assignments)
-    trainer, offset = session.reopen(config, folder, _planned(config), _acting(config))
-    with _backend(trainer, connection) as backend:
-        if assignments:
-            (folder / "config.yaml").write_text(configs.to_yaml(config))
-        if not trainer.rollout.env.exact_state:
-            print("note: this environment cannot save its state; fresh episodes start where the run goes on")
-        return trainer, _train(trainer, offset, backend, quiet, on_evaluation)
+    session.check_run(folder)
+    with held(folder):
+        config = session.load_config(folder, assignments)
+        trainer, sizes = session.reopen(config, folder, _planned(config), _acting(config))
+        with _backend(trainer, connection) as backend:
+            remove_partial(folder)
+            if assignments:
+                write(folder / "config.yaml", configs.to_yaml(config))
+            if not trainer.rollout.env.exact_state:
+                print("note: this environment cannot save its state; fresh episodes start where the run goes on")
+            return trainer, _train(trainer, sizes, backend, quiet, on_evaluation)
 
 
 def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
@@ -122,7 +115,7 @@ def _backend(trainer: Trainer, connection: Connection | None) -> AbstractContext
 
 
 def _train(
-    trainer: Trainer, offset: int, backend: Connection | None, quiet: bool, on_evaluation: Listener | None
+    trainer: Trainer, sizes: session.Sizes, backend: Connection | None, quiet: bool, on_evaluation: Listener | None
 ) -> bool:
     if on_evaluation is not None:
         trainer.on_evaluation = on_evaluation
@@ -130,7 +123,7 @@ def _train(
     try:
         with session.stop_signals() as stop:
             if backend is None:
-                return session.train(trainer, offset, progress, stop)
+                return session.train(trainer, sizes, progress, stop)
             return fit(trainer, progress, stop, backend)
     finally:
         progress.close()

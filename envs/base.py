@@ -12,6 +12,8 @@ Rules that every environment keeps (tests/envs/test_contract.py runs on all of t
 - `terminated` (the episode's own end: its value is zero) and `truncated` (a time limit: its value is not zero) are
   never merged. Both may be true on one step; termination wins.
 - Every reset draws fresh randomness from the environment's own `torch.Generator`.
+- What is returned is the caller's to keep. An environment may fill buffers of its own again and again: that is noticed
+  in its first steps, and from then on what it returns is copied.
 - Task parameters are tensors with leading dimension B: each copy can be on its own task and a task switch is a tensor
   write (`set_params`), never a rebuild.
 - No `.item()` and no data-dependent Python branch in `step`.
@@ -81,6 +83,53 @@ class CompiledSteps:
     finish: Callable[[], None]
 
 
+class Watch:
+    """Looks at what an environment returns in its first steps: whether it fits, and whether memory comes again.
+
+    Everything is copied meanwhile, so what comes again has not spoilt anything.
+
+    Args:
+        copies: B.
+        steps: how many resets and steps are looked at.
+        reused: names of what comes again are put here.
+    """
+
+    def __init__(self, copies: int, steps: int, reused: set[str]) -> None:
+        self.copies, self.left, self.reused = copies, steps, reused
+        #: by address, before this step and in it; kept, so that no address is given out twice
+        self.seen: dict[int, Tensor] = {}
+        self.now: dict[int, Tensor] = {}
+
+    def copy(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy of `tensor`; its memory is remembered."""
+        if not isinstance(tensor, Tensor):
+            raise EnvError(f"{name} is a {type(tensor).__name__}, not a torch tensor")
+        address = tensor.untyped_storage().data_ptr()
+        if address in self.seen and tensor.numel():
+            self.reused.add(name)
+        self.now[address] = tensor
+        return tensor.clone()
+
+    def check(self, reward_B: Any, terminated_B: Any) -> None:
+        """Refuse a reward or a flag of another class, shape or kind of number.
+
+        Raises:
+            EnvError: one sentence about the first.
+        """
+        for name, tensor in (("reward", reward_B), ("terminated", terminated_B)):
+            given = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            fits = isinstance(tensor, Tensor) and tensor.shape == (self.copies,)
+            if not fits or (name == "terminated" and tensor.dtype != torch.bool):
+                kind = "bool" if name == "terminated" else "numbers"
+                raise EnvError(f"{name} is {given}; it must be a tensor of {kind} with shape ({self.copies},)")
+
+    def next(self) -> Watch | None:
+        """What watches the next reset or step: this, or nothing any more."""
+        self.seen |= self.now
+        self.left -= 1
+        return self if self.left else None
+
+
 class BatchedEnv(VectorEnv):
     """B copies of one environment as tensors on one device.
 
@@ -121,6 +170,10 @@ class BatchedEnv(VectorEnv):
     every_step_counts: bool = True
     #: True if `step` is work of the device alone, as the contract demands, so that a CUDA graph can repeat it
     capturable: ClassVar[bool] = True
+    #: resets and steps, from the first on, in which what a subclass returns is looked at
+    WATCHED: ClassVar[int] = 8
+    #: gone before anything is repeated (see `agent.runtime.capture`)
+    TRANSIENT: ClassVar[tuple[str, ...]] = ("_watch",)
 
     def __init__(
         self,
@@ -151,6 +204,9 @@ class BatchedEnv(VectorEnv):
         self.age_B = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.return_B = torch.zeros(num_envs, device=self.device)
         self.state: Any = None
+        #: what `advance` and `observe` return in memory that they write to again
+        self._reused: set[str] = set()
+        self._watch: Watch | None = Watch(num_envs, self.WATCHED, self._reused)
 
     # ---- what a subclass writes ----------------------------------------------------------------------------------
 
@@ -206,7 +262,7 @@ class BatchedEnv(VectorEnv):
             self.state = select_state(mask_B, fresh, self.state)
             self.age_B = torch.where(mask_B, torch.zeros_like(self.age_B), self.age_B)
             self.return_B = torch.where(mask_B, torch.zeros_like(self.return_B), self.return_B)
-        return self.observe(self.state), {}
+        return self._shown(), {}
 
     def step(self, actions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Step every copy; copies whose episode ends are reset in the same step.
@@ -220,12 +276,18 @@ class BatchedEnv(VectorEnv):
             raise EnvError("step() before the first reset()")
         action = torch.as_tensor(actions, device=self.device)
         state, reward_B, terminated_B, info = self.advance(self.state, action)
+        if self._watch is not None:
+            self._watch.check(reward_B, terminated_B)
+        reward_B = self._kept("reward", reward_B).float()
+        terminated_B = self._kept("terminated", terminated_B)
+        if info:
+            info = {name: self._kept(name, tensor) for name, tensor in info.items()}
         age_B = self.age_B + 1
         return_B = self.return_B + reward_B
         limit_B = self.params["max_episode_steps"]
         truncated_B = (age_B >= limit_B) & (limit_B > 0)
         done_B = terminated_B | truncated_B
-        final_obs = self.observe(state)
+        final_obs = self._kept("obs", self.observe(state))
         self.state = select_state(done_B, self.draw_state(), state)
         self.age_B = torch.where(done_B, torch.zeros_like(age_B), age_B)
         self.return_B = torch.where(done_B, torch.zeros_like(return_B), return_B)
@@ -236,7 +298,7 @@ class BatchedEnv(VectorEnv):
             "episode_return": return_B,
             "episode_length": age_B,
         }
-        return self.observe(self.state), reward_B, terminated_B, truncated_B, info
+        return self._shown(), reward_B, terminated_B, truncated_B, info
 
     def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
         """T steps as one compiled call each that reads row t of `action_TB`; None if there is no such call.
@@ -305,6 +367,19 @@ class BatchedEnv(VectorEnv):
             return torch.zeros_like(self.age_B)
         fraction_B = torch.rand(self.num_envs, generator=self.generator, device=self.device)
         return (fraction_B * self.params["max_episode_steps"]).long()
+
+    def _kept(self, name: str, tensor: Tensor) -> Tensor:
+        """What a subclass returned, in memory that it does not write to again."""
+        if self._watch is not None:
+            return self._watch.copy(name, tensor)
+        return tensor.clone() if name in self._reused else tensor
+
+    def _shown(self) -> Tensor:
+        """The observation that a reset or a step ends with."""
+        obs = self._kept("obs", self.observe(self.state))
+        if self._watch is not None:
+            self._watch = self._watch.next()
+        return obs
 
     def _mask(self, mask: Any) -> Tensor:
         mask_B = torch.as_tensor(np.asarray(mask) if not isinstance(mask, Tensor) else mask, device=self.device)

@@ -9,17 +9,31 @@ from typing import Any
 
 
 class LifelongError(Exception):
-    """What a user can cause or must know: one sentence, without a traceback. The base of every error of `lifelong`."""
+    """What a user can cause or must know: one sentence, without a traceback. The base of every error of `lifelong`.
+
+    Whatever went into the sentence, it is shown in at most `LONGEST` characters, all of them printable.
+    """
+
+    LONGEST = 285
+
+    def __str__(self) -> str:
+        text = "".join(c if c.isprintable() else "?" for c in " ".join(super().__str__().split()))
+        return text if len(text) <= self.LONGEST else f"{text[: self.LONGEST - 103]}...{text[-100:]}"
 
 
 class EnvError(LifelongError, ValueError):
     """A wrong environment name, parameter or call, as one sentence for the user."""
 
 
+class EnvStepError(EnvError):
+    """Code of an environment raised, or returned what it must not, while it was reset or stepped."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """The sentence for an unknown `name`: what it is, the nearest valid name, and all valid names."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    near = get_close_matches(name[:100], names, n=1, cutoff=0.5)
+    name = name if len(name) <= 60 else name[:57] + "..."
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"unknown {what} {name!r}{hint}; valid: {', '.join(names) or 'none'}"
 

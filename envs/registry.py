@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lifelong.envs.border import blame
+from lifelong.envs.errors import EnvError, unknown_name
+
 ENVIRONMENTS: dict[str, str] = {
     # control: classic control with per-copy physics
     "CartPole": "lifelong.envs.control.cartpole:CartPole",
@@ -19,3 +28,26 @@ ENVIRONMENTS: dict[str, str] = {
 }
 
 ADAPTERS = ("gymnasium", "envpool")
+
+
+def import_part(kind: str, name: str, known: Mapping[str, str]) -> Any:
+    """What `name` stands for: a registered name of `known`, or `module:Attr`; the module is imported.
+
+    Raises:
+        EnvError: there is no such module or attribute, or the module raised; says where was looked, or file and line.
+    """
+    target = known.get(name, name)
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if name in known or error.name is None or not module_name.startswith(error.name):
+            raise EnvError(f"cannot load {kind} {name!r}: {blame(error)}") from error
+        places = ", ".join(place or "." for place in sys.path if "python" not in Path(place).name.lower()) or "nowhere"
+        raise EnvError(f"{kind} {name!r}: there is no module {module_name!r}; looked in {places[-120:]}") from error
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        raise EnvError(f"cannot load {kind} {name!r}: {blame(error)}") from error
+    if not hasattr(module, attribute):
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise EnvError(unknown_name(f"attribute of {module_name} for {kind}", attribute, public[:20]))
+    return getattr(module, attribute)

@@ -11,11 +11,13 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from lifelong.envs.errors import EnvError
+from lifelong.envs.options import Count, Range
 from lifelong.envs.tasks import Task, environment_class
 
 
@@ -92,7 +94,7 @@ class Random(Schedule):
         every: steps between draws.
     """
 
-    def __init__(self, steps: Sequence[int], cycles: int, seed: int, *, every: int = 20_000) -> None:
+    def __init__(self, steps: Sequence[int], cycles: int, seed: int, *, every: Count = 20_000) -> None:
         if every < 1:
             raise ValueError(f"every is {every}; it must be at least 1")
         self.every = every
@@ -118,7 +120,14 @@ class Blurry(Schedule):
         width: length of the transition as a fraction of the shorter of the two tasks, centred on the border.
     """
 
-    def __init__(self, steps: Sequence[int], cycles: int, seed: int, *, width: float = 0.5) -> None:
+    def __init__(
+        self,
+        steps: Sequence[int],
+        cycles: int,
+        seed: int,
+        *,
+        width: Annotated[float, Range(0.0, 1.0, above=True)] = 0.5,
+    ) -> None:
         if not 0 < width <= 1:
             raise ValueError(f"width is {width}; it must lie in (0, 1]")
         self.width = width
@@ -212,6 +221,20 @@ class TaskStream:
         shares = torch.tensor(self.schedule.proportions(step), dtype=torch.float64)
         edges = shares.cumsum(0)[:-1]
         return torch.searchsorted(edges, quantiles(copies), right=True)
+
+    def never_trained(self, copies: int, frames: int) -> list[int]:
+        """Tasks in the stream that no chunk of `frames` steps is on, with so many copies."""
+        planned: set[int] = set()
+        trained: set[int] = set()
+        everyone = set(range(len(self.tasks)))
+        for segment in self.segments:
+            planned |= everyone if segment.task is None else {segment.task}
+            first = -(-segment.start // frames) * frames  # where the first chunk that begins in it begins
+            if first < segment.end and (segment.task is None or segment.task not in trained):
+                trained |= set(self.tasks_at(first, copies).tolist())
+        if self.total_steps >= self.schedule.total_steps:  # nothing was left out on purpose
+            planned = everyone
+        return sorted(planned - trained)
 
     def params_at(self, step: int) -> dict[str, float]:
         """Parameters of all copies at `step` under a drift schedule; empty under any other."""

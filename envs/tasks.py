@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
@@ -15,8 +14,11 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, CompiledSteps, select
-from lifelong.envs.errors import EnvError, unknown_name
-from lifelong.envs.registry import ENVIRONMENTS
+from lifelong.envs.border import told
+from lifelong.envs.errors import EnvError, EnvStepError, unknown_name
+from lifelong.envs.options import LARGEST, Range, brief, parameters_of, problem
+from lifelong.envs.registry import ENVIRONMENTS, import_part
+from lifelong.envs.spaces import ActionBorder, ObservationBorder, byte_scale
 
 
 def environment_class(kind: str) -> type[BatchedEnv]:
@@ -27,11 +29,7 @@ def environment_class(kind: str) -> type[BatchedEnv]:
     """
     if kind not in ENVIRONMENTS and ":" not in kind:
         raise EnvError(unknown_name("env", kind, ENVIRONMENTS))
-    module, _, name = ENVIRONMENTS.get(kind, kind).partition(":")
-    try:
-        cls: type[BatchedEnv] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise EnvError(f"cannot load env {kind!r}: {error}") from error
+    cls: type[BatchedEnv] = import_part("env", kind, ENVIRONMENTS)
     if not (isinstance(cls, type) and issubclass(cls, BatchedEnv)):
         raise EnvError(f"env {kind!r} is no subclass of BatchedEnv")
     return cls
@@ -68,6 +66,7 @@ class Task:
         rest = {key: value for key, value in spec.items() if key != "kind"}
         params = {key: value for key, value in rest.items() if key in known}
         options = {key: value for key, value in rest.items() if key not in known}
+        _check(name, environment_class(kind), kind, params, options)
         return cls(name, kind, options, params, steps, score, reward_scale)
 
     def build(self, num_envs: int, **context: Any) -> BatchedEnv:
@@ -77,17 +76,41 @@ class Task:
             EnvError: an option or parameter that the environment does not have, or refuses.
         """
         cls = environment_class(self.kind)
+        arguments: dict[str, Any] = {**self.options, **self.params, **context}
         try:
-            arguments: dict[str, Any] = {**self.options, **self.params, **context}
             return cls(num_envs, **arguments)
-        except TypeError as error:
-            raise EnvError(f"task {self.name!r} (env {self.kind}): {error}") from error
-        except EnvError as error:
-            raise EnvError(f"task {self.name!r}: {error}") from error
+        except (Exception, SystemExit) as error:  # whatever code of the user's own raises
+            raise EnvError(f"{self.label()}: {told(error)}") from error
+
+    def label(self) -> str:
+        """The task and its environment, for sentences."""
+        return f"task {self.name!r} (env {self.options.get('id', self.kind)})"
 
     def group(self) -> str:
         """Tasks of one group share an environment instance and differ in parameters only."""
         return f"{self.kind}{sorted((key, repr(value)) for key, value in self.options.items())}"
+
+
+#: what the runtime gives every environment
+_CONTEXT = ("num_envs", "device", "seed", "evaluation", "random_initial_age")
+
+
+def _check(task: str, cls: type[BatchedEnv], kind: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse parameters and options of an environment that it does not have, or whose values cannot be."""
+    known = {name: both for name, both in parameters_of(cls).items() if name not in _CONTEXT}
+    for name, value in options.items():
+        if name not in known:
+            raise EnvError(unknown_name(f"option or parameter of env {kind}", name, [*known, *cls.all_params()]))
+        parameter, hint = known[name]
+        wrong = None if value is None and parameter.default is None else problem(hint, value)
+        if wrong is not None:
+            raise EnvError(f"task {task!r}: {name} of env {kind} is {brief(value)}; it must be {wrong}")
+    for name, value in params.items():
+        param = cls.all_params()[name]
+        limits = Range(max(param.low, -LARGEST), min(param.high, LARGEST))
+        wrong = problem(Annotated[int if param.integer else float, limits], value)
+        if wrong is not None:
+            raise EnvError(f"task {task!r}: {name} of env {kind} is {brief(value)}; it must be {wrong}")
 
 
 class TaskEnv(VectorEnv):
@@ -143,6 +166,8 @@ class TaskEnv(VectorEnv):
                 env.set_params(np.zeros(num_envs, dtype=bool), **task.params)  # refuses wrong values of later tasks now
             except EnvError as error:
                 raise EnvError(f"task {task.name!r}: {error}") from error
+        #: for sentences, by environment
+        self.labels = [self.tasks[self.group_of.index(g)].label() for g in range(len(self.envs))]
         self.scores = [task.score or self.envs[g].SCORE for task, g in zip(self.tasks, self.group_of, strict=True)]
         self.exact_state = all(env.exact_state for env in self.envs)
         self.capturable = all(env.capturable for env in self.envs)
@@ -158,32 +183,38 @@ class TaskEnv(VectorEnv):
         self._started = [False] * len(self.envs)
 
     def _unify_spaces(self, spaces: str) -> None:
-        observation = [env.single_observation_space for env in self.envs]
-        action = [env.single_action_space for env in self.envs]
+        self.reads: list[ObservationBorder] = []
+        self.acts: list[ActionBorder] = []
+        for env, label in zip(self.envs, self.labels, strict=True):
+            try:
+                self.reads.append(ObservationBorder(env.single_observation_space))
+                self.acts.append(ActionBorder(env.single_action_space, rescale=not env.PREDICTION))
+            except EnvError as error:
+                raise EnvError(f"{label}: {error}") from error
+        observation, action = [border.space for border in self.reads], [border.space for border in self.acts]
         self.padded = any(o != observation[0] for o in observation) or any(a != action[0] for a in action)
         self.single_observation_space: gymnasium.Space[Any] = observation[0]
         self.single_action_space: gymnasium.Space[Any] = action[0]
         self.action_count: list[int] = []
         if self.padded:
-            names = [next(t.name for t, g in zip(self.tasks, self.group_of, strict=True) if g == i) for i in (0, 1)]
+            pairs = list(zip(observation, action, strict=True))
             if spaces != "pad":
-                pairs = list(zip(observation, action, strict=True))
                 other = next(i for i, pair in enumerate(pairs) if pair != pairs[0])
-                name = next(t.name for t, g in zip(self.tasks, self.group_of, strict=True) if g == other)
+                first, name = (self.tasks[self.group_of.index(g)].name for g in (0, other))
                 raise EnvError(
-                    f"tasks {names[0]!r} and {name!r} have different spaces ({observation[0]}, {action[0]} against "
+                    f"tasks {first!r} and {name!r} have different spaces ({observation[0]}, {action[0]} against "
                     f"{observation[other]}, {action[other]}); set stream.spaces to pad, or use tasks that share spaces"
                 )
-            for o, a, env in zip(observation, action, self.envs, strict=True):
+            for (o, a), env in zip(pairs, self.envs, strict=True):
                 vector = isinstance(o, gymnasium.spaces.Box) and len(o.shape) == 1
                 if not vector or not isinstance(a, gymnasium.spaces.Discrete):
                     raise EnvError(
                         f"{type(env).__name__} has spaces {o}, {a}; stream.spaces=pad can pad only vector observations "
                         "and mask only Discrete actions"
                     )
-            width = max(o.shape[0] for o in observation)  # type: ignore[index]
+            width = max(o.shape[0] for o in observation)
             self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
-            self.action_count = [int(a.n) for a in action]  # type: ignore[attr-defined]
+            self.action_count = [int(a.n) for a in action]  # type: ignore[union-attr]
             self.single_action_space = gymnasium.spaces.Discrete(max(self.action_count))
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
@@ -211,6 +242,20 @@ class TaskEnv(VectorEnv):
         if params:
             self.envs[0].set_params(None, **params)
 
+    def truncations(self, steps: int) -> int:
+        """The most truncations that a copy can have in so many steps, whatever task it is on."""
+        most = 0
+        for group, env in enumerate(self.envs):
+            if "max_episode_steps" not in env.all_params():  # the wrapped environment's own, which nobody knows
+                return steps
+            tasks = [task for task, g in zip(self.tasks, self.group_of, strict=True) if g == group]
+            limits = {float(task.params.get("max_episode_steps", env.MAX_EPISODE_STEPS)) for task in tasks}
+            if 0.0 in limits and len(limits) > 1:  # a drift from one to the other passes through every limit
+                return steps
+            if limits != {0.0}:
+                most = max(most, 1 + (steps - 1) // max(1, int(min(limits))))
+        return most
+
     def _select_groups(self) -> None:
         group_B = torch.tensor(self.group_of)[self.task_B]
         active = sorted(set(group_B.tolist()))
@@ -228,9 +273,13 @@ class TaskEnv(VectorEnv):
 
     # ---- the contract --------------------------------------------------------------------------------------------
 
-    def _pad(self, obs: Tensor) -> Tensor:
+    def _read(self, g: int, obs: Tensor) -> Tensor:
+        """Observations of environment `g` as policies read them."""
+        obs = self.reads[g](obs)
         if not self.padded:
             return obs
+        if obs.dtype == torch.uint8:  # the common space is one of floats
+            obs = obs.float() / byte_scale(self.reads[g].space)  # type: ignore[arg-type]  # a Box
         width = self.single_observation_space.shape[0]  # type: ignore[index]
         return torch.nn.functional.pad(obs, (0, width - obs.shape[-1]))
 
@@ -253,10 +302,13 @@ class TaskEnv(VectorEnv):
         for g, group_mask in self._mask_of_group.items():
             group_seed = None if seed is None else int(seed if isinstance(seed, int) else seed[0] or 0) + 1_000_003 * g
             if mask is None or not self._started[g]:
-                obs[g] = self._pad(self.envs[g].reset(seed=group_seed)[0])
+                options = None
             else:
-                both = torch.as_tensor(mask, device=self.device) & group_mask
-                obs[g] = self._pad(self.envs[g].reset(seed=group_seed, options={"reset_mask": both})[0])
+                options = {"reset_mask": torch.as_tensor(mask, device=self.device) & group_mask}
+            try:
+                obs[g] = self._read(g, self.envs[g].reset(seed=group_seed, options=options)[0])
+            except (Exception, SystemExit) as error:
+                raise EnvStepError(f"{self.labels[g]}: {told(error)}") from error
             self._started[g] = True
         return self._merge(obs), {}
 
@@ -265,34 +317,43 @@ class TaskEnv(VectorEnv):
         results = {}
         for g in self._mask_of_group:
             action = actions.clamp(max=self.action_count[g] - 1) if self.padded else actions
-            results[g] = self.envs[g].step(action)
-            if self.every_step_counts and "valid" in results[g][4]:
-                name = type(self.envs[g]).__name__
-                raise EnvError(f"{name} gives info['valid']; it must set every_step_counts to False")
+            try:
+                results[g] = self._step(g, self.acts[g](action))
+            except (Exception, SystemExit) as error:
+                raise EnvStepError(f"{self.labels[g]}: {told(error)}") from error
         if len(results) == 1:
             return self._complete(*results.popitem()[1])
         none_B, all_B = self._none_B, self._all_B
         info: dict[str, Any] = {}
         for key in ("_final_obs", "episode_return", "episode_length"):
             info[key] = self._merge({g: r[4][key] for g, r in results.items()})
-        info["final_obs"] = self._merge({g: self._pad(r[4]["final_obs"]) for g, r in results.items()})
+        info["final_obs"] = self._merge({g: r[4]["final_obs"] for g, r in results.items()})
         info["is_init"] = self._merge({g: r[4].get("is_init", r[4]["_final_obs"]) for g, r in results.items()})
         info["valid"] = self._merge({g: r[4].get("valid", all_B) for g, r in results.items()})
         targets = [r[4]["target"] for r in results.values() if "target" in r[4]]
         empty = torch.zeros_like(targets[0]) if targets else self._no_target
         info["target"] = self._merge({g: r[4].get("target", empty) for g, r in results.items()})
         info["target_mask"] = self._merge({g: r[4].get("target_mask", none_B) for g, r in results.items()})
-        obs = self._merge({g: self._pad(r[0]) for g, r in results.items()})
+        obs = self._merge({g: r[0] for g, r in results.items()})
         reward = self._merge({g: r[1] for g, r in results.items()})
         terminated = self._merge({g: r[2] for g, r in results.items()})
         truncated = self._merge({g: r[3] for g, r in results.items()})
         return obs, reward, terminated, truncated, info
 
+    def _step(self, g: int, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Step environment `g`; what it returns, with observations as policies read them."""
+        obs, reward, terminated, truncated, info = self.envs[g].step(action)
+        if self.every_step_counts and "valid" in info:
+            raise EnvError(f"{type(self.envs[g]).__name__} gives info['valid']; it must set every_step_counts to False")
+        info["final_obs"] = self._read(g, info["final_obs"])
+        return self._read(g, obs), reward, terminated, truncated, info
+
     def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
         """T steps in compiled calls (see `BatchedEnv.compiled_steps`); None unless all copies share an environment."""
-        if self.padded or self.scaled or len(self._mask_of_group) > 1:
+        g = next(iter(self._mask_of_group))
+        if self.padded or self.scaled or len(self._mask_of_group) > 1 or not self.acts[g].plain:
             return None
-        return self.envs[next(iter(self._mask_of_group))].compiled_steps(action_TB)
+        return self.envs[g].compiled_steps(action_TB)
 
     def _complete(
         self, obs: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, info: dict[str, Any]
@@ -302,9 +363,6 @@ class TaskEnv(VectorEnv):
         info.setdefault("valid", self._all_B)
         info.setdefault("target", self._no_target)
         info.setdefault("target_mask", self._none_B)
-        if self.padded:
-            info["final_obs"] = self._pad(info["final_obs"])
-            obs = self._pad(obs)
         return obs, reward, terminated, truncated, info
 
     def performance(self, returns: Tensor, task: int) -> Tensor:

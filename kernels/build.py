@@ -129,6 +129,11 @@ def _source(folder: str, dtype: torch.dtype) -> str:
     return "\n".join(parts)
 
 
+def compiler() -> str:
+    """The first line of what the C compiler says of itself."""
+    return _compiler()[1].partition("\n")[0]
+
+
 @functools.cache
 def _compiler() -> tuple[str, str]:
     for name in (os.environ.get("CC"), "cc", "gcc"):

@@ -38,6 +38,15 @@ def chosen() -> dict[str, str]:
     return dict(_chosen)
 
 
+def backends(device: torch.device, dtype: torch.dtype = torch.float32) -> dict[str, str]:
+    """{op: the backend that `auto` means for tensors of that kind} of every op imported so far."""
+    found = {}
+    for op in _ops:
+        forced = _forced if _forced in op.backends and op._can_run(_forced, device.type, dtype, True) else "auto"
+        found[op.name] = op._choose(forced, device.type, dtype, True)
+    return found
+
+
 @contextmanager
 def force(backend: str) -> Iterator[None]:
     """Every op that has `backend` runs on it where `auto` is asked for."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lifelong.replay.chunk import Chunk
+from lifelong.replay.chunk import Chunk, copies_dim
 from lifelong.replay.sampling import Sampling
 from lifelong.replay.writing import Writing
 
@@ -43,6 +43,8 @@ class SequenceReplay:
         """Offer every copy of `chunk` (made at environment step `step`) to the buffer."""
         if self.storage is None:
             self.storage = chunk.map(lambda name, x, dim: _allocate(x, dim, self.capacity))
+        slots = max(self.storage.slots, chunk.slots)
+        self.storage, chunk = self.storage.with_slots(slots), chunk.with_slots(slots)
         rows = self.writing.rows(chunk.copies, self.seen, self.capacity, self.generator)
         self.seen += chunk.copies
         # a row that two copies of this chunk claim goes to the later one
@@ -53,8 +55,7 @@ class SequenceReplay:
         target = torch.tensor(list(last), device=device)
         source = torch.tensor(list(last.values()), device=device)
         for f in fields(chunk):
-            dim = 0 if f.name in ("bootstrap_value", "state") else 1
-            stored, new = getattr(self.storage, f.name), getattr(chunk, f.name)
+            dim, stored, new = copies_dim(f.name), getattr(self.storage, f.name), getattr(chunk, f.name)
             stored.index_copy_(dim, target, new.index_select(dim, source))
         self.stamp[target.cpu()] = step
         self.size = max(self.size, int(max(last)) + 1)
@@ -91,8 +92,7 @@ class SequenceReplay:
             self.storage = kept.map(lambda name, x, dim: _allocate(x, dim, self.capacity))
             rows = torch.arange(self.size, device=device)
             for f in fields(kept):
-                dim = 0 if f.name in ("bootstrap_value", "state") else 1
-                getattr(self.storage, f.name).index_copy_(dim, rows, getattr(kept, f.name))
+                getattr(self.storage, f.name).index_copy_(copies_dim(f.name), rows, getattr(kept, f.name))
 
 
 def _allocate(like: Tensor, dim: int, capacity: int) -> Tensor:

@@ -8,6 +8,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+#: fields with a row a copy, and none a step
+_ONE_A_COPY = ("next_obs", "next_action", "next_reward", "next_is_init", "bootstrap_value", "state")
+#: fields with a row for every truncated step of a copy
+SLOTS = ("final_step", "final_obs")
+
 
 @dataclass
 class Chunk:
@@ -15,7 +20,10 @@ class Chunk:
 
     `is_init[t]` means that the memory was reset before step t consumed `obs[t]`. `final_value[t]` is the value of the
     true last observation where an episode was truncated at step t (zero elsewhere); `bootstrap_value` is the value of
-    the observation after the last step. `weight` is 0 for steps that must not be learned from (burn-in, dead steps).
+    the observation after the last step: both of the critic that acted. What another critic needs to say its own are
+    `next_*`, what the policy reads after the last step (task and action mask are those of the last one), and `final_*`,
+    K slots a copy for its truncated steps (see `Policy.after`). K is as large as it must be, mostly 0 or 1. `weight` is
+    0 for steps that must not be learned from (burn-in, dead steps).
     """
 
     obs: Tensor  # [T, B, ...]
@@ -35,6 +43,12 @@ class Chunk:
     target: Tensor  # [T, B, ...] truth of prediction tasks ([T, B, 0] elsewhere)
     target_mask: Tensor  # [T, B] bool, where `target` counts
     weight: Tensor  # [T, B]
+    final_step: Tensor  # [K, B] int64, step at which an episode was truncated; T: the slot is empty
+    final_obs: Tensor  # [K, B, ...] true last observation of that episode
+    next_obs: Tensor  # [B, ...] after the last step
+    next_action: Tensor  # [B, F]
+    next_reward: Tensor  # [B]
+    next_is_init: Tensor  # [B] bool
     bootstrap_value: Tensor  # [B]
     state: Tensor  # [B, S] memory before the first step, before any reset
 
@@ -48,12 +62,29 @@ class Chunk:
         """B."""
         return self.obs.shape[1]
 
+    @property
+    def slots(self) -> int:
+        """K."""
+        return self.final_step.shape[0]
+
+    def with_slots(self, slots: int) -> Chunk:
+        """This chunk with so many slots for truncated steps, those that are added empty."""
+        more = slots - self.slots
+        if not more:
+            return self
+        padded = {}
+        for name in SLOTS:
+            tensor = getattr(self, name)
+            empty = tensor.new_full((more, *tensor.shape[1:]), self.steps if name == "final_step" else 0)
+            padded[name] = torch.cat([tensor, empty])
+        return replace(self, **padded)
+
     def map(self, function: Callable[[str, Tensor, int], Tensor]) -> Chunk:
         """A chunk of `function(name, tensor, dimension of the copies)` for every field."""
         changed = {}
         for f in fields(self):
             tensor = getattr(self, f.name)
-            changed[f.name] = function(f.name, tensor, 0 if f.name in ("bootstrap_value", "state") else 1)
+            changed[f.name] = function(f.name, tensor, copies_dim(f.name))
         return replace(self, **changed)
 
     def select(self, index: Tensor) -> Chunk:
@@ -61,6 +92,13 @@ class Chunk:
         return self.map(lambda name, tensor, dim: tensor.index_select(dim, index))
 
 
+def copies_dim(name: str) -> int:
+    """The dimension of the copies in a field of a chunk."""
+    return 0 if name in _ONE_A_COPY else 1
+
+
 def concatenate(chunks: list[Chunk]) -> Chunk:
     """Chunks of the same length side by side, as one chunk with all their copies."""
+    slots = max(chunk.slots for chunk in chunks)
+    chunks = [chunk.with_slots(slots) for chunk in chunks]
     return chunks[0].map(lambda name, tensor, dim: torch.cat([getattr(c, name) for c in chunks], dim))

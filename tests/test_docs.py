@@ -52,8 +52,8 @@ def test_every_key_is_documented_with_its_default_and_choices(key: str) -> None:
     spec = KEYS[key]
     if "choices" in spec.metadata:
         assert kind.split(", ") == list(spec.metadata["choices"])
-    if "low" in spec.metadata:
-        assert f"≥ {spec.metadata['low']:g}" in kind
+    if "range" in spec.metadata:
+        assert f"≥ {spec.metadata['range'].low:g}" in kind
     if isinstance(spec.default, bool):
         assert default == str(spec.default).lower()
     elif isinstance(spec.default, (int, float)):
@@ -78,7 +78,7 @@ def test_every_key_of_a_sweep_is_documented_with_its_default_and_choices() -> No
             assert kind.split(", ") == list(spec.metadata["choices"])
             assert default == spec.default
         elif isinstance(spec.default, (int, float)):
-            assert float(default.replace(",", "")) == spec.default and f"≥ {spec.metadata['low']:g}" in kind
+            assert float(default.replace(",", "")) == spec.default and f"≥ {spec.metadata['range'].low:g}" in kind
 
 
 def test_no_key_is_documented_that_is_not_there() -> None:

@@ -124,7 +124,7 @@ def test_every_config_key_exists(page: Path) -> None:
     top = {f.name for f in dataclasses.fields(configs.Config)}
     for key in set(re.findall(r"`((?:\w+\.)+\w+)(?:[=:][^`]*)?`", page.read_text())):
         steps = key.split(".")
-        if steps[0] not in top or steps[-1] in ("py", "md", "yaml", "npz"):
+        if steps[0] not in top or steps[-1] in ("py", "md", "yaml", "npz", "jsonl"):
             continue
         cls = configs.Config
         for step in steps:

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lifelong.envs.options import Width
 from lifelong.kernels.loop import Call
 from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
 from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
@@ -108,6 +109,15 @@ class Cell(nn.Module):
             outputs.append(y_BH)
         return torch.stack(outputs), state_BS
 
+    @torch.no_grad()
+    def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
+        """The state after each step of `sequence`, [T, B, S], without a gradient."""
+        states = []
+        for x_BD, is_init_B in zip(x_TBD, is_init_TB, strict=True):
+            _, state_BS = self.masked_step(x_BD, state_BS, is_init_B)
+            states.append(state_BS)
+        return torch.stack(states)
+
     def reset_units(self, state_BS: Tensor, units: Tensor) -> None:
         """Zero everything that the state [B, S] holds of the `units` (int64), in place: h and c of an LSTM."""
         state_BS.unflatten(-1, (-1, self.output_size))[..., units] = 0.0
@@ -144,7 +154,7 @@ class ElementwiseCell(Cell):
     GATES: ClassVar[tuple[str, ...]] = ()
     VECTORS: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, input_size: int, *, size: int = 128) -> None:
+    def __init__(self, input_size: int, *, size: Width = 128) -> None:
         super().__init__(input_size, state_size=self.PARTS * size, output_size=size)
         self.size = size
         self.weight_input = nn.Parameter(torch.empty(len(self.GATES) * size, input_size))  # [G*N, D]
@@ -218,6 +228,10 @@ class DiagonalCell(ElementwiseCell):
             state_BN = self.recurrence(u_BGN.split(self.size, -1), vectors, state_BN * keep_B1)
             states.append(state_BN)
         return torch.stack(states)
+
+    @torch.no_grad()
+    def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
+        return self.scan(self.drive(x_TBD), state_BS, is_init_TB)
 
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         drives = self.drive(x_BD).split(self.size, -1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lifelong.agent.cells.base import DiagonalCell
+from lifelong.envs.options import Interval, Width
 from lifelong.kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
 
 
@@ -23,7 +24,7 @@ class DiagonalGRU(DiagonalCell):
     GATES: ClassVar[tuple[str, ...]] = ("update", "reset", "candidate")
     VECTORS: ClassVar[tuple[str, ...]] = ("update", "reset", "candidate")
 
-    def __init__(self, input_size: int, *, size: int = 128, update_bias: Any = (-4.0, 0.0)) -> None:
+    def __init__(self, input_size: int, *, size: Width = 128, update_bias: Interval = (-4.0, 0.0)) -> None:
         super().__init__(input_size, size=size)
         low, high = (float(b) for b in update_bias)
         with torch.no_grad():

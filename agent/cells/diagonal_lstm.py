@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lifelong.agent.cells.base import Acted, BlockCell
+from lifelong.envs.options import Interval, Width
 from lifelong.kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
 
 
@@ -24,7 +25,7 @@ class DiagonalLSTM(BlockCell):
     GATES: ClassVar[tuple[str, ...]] = ("forget", "candidate", "output")
     VECTORS: ClassVar[tuple[str, ...]] = ("forget", "candidate", "output", "forget_peephole", "output_peephole")
 
-    def __init__(self, input_size: int, *, size: int = 128, forget_bias: Any = (0.0, 4.0)) -> None:
+    def __init__(self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0)) -> None:
         super().__init__(input_size, size=size)
         low, high = (float(b) for b in forget_bias)
         with torch.no_grad():

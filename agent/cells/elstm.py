@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lifelong.agent.cells.base import Acted, CellChunk, DiagonalCell
+from lifelong.envs.options import Interval, Weight, Width
 from lifelong.kernels.elstm import ElstmAct, elstm_advance, elstm_layer, elstm_local, elstm_sequence
 from lifelong.kernels.loop import Call
 
@@ -27,7 +28,7 @@ class ELSTM(DiagonalCell):
     VECTORS: ClassVar[tuple[str, ...]] = ("forget", "candidate")
 
     def __init__(
-        self, input_size: int, *, size: int = 128, forget_bias: Any = (0.0, 4.0), weight_std: float = 0.1
+        self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0), weight_std: Weight = 0.1
     ) -> None:
         super().__init__(input_size, size=size)
         low, high = (float(b) for b in forget_bias)

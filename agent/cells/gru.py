@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.agent.cells.base import Acted, Cell
+from lifelong.envs.options import Width
 from lifelong.kernels.gru_sequence import gru_sequence
 
 
@@ -17,7 +18,7 @@ class GRU(Cell):
         size: N, the number of units; also the output size.
     """
 
-    def __init__(self, input_size: int, *, size: int = 128) -> None:
+    def __init__(self, input_size: int, *, size: Width = 128) -> None:
         super().__init__(input_size, state_size=size, output_size=size)
         self.size = size
         self.input = nn.Linear(input_size, 3 * size)
@@ -41,6 +42,10 @@ class GRU(Cell):
         bias = self.input.bias + nn.functional.pad(outside, (0, self.size))
         u_TBGN = nn.functional.linear(x_TBD, self.input.weight, bias)
         return gru_sequence(u_TBGN, self.hidden.weight, inside, state_BS, is_init_TB)
+
+    @torch.no_grad()
+    def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
+        return self.sequence(x_TBD, state_BS, is_init_TB)[0]
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         return {"input": (["input.weight"], "input.bias"), "recurrent": (["hidden.weight"], "hidden.bias")}

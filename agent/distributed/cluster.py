@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from lifelong.agent.config import Config
+from lifelong.agent.distributed import loopback
 from lifelong.agent.errors import ClusterError, ConfigError, DiskError, optional
 from lifelong.agent.runtime.machine import versions
 
@@ -23,12 +25,11 @@ from lifelong.agent.runtime.machine import versions
 KNOCK = 10.0
 #: seconds that the nodes may take to say what they see
 PATIENCE = 60.0
-#: environment variables for the processes of an own cluster
-OWN_CLUSTER = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_prestart_worker_first_driver": "0",  # processes are started when they are needed
-    "RAY_worker_maximum_startup_concurrency": "8",  # and as many at a time
-}
+#: what is said for a process that can say nothing any more
+LAST_WORDS = (
+    "lifelong: this process or Ray's raylet on this machine was killed; what came after the last checkpoint is lost, "
+    "the rest can be resumed"
+)
 
 
 # ---- the connection --------------------------------------------------------------------------------------------------
@@ -74,8 +75,26 @@ def knock(host: str, port: int, name: str) -> None:
 
 
 @contextmanager
+def last_words() -> Iterator[None]:
+    """Have somebody say `LAST_WORDS` if this process ends before it leaves this context.
+
+    Ray ends a process without a word, and without running any more of its Python, when the raylet of its node is gone.
+    """
+    script = 'read -r _ || printf "%s\\n" "$0" >&2'
+    listener = subprocess.Popen(
+        ["/bin/sh", "-c", script, LAST_WORDS], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield
+    finally:
+        listener.communicate(b"\n")
+
+
+@contextmanager
 def connect(address: str = "") -> Iterator[Any]:
     """Yield `ray`, connected; leave the cluster afterwards, and end it if it was started here.
+
+    A cluster that is started here listens on this machine's loopback address only, and asks for a token of its own.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -89,18 +108,20 @@ def connect(address: str = "") -> Iterator[Any]:
     host, _, port = where.rpartition(":")
     if host:
         knock(host.strip("[]"), int(port), where)
-    if where == "local":
-        for name, value in OWN_CLUSTER.items():
-            os.environ.setdefault(name, value)
-    try:
-        ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ClusterError(f"cannot connect to the Ray cluster at {where}: {reason}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with loopback.settings(ray) if where == "local" else nullcontext(), last_words():
+        address_of_node = {"_node_ip_address": "127.0.0.1"} if where == "local" else {}
+        try:
+            ray.init(
+                address=where, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL", **address_of_node
+            )
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ClusterError(f"cannot connect to the Ray cluster at {where}: {reason}") from error
+        ray._private.worker._worker_logs_enabled = False  # deaths are told in a sentence, not in pages of raylet.out
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 class Connection(threading.Thread):

@@ -9,9 +9,14 @@ the start, because every one is a process that imports Ray Train.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
-from ray.train.torch import TorchTrainer
+import ray
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import config as ray_config
+
+from lifelong.agent.distributed import loopback
 
 #: what serves Ray Data, clusters that outlive the run, and Ray's dashboard
 CALLBACKS = {
@@ -56,3 +61,34 @@ def _without_autoscaler(policy: Any) -> Any:
             pass
 
     return Policy(policy.scaling_config)
+
+
+@dataclass
+class OwnTorchConfig(TorchConfig):
+    """`TorchConfig` for workers on one machine: they meet in a file of the user's.
+
+    Torch's store, where they meet otherwise, listens on every address of the machine and asks nobody who they are.
+    """
+
+    @property
+    def backend_cls(self) -> type[ray_config._TorchBackend]:
+        return _FileBackend
+
+
+class _FileBackend(ray_config._TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        gpus = worker_group.get_resources_per_worker().get("GPU", 0)
+        worker_group.execute(ray_config._set_torch_distributed_env_vars)
+        settings = {
+            "backend": "nccl" if gpus else "gloo",
+            "world_size": len(worker_group),
+            "init_method": f"file://{loopback.private_file()}",
+            "timeout_s": backend_config.timeout_s,
+        }
+        setup = ray_config._setup_torch_process_group
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, setup, world_rank=rank, **settings)
+                for rank in range(len(worker_group))
+            ]
+        )

@@ -35,7 +35,7 @@ from lifelong.agent.runtime.build import build_rollout, subseed
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.envs.tasks import TaskEnv
 from lifelong.kernels.allocator import keep_freed_memory
-from lifelong.replay.chunk import Chunk
+from lifelong.replay.chunk import SLOTS, Chunk, copies_dim
 
 #: once half of the runners have delivered, the others are waited for until they took so many times as long as those
 PATIENCE = 2.0
@@ -92,24 +92,30 @@ class Block:
         return cls(**{**saved, "arrays": {name: x.numpy() for name, x in saved["arrays"].items()}})
 
 
+#: what runners send of an experience besides its chunk
+_TRAVELS = ("x_TBD", "state_TBS", "episode_return_TB", "done_TB")
+
+
 def pack(experience: Experience) -> dict[str, np.ndarray]:
     """The fields of an experience on the CPU as contiguous arrays, which travel without being copied."""
-    rest = {
-        f.name: getattr(experience, f.name) for f in fields(Experience) if f.name not in ("chunk", "copies", "acted")
-    }
-    tensors: dict[str, Tensor] = {**vars(experience.chunk), **rest}
+    tensors: dict[str, Tensor] = {**vars(experience.chunk), **{name: getattr(experience, name) for name in _TRAVELS}}
     return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
 
 
 def unpack(parts: list[dict[str, np.ndarray]], device: torch.device, copies: Tensor | None = None) -> Experience:
     """Packed experiences side by side as one, on `device`; they belong to the `copies` of all."""
-    tensors = {}
+    tensors: dict[str, Any] = {}
+    slots = max(len(part["final_step"]) for part in parts)
     for name in parts[0]:
-        axis = 0 if name in ("bootstrap_value", "state") else 1
-        joined = np.concatenate([part[name] for part in parts], axis)  # a copy: what was sent is read-only
+        arrays = [part[name] for part in parts]
+        if name in SLOTS:
+            empty = len(parts[0]["reward"]) if name == "final_step" else 0
+            widths = [[(0, slots - len(array)), *[(0, 0)] * (array.ndim - 1)] for array in arrays]
+            arrays = [np.pad(*pair, constant_values=empty) for pair in zip(arrays, widths, strict=True)]
+        joined = np.concatenate(arrays, copies_dim(name))  # a copy: what was sent is read-only
         tensors[name] = torch.from_numpy(joined).to(device)
     chunk = Chunk(**{f.name: tensors.pop(f.name) for f in fields(Chunk)})
-    return Experience(chunk, **tensors, copies=copies)  # type: ignore[arg-type]  # the rest is tensors
+    return Experience(chunk, **tensors, copies=copies, lags=True)
 
 
 def weights_of(policy: Policy) -> np.ndarray:

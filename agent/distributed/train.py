@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lifelong.agent.distributed.cluster import Connection, worker_resources
 from lifelong.agent.errors import CheckpointError, ClusterError, ConfigError, DiskError, NonFiniteError, PartError
 from lifelong.agent.parallel import TorchWorkers
 from lifelong.agent.runtime import session
+from lifelong.agent.runtime.lock import WORKER_FILE, held
 from lifelong.agent.runtime.logging import Progress, RunLog
 from lifelong.agent.runtime.trainer import Order, Trainer
 
@@ -130,7 +132,7 @@ class _Group(threading.Thread):
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from lifelong.agent.distributed.own_cluster import OwnClusterTrainer
+        from lifelong.agent.distributed.own_cluster import OwnClusterTrainer, OwnTorchConfig
 
         config, folder = trainer.config, trainer.record.folder.resolve()
         resources = worker_resources(connection.ray, config)
@@ -145,7 +147,7 @@ class _Group(threading.Thread):
                 "began": connection.began,
                 "submitted": time.time(),
             },
-            torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT),
+            torch_config=(OwnTorchConfig if connection.own else TorchConfig)(timeout_s=COLLECTIVE_TIMEOUT),
             scaling_config=ScalingConfig(
                 num_workers=config.runtime.workers, use_gpu="GPU" in resources, resources_per_worker=resources
             ),
@@ -183,19 +185,20 @@ def work(settings: dict[str, Any]) -> None:
         return  # restarted because of a mistake that it would only meet again
     config = configs.check(settings["config"])
     config.runtime.device = settings["device"]
+    folder = Path(settings["folder"])
     try:
-        trainer, offset = session.reopen(config, Path(settings["folder"]), workers)
-        start = (
-            start_seconds(settings["began"], settings["submitted"], entered, time.time()) if news.starts == 1 else {}
-        )
-        reporter = Reporter(board, trainer)
-        finished = session.train(
-            trainer,
-            offset,
-            reporter,
-            Orders(reporter, trainer),
-            lambda *where: ClusterLog(news.starts - 1, start, *where),
-        )
+        with held(folder, WORKER_FILE, STOP_PATIENCE) if workers.rank == 0 else nullcontext():
+            trainer, sizes = session.reopen(config, folder, workers)
+            opened = time.time()
+            start = start_seconds(settings["began"], settings["submitted"], entered, opened) if news.starts == 1 else {}
+            reporter = Reporter(board, trainer)
+            finished = session.train(
+                trainer,
+                sizes,
+                reporter,
+                Orders(reporter, trainer),
+                lambda *where: ClusterLog(news.starts - 1, start, *where),
+            )
     except (ConfigError, CheckpointError, DiskError, NonFiniteError, PartError) as error:
         ray.get(board.update.remote(failure=type(error)(str(error))))
         raise
@@ -278,8 +281,8 @@ class Orders:
 class ClusterLog(RunLog):
     """The log of a Ray run: what depends on the clock has the cluster's figures with it."""
 
-    def __init__(self, restarts: int, start: dict[str, float], folder: Path, offset: int, step: int) -> None:
-        super().__init__(folder, offset, step)
+    def __init__(self, restarts: int, start: dict[str, float], folder: Path, sizes: session.Sizes) -> None:
+        super().__init__(folder, sizes)
         self.restarts, self.start = restarts, start
 
     def clock(self, step: int, scalars: dict[str, float], once: dict[str, float] | None = None) -> None:

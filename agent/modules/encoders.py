@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from lifelong.envs.options import Width, Widths
+from lifelong.envs.spaces import byte_scale
 
 Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
 
@@ -99,15 +103,16 @@ class Encoder(nn.Module):
         self.space = space
         #: numbers of categories, if the observation is made of categories
         self.counts: list[int] = space.nvec.tolist() if isinstance(space, gymnasium.spaces.MultiDiscrete) else []
-        self.uint8 = not self.counts and space.dtype.kind == "u"
+        #: the largest byte, if the observation is made of bytes
+        self.largest = byte_scale(space) if isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 else 0.0
 
     def prepare(self, obs: Tensor) -> Tensor:
-        """Observations as floats; bytes are scaled to [0, 1], categories become one-hot."""
+        """Observations as floats; bytes are scaled to [0, 1] by the largest of the space, categories become one-hot."""
         if self.counts:
             ids = obs.long().unbind(-1)
             pairs = zip(ids, self.counts, strict=True)
             return torch.cat([nn.functional.one_hot(x, count) for x, count in pairs], -1).float()
-        return obs.float() / 255.0 if self.uint8 else obs
+        return obs.float() / self.largest if self.largest else obs
 
 
 class Identity(Encoder):
@@ -116,7 +121,7 @@ class Identity(Encoder):
     def __init__(self, space: Observations) -> None:
         super().__init__(space)
         self.output_size = sum(self.counts) or math.prod(space.shape)
-        self.transparent = len(space.shape) == 1 and not (self.uint8 or self.counts)
+        self.transparent = len(space.shape) == 1 and not (self.largest or self.counts)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.prepare(obs).flatten(1)
@@ -131,7 +136,7 @@ class MLP(Encoder):
         activation: tanh, relu or silu.
     """
 
-    def __init__(self, space: Observations, *, hidden: Any = (64,), activation: str = "tanh") -> None:
+    def __init__(self, space: Observations, *, hidden: Widths = (64,), activation: str = "tanh") -> None:
         super().__init__(space)
         widths = [sum(self.counts) or math.prod(space.shape), *(int(width) for width in hidden)]
         layers: list[nn.Module] = []
@@ -151,11 +156,49 @@ class MLP(Encoder):
         return features
 
 
+#: name of a layout -> where its axes are, in the order of stacked frames (if any), channels (if any), height, width
+LAYOUTS: dict[str, tuple[int, ...]] = {
+    "hw": (0, 1),
+    "chw": (0, 1, 2),
+    "hwc": (2, 0, 1),
+    "nchw": (0, 1, 2, 3),
+    "nhwc": (0, 3, 1, 2),
+}
+
+
+def layout_of(shape: tuple[int, ...], layout: str) -> str:
+    """The layout of images of `shape`: the one given, or with `auto` the only one that it can be.
+
+    An axis of at most 4 entries is one of channels; two axes are an image of one channel.
+
+    Raises:
+        ValueError: a layout with another number of axes; `auto` where several are possible.
+    """
+    if layout != "auto":
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout is {layout!r}; valid: auto, {', '.join(LAYOUTS)}")
+        if len(layout) != len(shape):
+            raise ValueError(f"layout {layout} has {len(layout)} axes, but images have shape {shape}")
+        return layout
+    if len(shape) == 2:
+        return "hw"
+    if len(shape) not in (3, 4):
+        raise ValueError(f"cnn reads images with 2 to 4 axes, not shape {shape}; use the mlp encoder")
+    if len(shape) == 3 and (shape[0] <= 4) != (shape[2] <= 4):
+        return "chw" if shape[0] <= 4 else "hwc"
+    choices = "chw or hwc" if len(shape) == 3 else "nchw or nhwc (n: stacked frames)"
+    raise ValueError(
+        f"cnn cannot tell which axis of images of shape {shape} holds the channels; set layout to {choices}"
+    )
+
+
 class CNN(Encoder):
-    """A small convolutional net for images [C, H, W] or [H, W, C] (the last axis is the channels if it is at most 4).
+    """A small convolutional net for images.
 
     Args:
         space: observation space of one copy.
+        layout: what the axes are: hw, chw, hwc, or with stacked frames nchw, nhwc (frames become channels, oldest first
+            as they come); auto if there is only one way to read the shape.
         channels: output channels of each 3x3 convolution; every one but the first halves the image (stride 2).
         hidden: width of the final linear layer.
         activation: tanh, relu or silu.
@@ -165,15 +208,17 @@ class CNN(Encoder):
         self,
         space: Observations,
         *,
-        channels: Any = (16, 32),
-        hidden: int = 64,
+        layout: Literal["auto", "hw", "chw", "hwc", "nchw", "nhwc"] = "auto",
+        channels: Widths = (16, 32),
+        hidden: Width = 64,
         activation: str = "relu",
     ) -> None:
         super().__init__(space)
-        if len(space.shape) != 3:
-            raise ValueError(f"cnn reads images with 3 axes, not shape {space.shape}; use the mlp encoder")
-        self.channels_last = space.shape[-1] <= 4 and space.shape[0] > 4
-        channels_in = space.shape[-1] if self.channels_last else space.shape[0]
+        if self.counts:
+            raise ValueError(f"cnn reads images, not categories {space}; use the mlp encoder")
+        self.layout = layout_of(space.shape, layout)
+        example = self._image(torch.zeros(1, *space.shape))
+        channels_in = example.shape[1]
         layers: list[nn.Module] = []
         for index, width in enumerate(channels):
             layers += [nn.Conv2d(channels_in, int(width), 3, stride=1 if index == 0 else 2, padding=1)]
@@ -181,13 +226,14 @@ class CNN(Encoder):
             channels_in = int(width)
         self.convolutions = nn.Sequential(*layers)
         with torch.no_grad():
-            flat = self.convolutions(self._image(torch.zeros(1, *space.shape))).numel()
+            flat = self.convolutions(example).numel()
         self.linear = nn.Sequential(nn.Linear(flat, hidden), make_activation(activation))
         self.output_size = hidden
 
     def _image(self, obs: Tensor) -> Tensor:
-        image = self.prepare(obs)
-        return image.permute(0, 3, 1, 2) if self.channels_last else image
+        """[M, C, H, W]."""
+        image = self.prepare(obs).permute(0, *(1 + axis for axis in LAYOUTS[self.layout]))
+        return image.reshape(len(image), -1, *image.shape[-2:])
 
     def forward(self, obs: Tensor) -> Tensor:
         features: Tensor = self.linear(self.convolutions(self._image(obs)).flatten(1))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -157,7 +158,11 @@ class MultiCategorical(Distribution):
 
 
 class Gaussian(Distribution):
-    """Box [A]: parameters are mean and log standard deviation, [..., 2A]; actions are unbounded, clipped to act."""
+    """Box [A]: parameters are mean and log standard deviation, [..., 2A].
+
+    Actions are stored as they were drawn, unbounded, and clipped to the bounds to act; so to the learner clipping
+    belongs to the environment, and the log-probability is exactly that of the draw.
+    """
 
     action_dtype = torch.float32
 
@@ -167,6 +172,11 @@ class Gaussian(Distribution):
         self.action_shape = (self.actions,)
         self.low = torch.as_tensor(space.low, dtype=torch.float32)
         self.high = torch.as_tensor(space.high, dtype=torch.float32)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every bound is -1 or 1, so that actions can be squashed."""
+        return bool((self.low == -1).all() and (self.high == 1).all())
 
     def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
         mean, log_std = params.chunk(2, -1)
@@ -202,18 +212,59 @@ class Gaussian(Distribution):
         return torch.clamp(action, self.low, self.high)
 
 
-def distribution_of(space: gymnasium.Space[Any]) -> Distribution:
+class TanhGaussian(Gaussian):
+    """Box [A] with bounds -1 and 1: a Gaussian draw u, of which the environment gets tanh(u).
+
+    The stored action is u, from which nothing has to be inverted: log p(tanh u) = log N(u) - sum log(1 - tanh(u)^2)
+    (Haarnoja et al. 2018, "Soft Actor-Critic", appendix C). KL is that of the Gaussians, as squashing is one-to-one.
+    The entropy is the Gaussian's plus E log(1 - tanh(u)^2), by quadrature. `mode` is the median of what is squashed.
+    """
+
+    def __init__(self, space: gymnasium.spaces.Box) -> None:
+        super().__init__(space)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(32)  # means under N(0, 1)
+        self.nodes, self.weights = torch.as_tensor(nodes), torch.as_tensor(weights / weights.sum())
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        return super().log_prob(params, action) - _log_slope(action).sum(-1)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        mean, log_std = params.chunk(2, -1)
+        if self.nodes.device != mean.device or self.nodes.dtype != mean.dtype:  # once
+            self.nodes, self.weights = self.nodes.to(mean), self.weights.to(mean)
+        draws = mean.unsqueeze(-1) + log_std.exp().unsqueeze(-1) * self.nodes
+        return super().entropy(params) + (_log_slope(draws) * self.weights).sum((-2, -1))
+
+    def clip(self, action: Tensor) -> Tensor:
+        return torch.tanh(action)
+
+
+def _log_slope(u: Tensor) -> Tensor:
+    """log(1 - tanh(u)^2), stable for large |u|."""
+    return 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
+
+
+def distribution_of(space: gymnasium.Space[Any], squash: str = "none") -> Distribution:
     """The distribution family of an action space.
 
+    Args:
+        space: Discrete or MultiDiscrete, both starting at 0, or a one-dimensional Box.
+        squash: `tanh`: continuous actions are squashed to their bounds; `none`: clipped.
+
     Raises:
-        ValueError: the space is not Discrete, MultiDiscrete or a one-dimensional Box.
+        ValueError: another space, or one that cannot be squashed.
     """
+    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
+        clipped = Gaussian(space)
+        if squash == "tanh" and not clipped.bounded:
+            raise ValueError(f"policy.squash is tanh, but the actions {space} are not bounded; set it to none")
+        return TanhGaussian(space) if squash == "tanh" else clipped
+    if squash != "none":
+        raise ValueError(f"policy.squash is {squash}, which is for continuous actions, not for {space}; set it to none")
     if isinstance(space, gymnasium.spaces.Discrete):
         return Categorical(int(space.n))
     if isinstance(space, gymnasium.spaces.MultiDiscrete):
         return MultiCategorical([int(n) for n in space.nvec.flatten()])
-    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
-        return Gaussian(space)
     raise ValueError(f"no policy head for action space {space}; valid: Discrete, MultiDiscrete, one-dimensional Box")
 
 

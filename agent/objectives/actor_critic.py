@@ -10,6 +10,7 @@ from lifelong.agent.errors import choice
 from lifelong.agent.modules.heads import Distribution
 from lifelong.agent.objectives.base import Metrics, Objective, explained_variance
 from lifelong.agent.policy import Outputs
+from lifelong.envs.options import Share, Weight
 from lifelong.kernels.advantages import vtrace
 from lifelong.replay.chunk import Chunk
 
@@ -38,12 +39,12 @@ class ActorCritic(Objective):
         self,
         distribution: Distribution,
         *,
-        gamma: float = 0.99,
-        lam: float = 1.0,
-        value_weight: float = 0.5,
-        entropy_weight: float = 0.01,
-        rho_bar: float = 1.0,
-        c_bar: float = 1.0,
+        gamma: Share = 0.99,
+        lam: Share = 1.0,
+        value_weight: Weight = 0.5,
+        entropy_weight: Weight = 0.01,
+        rho_bar: Weight = 1.0,
+        c_bar: Weight = 1.0,
         advantage: str = "lambda",
     ) -> None:
         super().__init__(distribution)
@@ -56,14 +57,16 @@ class ActorCritic(Objective):
     def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
         log_prob, step_entropy = self.distribution.log_prob_and_entropy(outputs.policy, chunk.action)
         value = outputs.value
+        after = (chunk.bootstrap_value, chunk.final_value) if outputs.after is None else outputs.after()
+        bootstrap_value, final_value = after
         target, advantage = vtrace(
             log_prob.detach() - chunk.log_prob,
             chunk.reward,
             value.detach(),
-            chunk.bootstrap_value,
+            bootstrap_value,
             chunk.terminated,
             chunk.truncated,
-            chunk.final_value,
+            final_value,
             gamma=self.gamma,
             lam=self.lam,
             rho_bar=self.rho_bar,

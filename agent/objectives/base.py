@@ -11,6 +11,7 @@ from torch import Tensor
 from lifelong.agent.modules.heads import Distribution
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Outputs
+from lifelong.envs.options import Count
 from lifelong.replay.chunk import Chunk
 
 Metrics = dict[str, Tensor]
@@ -68,8 +69,8 @@ class Objective:
     off_policy: ClassVar[bool] = False
     #: whether the objective needs `info["target"]` from the environment
     needs_target: ClassVar[bool] = False
-    epochs: int = 1
-    minibatches: int = 1
+    epochs: Count = 1
+    minibatches: Count = 1
     #: the data-parallel workers whose steps the means are taken over
     workers: Workers = ALONE
     #: whether as many steps count on every worker, so that they need not tell each other

@@ -5,11 +5,14 @@ Minibatches are sets of copies, never of steps, so sequences stay whole; each st
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from lifelong.agent.modules.heads import Distribution
 from lifelong.agent.objectives.base import Metrics, Objective, standardized
 from lifelong.agent.policy import Outputs
+from lifelong.envs.options import Count, Range, Share, Weight
 from lifelong.kernels.advantages import gae
 from lifelong.kernels.ppo_loss import ppo_loss
 from lifelong.replay.chunk import Chunk
@@ -34,13 +37,13 @@ class PPO(Objective):
         self,
         distribution: Distribution,
         *,
-        gamma: float = 0.99,
-        lam: float = 0.95,
-        clip: float = 0.2,
-        epochs: int = 4,
-        minibatches: int = 4,
-        value_weight: float = 0.5,
-        entropy_weight: float = 0.01,
+        gamma: Share = 0.99,
+        lam: Share = 0.95,
+        clip: Annotated[float, Range(0.0, 10.0, above=True)] = 0.2,
+        epochs: Count = 4,
+        minibatches: Count = 4,
+        value_weight: Weight = 0.5,
+        entropy_weight: Weight = 0.01,
         normalize_advantage: bool = True,
     ) -> None:
         super().__init__(distribution)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lifelong.agent.modules.heads import Categorical, Distribution, Gaussian
+from lifelong.agent.modules.heads import Categorical, Distribution, Gaussian, TanhGaussian
 from lifelong.agent.objectives.base import Metrics, Objective
 from lifelong.agent.policy import Outputs
 from lifelong.replay.chunk import Chunk
@@ -27,6 +27,8 @@ class Supervised(Objective):
         super().__init__(distribution)
         if not isinstance(distribution, (Categorical, Gaussian)):
             raise ValueError("supervised needs a Discrete or Box action space")
+        if isinstance(distribution, TanhGaussian):
+            raise ValueError("supervised predicts the target in its own unit; set policy.squash to none")
 
     def weight(self, chunk: Chunk) -> Tensor:
         return chunk.weight * chunk.target_mask.to(chunk.weight.dtype)

@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+from lifelong.agent.files import write
 from lifelong.agent.report.plots import plot_comparison, plot_run
 from lifelong.agent.report.runs import RunData, by_config, group_runs, load_runs, number
 from lifelong.agent.report.tables import comparison_cells, number_text, run_cells, table
@@ -38,7 +39,7 @@ def html(runs: Sequence[RunData], out_dir: Path) -> Path:
             {"name": name, "cells": comparison_cells(members, runs).without_first(), "plot": embed(plot), "runs": pages}
         )
     path = out_dir / "report.html"
-    path.write_text(render("report.html.j2", sections=sections, count=len(runs)))
+    write(path, render("report.html.j2", sections=sections, count=len(runs)))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#4
 LINE_STYLES = ("-", "--", ":", "-.")
 INK = "#333333"
 GRID = "#E3E3E3"
+# where it keeps its list of fonts, if the home folder cannot be written, does not matter to who reads a report
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def plot_run(run: RunData, path: Path) -> None:

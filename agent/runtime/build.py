@@ -11,7 +11,7 @@ import torch
 
 from lifelong.agent import registry
 from lifelong.agent.config import Config
-from lifelong.agent.errors import ConfigError, EnvError
+from lifelong.agent.errors import ConfigError, EnvError, LifelongError
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.objectives.base import Objective
 from lifelong.agent.parallel import ALONE, Workers
@@ -20,6 +20,7 @@ from lifelong.agent.runtime.capture import CudaGraph
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.machine import versions
+from lifelong.agent.runtime.memory import check_memory, needs_of
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rollout import Acting, Rollout
@@ -75,9 +76,19 @@ def build_stream(config: Config) -> TaskStream:
         schedule = registry.build(
             "schedule", spec.schedule, [task.steps for task in tasks], spec.cycles, subseed(config.seed, "schedule")
         )
-        return TaskStream(tasks, schedule, spec.share)
+        stream = TaskStream(tasks, schedule, spec.share)
     except EnvError as error:
         raise ConfigError(str(error)) from error
+    copies, frames = config.rollout.copies, config.rollout.copies * config.rollout.steps
+    never = stream.never_trained(copies, frames)
+    if never:
+        task = stream.tasks[never[0]]
+        raise ConfigError(
+            f"task {task.name!r} would never be trained: it has {task.steps:,} steps under schedule "
+            f"{spec.schedule['kind']}, {copies} copies are shared by {len(tasks)} tasks, and a chunk has {frames:,} "
+            "steps (rollout.copies x rollout.steps)"
+        )
+    return stream
 
 
 def check_gradient(config: Config, engine: Any, cell: Any) -> None:
@@ -240,6 +251,10 @@ def build(config: Config, folder: Path, workers: Workers = ALONE, acting: MakeAc
         trainer = _build(config, folder, device, stream, workers, acting)
     except EnvError as error:
         raise ConfigError(str(error)) from error
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        if isinstance(error, LifelongError):
+            raise
+        raise ConfigError(f"this run does not fit this machine: {' '.join(str(error).split()[:30])}") from error
     prepare(device)
     return trainer
 
@@ -265,6 +280,8 @@ def _build(
     # if others act, one copy to know the spaces from
     env = environment("training", copies if acting is None else 1, ages=config.rollout.random_initial_age)
     policy = build_policy(config, env).to(device)
+    strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
+    check_memory(config, needs_of(config, env, policy, strategies, copies), device)
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.workers = workers
@@ -274,7 +291,6 @@ def _build(
             f"objective.minibatches is {objective.minibatches}, more than the {copies} copies"
             f"{' of a worker' if workers.count > 1 else ''}; lower it or raise rollout.copies"
         )
-    strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
     check_strategies(config, strategies, objective, workers)
     check_runners(config, objective)
 

@@ -14,13 +14,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lifelong.agent.errors import CheckpointError, DiskError
+from lifelong.agent.files import sync, write_json
 from lifelong.agent.parallel import ALONE, Workers
 
 MANIFEST = "manifest.json"
@@ -31,15 +32,18 @@ def save(
     step: int,
     shared: dict[str, Any],
     own: dict[str, Any],
-    versions: dict[str, str],
+    about: Mapping[str, Any],
     keep: int,
     workers: Workers = ALONE,
 ) -> Path:
     """Write a checkpoint of `step` into `folder` and remove all but the newest `keep`. All workers call it together.
 
+    One of this step that is there and whole stays: it is of the same moment, and taking it away first could lose both.
+
     Args:
         shared: what is equal on all workers; that of rank 0 is written.
         own: what belongs to this worker.
+        about: what the manifest says beside that; that of rank 0 is written. What depends on the clock belongs here.
 
     Raises:
         DiskError: the disk refused one of the workers; older checkpoints are untouched. All of them raise.
@@ -47,6 +51,8 @@ def save(
     target = folder / f"{step:012d}"
     partial = folder / f".partial-{workers.lead(os.getpid())}"
     first = workers.rank == 0
+    if workers.lead(int(first and target.exists() and _problem(target) is None)):
+        return target
     files: dict[str, Any] = {}
 
     def prepare() -> dict[str, Any]:
@@ -63,13 +69,12 @@ def save(
 
     def publish() -> dict[str, Any]:
         if first:
-            manifest = {"step": step, "workers": workers.count, "files": files, "versions": versions}
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
-            _flush(partial / MANIFEST)
-            if target.exists():
+            manifest = {"step": step, "workers": workers.count, "files": files, **about}
+            write_json(partial / MANIFEST, manifest)
+            if target.exists():  # damaged
                 shutil.rmtree(target)
             os.replace(partial, target)
-            _flush(folder)
+            sync(folder)
         return {}
 
     for stage in (prepare, write, publish):
@@ -102,7 +107,7 @@ def _shard(rank: int) -> str:
 def _write(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     with open(path, "wb") as file:  # given a path, torch would not say why it cannot be written
         torch.save(state, file)
-    _flush(path)
+    sync(path)
     return {"size": path.stat().st_size, "sha256": _digest(path)}
 
 
@@ -114,7 +119,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def load(folder: Path, workers: Workers = ALONE) -> tuple[dict[str, Any], list[str]]:
     """The newest checkpoint that is whole: `(state of this worker, what was wrong with newer ones)`.
 
-    Rank 0 looks which one that is; all workers call it together.
+    The state has its `manifest` with it. Rank 0 looks which one that is; all workers call it together.
 
     Raises:
         CheckpointError: there is none, or it was saved by another number of workers.
@@ -127,13 +132,14 @@ def load(folder: Path, workers: Workers = ALONE) -> tuple[dict[str, Any], list[s
             raise CheckpointError(f"no usable checkpoint in {folder}: {'; '.join(damaged)}")
         raise CheckpointError(f"no checkpoint in {folder}; start the run again without resume")
     path = folder / f"{step:012d}"
-    saved_by = _manifest(path)["workers"]
+    manifest = _manifest(path)
+    saved_by = manifest["workers"]
     if saved_by != workers.count:
         raise CheckpointError(
             f"the checkpoint in {folder} is of {saved_by} {'worker' if saved_by == 1 else 'workers'}, this run has "
             f"{workers.count}; resume it with runtime.workers={saved_by}"
         )
-    return {**_read(path / "state.pt"), **_read(path / _shard(workers.rank))}, damaged
+    return {**_read(path / "state.pt"), **_read(path / _shard(workers.rank)), "manifest": manifest}, damaged
 
 
 def _newest(folder: Path, damaged: list[str]) -> Path | None:
@@ -178,14 +184,6 @@ def _digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: BaseException) -> str:

@@ -94,13 +94,13 @@ class Learner:
             prepared = self.objective.prepare(chunk)
         reset_units: list[Tensor] = []
         sums: Metrics = {}
-        acted = experience.acted
+        acted, current = experience.acted, not experience.lags
         orders = self.orders(chunk.copies) if orders is None else orders
         for epoch in range(self.objective.epochs):
             for index in [None] if orders is None else orders[epoch].tensor_split(self.objective.minibatches):
-                metrics = self._step(ctx, chunk, prepared, index, copies, acted)
+                metrics = self._step(ctx, chunk, prepared, index, copies, acted, current)
                 sums = {name: sums[name] + x for name, x in metrics.items()} if sums else metrics
-                acted = None  # the parameters have changed
+                acted, current = None, False  # the parameters have changed
                 for strategy in self.after_hooks:
                     units = strategy.after_update(ctx)
                     if units is not None:
@@ -130,6 +130,7 @@ class Learner:
         index: Tensor | None,
         copies: Tensor | None = None,
         acted: Acted | None = None,
+        current: bool = False,
     ) -> Metrics:
         batch = chunk if index is None else chunk.select(index)
         prepared = prepared if index is None else {name: x.index_select(1, index) for name, x in prepared.items()}
@@ -141,7 +142,8 @@ class Learner:
         state = self.engine.attach(batch.state[:live], rows)
         if batch.copies > live:  # replayed sequences start from their stored state and have no carry
             state = torch.cat([state, batch.state[live:]])
-        outputs = self.policy.sequence(batch, state, acted if batch is chunk else None)
+        known = live if current else 0  # copies whose values in the chunk are those of the current critic
+        outputs = self.policy.sequence(batch, state, acted if batch is chunk else None, current=known)
         loss, metrics = self.objective.loss(outputs, batch, prepared)
         for strategy in self.loss_hooks:
             extra = strategy.extra_loss(ctx, batch, outputs, live)

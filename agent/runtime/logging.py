@@ -1,4 +1,5 @@
-"""What a run writes while it trains: TensorBoard events, metrics.jsonl, timing.jsonl, and a line on the terminal.
+"""What a run writes while it trains: TensorBoard events, metrics.jsonl, timing.jsonl, evaluation.jsonl and
+evaluation.npz, and a line on the terminal.
 
 `metrics.jsonl` holds nothing that depends on the clock, so it is the same, byte for byte, in a run that was killed and
 resumed; everything that does depend on it goes to `timing.jsonl`. The x-axis of everything is environment steps.
@@ -8,74 +9,89 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from lifelong.agent.errors import DiskError
+from lifelong.agent.files import sync
+from lifelong.agent.runtime.appended import METRICS, POINTS, TIMING, Appended, present, rewind
+from lifelong.agent.runtime.events import Events
+from lifelong.agent.runtime.metrics import Evaluations
 
 
 class RunLog:
-    """The log files of one run folder.
+    """The log files of one run folder, cut back to what the checkpoint saw that the run goes on from.
 
     Args:
         folder: run folder, which exists.
-        offset: bytes of metrics.jsonl that belong to the resumed checkpoint; the rest is cut off.
-        step: environment step that is resumed; later TensorBoard events are hidden.
+        sizes: {file: bytes} of the checkpoint; nothing for a run from the beginning.
+
+    Raises:
+        CheckpointError: a file is shorter than the checkpoint says.
+        DiskError: something cannot be written (in every method, too).
     """
 
-    def __init__(self, folder: Path, offset: int = 0, step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # imports slowly, and only runs need it
+    def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        rewind(folder, sizes)
+        self.folder = folder
+        self.metrics, self.timing, self.points = (Appended(folder / name) for name in (METRICS, TIMING, POINTS))
+        self.events = Events(folder)
+        self.enough = 0  # evaluation points with which evaluation.npz is written again
 
-        self.path = folder / "metrics.jsonl"
-        self.path.touch()
-        with open(self.path, "r+b") as file:
-            file.truncate(offset)
-        self.metrics = open(self.path, "ab")  # noqa: SIM115 (open as long as the run)
-        self.timing = open(folder / "timing.jsonl", "a")  # noqa: SIM115
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)  # type: ignore[no-untyped-call]
-
-    def text(self, tag: str, text: str) -> None:
+    def text(self, tag: str, text: str, step: int = 0) -> None:
         """A text page in TensorBoard."""
-        self.writer.add_text(tag, text, 0)  # type: ignore[no-untyped-call]
+        self.events.text(tag, text, step)
 
     def scalars(self, step: int, scalars: dict[str, float]) -> None:
         """One line of metrics.jsonl and one point of every scalar in TensorBoard."""
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self.metrics.write((json.dumps({"step": step, **finite}) + "\n").encode())
-        self._tensorboard(step, scalars)
+        self.events.scalars(step, scalars)
 
     def clock(self, step: int, scalars: dict[str, float], once: dict[str, float] | None = None) -> None:
         """The same for figures that depend on the clock; `once` goes to timing.jsonl alone, as its curves were dots."""
-        self.timing.write(json.dumps({"step": step, "time": time.time(), **scalars, **(once or {})}) + "\n")
-        self._tensorboard(step, scalars)
+        line = {"step": step, "time": time.time(), **scalars, **(once or {})}
+        self.timing.write((json.dumps(line) + "\n").encode())
+        self.events.scalars(step, scalars)
 
-    def _tensorboard(self, step: int, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+    def evaluation(self, evaluations: Evaluations) -> None:
+        """The last evaluation point. Its line is appended; the tensor is written again when it has grown by a tenth, so
+        that a point costs the same however many there are."""
+        self.points.write(evaluations.line().encode())
+        if len(evaluations.steps) >= self.enough:
+            self.tensor(evaluations)
 
-    def offset(self) -> int:
-        """Bytes of metrics.jsonl written so far, for the checkpoint; everything before it is on disk."""
-        self.flush()
-        return self.metrics.tell()
+    def tensor(self, evaluations: Evaluations) -> None:
+        """evaluation.npz, with all points there are, if there are any."""
+        if evaluations.steps:
+            evaluations.save(self.folder / "evaluation.npz")
+        self.enough = len(evaluations.steps) + max(1, len(evaluations.steps) // 10)
 
-    def flush(self) -> None:
-        """Push everything to the files."""
-        self.metrics.flush()
-        self.timing.flush()
-        self.writer.flush()  # type: ignore[no-untyped-call]
+    def sizes(self) -> dict[str, int]:
+        """{file: bytes} of everything so far, for the checkpoint; all of it is on the disk."""
+        for file in (self.metrics, self.timing, self.points, self.events.file):
+            if file is not None:
+                file.sync()
+        try:
+            sync(self.folder)
+        except OSError as error:
+            raise DiskError(f"cannot write {self.folder}: {error.strerror}; what was saved is kept") from error
+        return {path.name: os.stat(path).st_size for path in present(self.folder)}
 
     def close(self) -> None:
-        """Flush and close."""
-        self.flush()
-        self.metrics.close()
-        self.timing.close()
-        self.writer.close()  # type: ignore[no-untyped-call]
+        """Close the files."""
+        for file in (self.metrics, self.timing, self.points, self.events.file):
+            if file is not None:
+                file.close()
 
 
 class NoLog:
     """The log of a worker that is not rank 0: nothing is written."""
 
-    def text(self, tag: str, text: str) -> None:
+    def text(self, tag: str, text: str, step: int = 0) -> None:
         """Drop it."""
 
     def scalars(self, step: int, scalars: dict[str, float]) -> None:
@@ -84,9 +100,15 @@ class NoLog:
     def clock(self, step: int, scalars: dict[str, float]) -> None:
         """Drop them."""
 
-    def offset(self) -> int:
+    def evaluation(self, evaluations: Evaluations) -> None:
+        """Drop it."""
+
+    def tensor(self, evaluations: Evaluations) -> None:
+        """Drop it."""
+
+    def sizes(self) -> dict[str, int]:
         """Nothing was written."""
-        return 0
+        return {}
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -138,10 +160,3 @@ class Progress:
         if self.live:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)

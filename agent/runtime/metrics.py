@@ -9,12 +9,16 @@ Every metric is recomputed from `evaluation.npz`; the scale comes from the task,
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+import bisect
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lifelong.agent.files import write
+from lifelong.agent.runtime.appended import POINTS
 
 #: a task whose performance when its training ended is below this was never learned: a share of it that is left, or its
 #: being forgotten, would mean nothing
@@ -81,8 +85,15 @@ class Evaluations:
         low, high = np.array(self.scores).T
         return (self.tensor().mean(axis=2) - low) / (high - low)
 
+    def performance_at(self, point: int) -> np.ndarray:
+        """p_i at one evaluation point, [tasks]; costs the same however many there are."""
+        low, high = np.array(self.scores).T
+        return (self.returns[point].mean(axis=1) - low) / (high - low)
+
     def only(self, tasks: Sequence[int]) -> Evaluations:
         """The evaluations of some of the tasks, given by their indices."""
+        if list(tasks) == list(range(len(self.tasks))):
+            return self
         chosen = Evaluations(
             [self.tasks[i] for i in tasks], [self.scores[i] for i in tasks], [self.training_end[i] for i in tasks]
         )
@@ -92,18 +103,15 @@ class Evaluations:
 
     def save(self, path: Path) -> None:
         """Write `evaluation.npz` atomically; the same data gives the same bytes (zip members carry no clock time)."""
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                steps=np.array(self.steps, dtype=np.int64),
-                returns=self.tensor(),
-                performance=self.performance(),
-                tasks=np.array(self.tasks, dtype=np.str_),
-                scores=np.array(self.scores),
-                training_end=np.array(self.training_end, dtype=np.int64),
-            )
-        os.replace(temporary, path)
+        arrays: dict[str, Any] = {
+            "steps": np.array(self.steps, dtype=np.int64),
+            "returns": self.tensor(),
+            "performance": self.performance(),
+            "tasks": np.array(self.tasks, dtype=np.str_),
+            "scores": np.array(self.scores),
+            "training_end": np.array(self.training_end, dtype=np.int64),
+        }
+        write(path, lambda file: np.savez(file, **arrays))
 
     @classmethod
     def load(cls, path: Path) -> Evaluations:
@@ -118,25 +126,42 @@ class Evaluations:
                 evaluations.add(step, returns)
         return evaluations
 
-    def state_dict(self) -> dict[str, Any]:
-        """What was measured, as plain lists and numbers. Scores and training ends come from the config."""
-        return {
-            "tasks": list(self.tasks),
-            "steps": list(self.steps),
-            "returns": [returns.tolist() for returns in self.returns],
-        }
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what was measured.
+    @classmethod
+    def of(cls, folder: Path) -> Evaluations:
+        """Those of a run folder: its `evaluation.npz`, and what a run that goes on has appended to `evaluation.jsonl`
+        since it wrote that.
 
         Raises:
-            ValueError: the saved tasks are not the tasks of this run.
+            OSError, ValueError, KeyError, zipfile.BadZipFile: a file is missing or damaged.
         """
-        if list(saved["tasks"]) != self.tasks:
-            raise ValueError(f"saved evaluations are of tasks {list(saved['tasks'])}; this run has {self.tasks}")
+        evaluations = cls.load(folder / "evaluation.npz")
+        lines = folder / POINTS
+        if lines.exists():
+            for step, returns in _points(lines.read_bytes())[len(evaluations.steps) :]:
+                evaluations.add(step, returns)
+        return evaluations
+
+    def line(self) -> str:
+        """The last point as a line of `evaluation.jsonl`; every bit of it comes back."""
+        return json.dumps({"step": self.steps[-1], "returns": self.returns[-1].tolist()}) + "\n"
+
+    def restore(self, folder: Path, size: int) -> None:
+        """Take the points from the first `size` bytes of `evaluation.jsonl`.
+
+        Raises:
+            ValueError: they are not of the tasks of this run.
+            OSError, KeyError: the file is missing or damaged.
+        """
         self.steps, self.returns = [], []
-        for step, returns in zip(saved["steps"], saved["returns"], strict=True):
-            self.add(step, returns)
+        with open(folder / POINTS, "rb") as file:
+            for step, returns in _points(file.read(size)):
+                self.add(step, returns)
+
+
+def _points(lines: bytes) -> list[tuple[int, np.ndarray]]:
+    """(step, returns [tasks, episodes]) of the whole lines of `evaluation.jsonl`."""
+    *whole, _ = lines.split(b"\n")
+    return [(point["step"], np.array(point["returns"], dtype=np.float64)) for point in map(json.loads, whole)]
 
 
 # ---- per task --------------------------------------------------------------------------------------------------------
@@ -146,8 +171,8 @@ def _learned_points(evaluations: Evaluations) -> np.ndarray:
     """Index of the evaluation point at which each task was learned (the last point if that is still to come)."""
     if not evaluations.steps:
         raise ValueError("there is no evaluation point yet")
-    points = np.searchsorted(evaluations.steps, evaluations.training_end, side="left")
-    return np.minimum(points, len(evaluations.steps) - 1)
+    last = len(evaluations.steps) - 1
+    return np.array([min(bisect.bisect_left(evaluations.steps, end), last) for end in evaluations.training_end])
 
 
 def _can_forget(evaluations: Evaluations) -> np.ndarray:
@@ -169,13 +194,14 @@ def learned(evaluations: Evaluations) -> np.ndarray:
     Raises:
         ValueError: there is no evaluation point yet (also in every metric below).
     """
-    return evaluations.performance()[_learned_points(evaluations), np.arange(len(evaluations.tasks))]
+    points = _learned_points(evaluations)
+    return np.array([evaluations.performance_at(point)[task] for task, point in enumerate(points)])
 
 
 def final(evaluations: Evaluations) -> np.ndarray:
     """p_i(T), performance at the last evaluation point; [tasks]. R_{N,i} of *GEM*."""
     _learned_points(evaluations)
-    return evaluations.performance()[-1]
+    return evaluations.performance_at(-1)
 
 
 def retained(evaluations: Evaluations) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from lifelong.agent.config import Config
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.runtime.rollout import Experience
+
+if TYPE_CHECKING:
+    from lifelong.agent.runtime.logging import NoLog, RunLog
 
 
 class Record:
@@ -34,6 +37,10 @@ class Record:
         self.skipped = 0
         self.return_sum = torch.zeros(len(tasks), device=device, dtype=torch.float64)
         self.return_count = torch.zeros(len(tasks), device=device, dtype=torch.float64)
+
+    def about(self, log: RunLog | NoLog) -> dict[str, Any]:
+        """For the manifest of a checkpoint: what it ran on, and how much of the log belongs to it."""
+        return {"versions": self.versions, "log": log.sizes()}
 
     def add(self, metrics: dict[str, Tensor], experience: Experience) -> None:
         """Add one chunk."""

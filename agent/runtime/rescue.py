@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lifelong.agent.border import blame
-from lifelong.agent.errors import CheckpointError, ClusterError, DiskError, LifelongError, NonFiniteError, PartError
+from lifelong.agent.errors import CheckpointError, ClusterError, DiskError, NonFiniteError, PartError
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.finite import NotFinite, bad_copies
 from lifelong.agent.runtime.walk import map_tensors
+from lifelong.envs.border import told
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.logging import NoLog, RunLog
@@ -129,9 +129,8 @@ def rescue(trainer: Trainer, log: RunLog | NoLog) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         saved = _save(trainer, before, log)
-        told = str(error) if isinstance(error, LifelongError) else blame(error)
         kind = ClusterError if isinstance(error, ClusterError) else PartError
-        raise kind(f"{told}; {saved}") from error
+        raise kind(f"{told(error)}; {saved}") from error
 
 
 def _save(trainer: Trainer, before: Moment, log: RunLog | NoLog) -> str:
@@ -156,9 +155,9 @@ def _save(trainer: Trainer, before: Moment, log: RunLog | NoLog) -> str:
     checkpoint.save(
         trainer.record.folder / "checkpoints",
         before.step,
-        {**shared, "metrics_offset": log.offset()},
+        shared,
         own,
-        trainer.record.versions,
+        trainer.record.about(log),
         trainer.config.checkpoint.keep,
     )
     return f"what was learned until step {before.step:,} is saved"

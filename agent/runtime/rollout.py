@@ -29,6 +29,7 @@ class Experience:
     done_TB: Tensor
     copies: Tensor | None = None  # int64, which of the run's copies these are; None: all of them in order
     acted: Acted | None = None  # what the forward pass of acting left for learning, if the cell keeps anything
+    lags: bool = False  # acted by older parameters than the learner's
     engine: GradientEngine | None = None  # holds the carry of the first states, if it goes with the data
 
     def start(self, copy: int) -> Tensor:
@@ -44,9 +45,7 @@ class Steps(NamedTuple):
     seen: dict[str, Tensor]  # the fields of the chunk and of the experience, [T, B, ...]
     state_TBS: Tensor  # before each step and after the last, T + 1 rows
     kept: tuple[Tensor, ...]  # what the cell can use again (see `Cell.read_out`)
-    ends: Callable[
-        [], tuple[Tensor, Tensor]
-    ]  # true last observation and action of each step; needed at truncations only
+    final_obs: Callable[[], Tensor]  # true last observation of each step; needed at truncations only
 
 
 class EnvCopies(Protocol):
@@ -225,7 +224,6 @@ class Rollout:
             "state": state,
             "kept": kept,
             "final_obs": info["final_obs"],
-            "final_action": self.previous_action,
             "episode_return": info["episode_return"],
             "done": info["_final_obs"],
         }
@@ -237,12 +235,12 @@ class Rollout:
     @torch.no_grad()
     def collect(self, steps: int) -> Experience:
         """Act for T steps."""
-        seen, states, kept, ends = self._compiled(steps) or self._one_by_one(steps)
+        seen, states, kept, final_obs = self._compiled(steps) or self._one_by_one(steps)
         state_TBS, after_TBS = states[:-1], states[1:]
         env = self.env
         seen["task"] = env.task_device_B.expand(steps, -1)
         seen["action_mask"] = env.action_mask_BA.expand(steps, -1, -1)
-        outputs = self.policy.step(self.inputs(), self.state_BS, self.is_init).outputs
+        final_step, final_obs_KB = self._truncated(seen, final_obs)
         chunk = Chunk(
             obs=seen["obs"],
             previous_action=seen["previous_action"],
@@ -257,12 +255,21 @@ class Rollout:
             log_prob=self.policy.distribution.log_prob(seen["policy"], seen["action"]),
             policy=seen["policy"],
             value=seen["value"],
-            final_value=self._final_value(seen, ends, after_TBS),
+            final_value=torch.zeros_like(seen["value"]),
             target=seen["target"],
             target_mask=seen["target_mask"],
             weight=seen["valid"].to(seen["reward"].dtype),
-            bootstrap_value=outputs.value,
+            final_step=final_step,
+            final_obs=final_obs_KB,
+            next_obs=self.obs,
+            next_action=self.previous_action,
+            next_reward=self.previous_reward,
+            next_is_init=self.is_init,
+            bootstrap_value=torch.zeros_like(self.previous_reward),
             state=state_TBS[0],
+        )
+        chunk.bootstrap_value, chunk.final_value = self.policy.after(
+            chunk, self.state_BS, lambda copies: after_TBS[:, copies], dense=self.dense
         )
         acted = Acted(after_TBS, kept) if kept else None
         return Experience(chunk, seen["x"], state_TBS, seen["episode_return"], seen["done"], acted=acted)
@@ -270,16 +277,11 @@ class Rollout:
     def _one_by_one(self, steps: int) -> Steps:
         """T steps of `act`."""
         records = [self.act() for _ in range(steps)]
-        apart = ("final_obs", "final_action", "state", "kept")
+        apart = ("final_obs", "state", "kept")
         seen = {key: _over_time([record[key] for record in records]) for key in records[0] if key not in apart}
         states = torch.stack([*(record["state"] for record in records), self.state_BS])
         kept = tuple(torch.stack(rows) for rows in zip(*(record["kept"] for record in records), strict=True))
-
-        def ends() -> tuple[Tensor, Tensor]:
-            final_obs, final_action = ([record[key] for record in records] for key in ("final_obs", "final_action"))
-            return torch.stack(final_obs), torch.stack(final_action)
-
-        return Steps(seen, states, kept, ends)
+        return Steps(seen, states, kept, lambda: torch.stack([record["final_obs"] for record in records]))
 
     def _compiled(self, steps: int) -> Steps | None:
         """The same, bit for bit, as one loop of compiled calls; None where policy or environment have none."""
@@ -317,32 +319,21 @@ class Rollout:
             "episode_return": made.episode_return,
             "done": made.is_init[1:],
         }
-        return Steps(seen, states, kept, lambda: (made.final_obs, no_action))
+        return Steps(seen, states, kept, lambda: made.final_obs)
 
-    def _final_value(
-        self, seen: dict[str, Tensor], ends: Callable[[], tuple[Tensor, Tensor]], after_TBS: Tensor
-    ) -> Tensor:
-        """Value of the true last observation of truncated episodes, read with the memory of that episode, [T, B]."""
-        truncated = seen["truncated"] & ~seen["terminated"]
-        value = torch.zeros_like(seen["reward"])
-        if not self.dense and not truncated.any():
-            return value
-        final_obs, final_action = ends()
-        fields = {
-            "obs": final_obs,
-            "previous_action": final_action,
-            "previous_reward": seen["reward"],
-            "task": seen["task"],
-            "action_mask": seen["action_mask"],
-        }
-        rows = {key: tensor.flatten(0, 1) if self.dense else tensor[truncated] for key, tensor in fields.items()}
-        state = after_TBS.flatten(0, 1) if self.dense else after_TBS[truncated]
-        no_reset = torch.zeros(state.shape[0], dtype=torch.bool, device=state.device)
-        outputs = self.policy.step(Inputs(**rows), state, no_reset).outputs
-        if self.dense:
-            return torch.where(truncated, outputs.value.view_as(value), value)
-        value[truncated] = outputs.value
-        return value
+    def _truncated(self, seen: dict[str, Tensor], final_obs: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """The slots of the truncated steps: their step [K, B] and true last observation (see `Chunk`)."""
+        truncated_TB = seen["truncated"] & ~seen["terminated"]
+        T, B = truncated_TB.shape
+        # a device is not asked how many there are; it has slots for as many as there can be
+        slots = self.env.truncations(T) if self.dense else int(truncated_TB.sum(0).max())
+        if not slots:
+            none = torch.zeros(0, B, dtype=torch.int64, device=truncated_TB.device)
+            return none, self.obs.new_zeros(0, *self.obs.shape)
+        step_T1 = torch.arange(T, device=truncated_TB.device).unsqueeze(-1)
+        step_KB = torch.where(truncated_TB, step_T1, T).sort(0).values[:slots]
+        at = step_KB.clamp(max=T - 1), torch.arange(B, device=truncated_TB.device)
+        return step_KB, final_obs()[at]
 
     def state_dict(self) -> dict[str, Any]:
         """The memory, the environment and the randomness of the actions."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
-from lifelong.agent.errors import CheckpointError, DiskError
+from lifelong.agent.errors import CheckpointError
+from lifelong.agent.files import write_json
 from lifelong.agent.parallel import Workers
-from lifelong.agent.runtime import checkpoint
+from lifelong.agent.runtime import appended, checkpoint
 from lifelong.agent.runtime.build import MakeActing, build
-from lifelong.agent.runtime.logging import NoLog, Progress, RunLog, write_json
+from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
 from lifelong.agent.runtime.machine import machine
 from lifelong.agent.runtime.metrics import (
     average_performance,
@@ -28,6 +29,19 @@ from lifelong.agent.runtime.metrics import (
 )
 from lifelong.agent.runtime.trainer import Order, Trainer
 
+#: {file: bytes} of the log when a checkpoint was saved; empty at the beginning
+Sizes = Mapping[str, int]
+
+
+def check_run(folder: Path) -> None:
+    """Refuse a folder without a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{folder} is no run: it has no config.yaml; runs are folders such as runs/quickstart/0")
+
 
 def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
     """The config of the run in `folder`, with overrides.
@@ -35,42 +49,46 @@ def load_config(folder: Path, assignments: Sequence[str] = ()) -> Config:
     Raises:
         CheckpointError: there is no run.
     """
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder} is no run: it has no config.yaml")
+    check_run(folder)
     return configs.load(str((folder / "config.yaml").resolve()), assignments)
 
 
-def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, int]:
+def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, Sizes]:
     """What `load` returns; at the beginning if the run was killed before its first checkpoint."""
     if not workers.lead(len(checkpoint.checkpoints(folder / "checkpoints"))):
-        return build(config, folder, workers, acting), 0
+        return build(config, folder, workers, acting), {}
     return load(config, folder, workers, acting)
 
 
-def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, int]:
-    """The trainer of a run at its newest good checkpoint, and the length of its metrics.jsonl then.
+def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, Sizes]:
+    """The trainer of a run at its newest good checkpoint, and the sizes of the files of its log then.
 
     Raises:
-        CheckpointError: no usable checkpoint, or one of another shape.
+        CheckpointError: no usable checkpoint, one of another shape, or one of a log that is not all there.
     """
     saved, damaged = checkpoint.load(folder / "checkpoints", workers)
     for problem in damaged:
         print(f"note: {problem}; using an older one")
     trainer = build(config, folder, workers, acting)
     try:
+        sizes = saved["manifest"]["log"]
+        appended.check(folder, sizes)
         trainer.load_state_dict(saved)
+        trainer.evaluations.restore(folder, sizes[appended.POINTS])
+    except CheckpointError:
+        raise
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
-    return trainer, saved["metrics_offset"]
+    return trainer, sizes
 
 
 def train(
     trainer: Trainer,
-    offset: int,
+    sizes: Sizes,
     progress: Progress,
     asked: Callable[[], Order | bool],
-    open_log: Callable[[Path, int, int], RunLog] = RunLog,
+    open_log: Callable[[Path, Sizes], RunLog] = RunLog,
 ) -> bool:
     """Train in this process and write the run folder; True at the end of the stream, False if it was asked to stop.
 
@@ -79,19 +97,16 @@ def train(
     """
     record = trainer.record
     first = trainer.workers.rank == 0
-    try:
-        log = open_log(record.folder, offset, trainer.step) if first else NoLog()
-        log.text("config", "```yaml\n" + configs.to_yaml(record.config) + "```")
-        log.text("gradients", gradient_report(trainer))
+    with closing(open_log(record.folder, sizes) if first else NoLog()) as log:
+        if not sizes:  # else these are in the log already
+            log.text("config", "```yaml\n" + configs.to_yaml(record.config) + "```")
+            log.text("gradients", gradient_report(trainer))
+        log.tensor(trainer.evaluations)
         finished = trainer.train(log, progress, asked)
-        log.close()
-        unwritten = progress.start < trainer.step or not (record.folder / "summary.json").exists()
-        if finished and first and unwritten:
-            write_json(record.folder / "summary.json", summary(trainer, progress.rate(trainer.step)))
-    except OSError as error:
-        raise DiskError(
-            f"cannot write to {record.folder}: {error.strerror or error}; what was saved is kept"
-        ) from error
+        log.tensor(trainer.evaluations)
+    unwritten = progress.start < trainer.step or not (record.folder / "summary.json").exists()
+    if finished and first and unwritten:
+        write_json(record.folder / "summary.json", summary(trainer, progress.rate(trainer.step)))
     return finished
 
 

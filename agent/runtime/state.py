@@ -20,7 +20,6 @@ def shared(trainer: Trainer) -> dict[str, Any]:
         "optimizer": trainer.learner.optimizer.state_dict(),
         "minibatches": trainer.learner.generator.get_state(),
         "strategies": _strategies(trainer, sharded=False),
-        "evaluations": trainer.evaluations.state_dict(),
     }
 
 
@@ -60,6 +59,5 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     for strategy, spec in zip(trainer.strategies, trainer.config.strategy, strict=True):
         if spec["kind"] in states:
             strategy.load_state_dict(states[spec["kind"]])
-    trainer.evaluations.load_state_dict(saved["evaluations"])
     trainer.record.load_state_dict(saved["record"])
     torch.set_rng_state(saved["torch_random"])

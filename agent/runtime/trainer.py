@@ -218,13 +218,12 @@ class Trainer:
         if experience is not None:
             scalars |= plasticity(self.rollout.policy, experience.chunk)
         log.scalars(self.step, scalars)
-        if self.workers.rank == 0:
-            self.evaluations.save(self.record.folder / "evaluation.npz")
+        log.evaluation(self.evaluations)
         self.on_evaluation(self.step, self.evaluations)
 
     def performance(self) -> dict[str, float]:
         """The last evaluation of every task."""
-        last = self.evaluations.performance()[-1]
+        last = self.evaluations.performance_at(-1)
         return {task.name: float(value) for task, value in zip(self.stream.tasks, last, strict=True)}
 
     # ---- the checkpoint ------------------------------------------------------------------------------------------
@@ -235,9 +234,9 @@ class Trainer:
         checkpoint.save(
             self.record.folder / "checkpoints",
             self.step,
-            {**self.shared_state(), "metrics_offset": log.offset()},
+            self.shared_state(),
             self.own_state(),
-            self.record.versions,
+            self.record.about(log),
             self.config.checkpoint.keep,
             self.workers,
         )

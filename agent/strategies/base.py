@@ -58,6 +58,10 @@ class Strategy:
     #: its own, or `none`: it cannot run on more than one
     data_parallel: ClassVar[str] = "none"
 
+    def replay_sequences(self) -> int:
+        """How many sequences of a chunk's length it will keep at most; the memory for them is asked for beforehand."""
+        return 0
+
     def setup(self, ctx: Context, seed: int) -> None:
         """Called once before training, when the policy exists."""
 

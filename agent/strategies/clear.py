@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from lifelong.agent.errors import choice
 from lifelong.agent.policy import Outputs
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Strategy
+from lifelong.envs.options import Count, Range, Steps, Weight
 from lifelong.replay.buffer import SequenceReplay
 from lifelong.replay.chunk import Chunk, concatenate
 from lifelong.replay.sampling import SAMPLING
@@ -44,13 +45,13 @@ class CLEAR(Strategy):
     def __init__(
         self,
         *,
-        capacity: int = 8192,
-        ratio: float = 1.0,
-        policy_cloning: float = 0.01,
-        value_cloning: float = 0.005,
+        capacity: Count = 8192,
+        ratio: Annotated[float, Range(0.0, 1000.0, above=True)] = 1.0,
+        policy_cloning: Weight = 0.01,
+        value_cloning: Weight = 0.005,
         writing: str = "reservoir",
-        burn_in: int = 0,
-        start: int = 256,
+        burn_in: Steps = 0,
+        start: Count = 256,
     ) -> None:
         if capacity < 1 or ratio <= 0 or burn_in < 0:
             raise ValueError("capacity must be at least 1, ratio above 0, burn_in not negative")
@@ -59,6 +60,9 @@ class CLEAR(Strategy):
         self.policy_cloning, self.value_cloning = policy_cloning, value_cloning
         self.start = start
         self.metrics: dict[str, Tensor] = {}
+
+    def replay_sequences(self) -> int:
+        return self.capacity
 
     def setup(self, ctx: Context, seed: int) -> None:
         if self.burn_in >= ctx.steps:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lifelong.agent.policy import Outputs, Policy
 from lifelong.agent.strategies.base import Context, Source, Strategy
+from lifelong.envs.options import Count, Share, Steps, Weight
 from lifelong.replay.chunk import Chunk
 
 
@@ -21,7 +22,7 @@ def fisher_diagonal(
     chunk: Chunk,
     generator: torch.Generator,
     names: list[str],
-    value_weight: float = 0.0,
+    value_weight: Weight = 0.0,
     *,
     weight: Tensor | None = None,
     start: Callable[[int], Tensor] | None = None,
@@ -84,12 +85,12 @@ class EWC(Strategy):
     def __init__(
         self,
         *,
-        strength: float = 100.0,
-        decay: float = 1.0,
-        sequences: int = 256,
+        strength: Weight = 100.0,
+        decay: Share = 1.0,
+        sequences: Count = 256,
         normalize: bool = True,
-        value_weight: float = 0.0,
-        every: int = 0,
+        value_weight: Weight = 0.0,
+        every: Steps = 0,
     ) -> None:
         if strength < 0 or not 0 <= decay <= 1 or sequences < 1 or every < 0:
             raise ValueError("strength and every must not be negative, decay must lie in [0, 1], sequences at least 1")

@@ -8,7 +8,7 @@ matrix W only moves in the complement: dW <- dW - dW M M^T, so what W says to an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from lifelong.agent.modules.encoders import OneHotLinear
 from lifelong.agent.policy import Policy, inputs_of
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Source, Strategy
+from lifelong.envs.options import Count, Range, Steps
 from lifelong.kernels.project import project
 
 
@@ -124,7 +125,9 @@ class GPM(Strategy):
 
     data_parallel: ClassVar[str] = "reduce"
 
-    def __init__(self, *, threshold: float = 0.99, chunks: int = 16, every: int = 0) -> None:
+    def __init__(
+        self, *, threshold: Annotated[float, Range(0.0, 1.0, above=True)] = 0.99, chunks: Count = 16, every: Steps = 0
+    ) -> None:
         if not 0 < threshold <= 1 or chunks < 1 or every < 0:
             raise ValueError("threshold must lie in (0, 1], chunks must be at least 1 and every not negative")
         self.threshold, self.chunks, self.every = threshold, chunks, every

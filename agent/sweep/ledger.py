@@ -25,6 +25,7 @@ from typing import Any
 
 from lifelong.agent import config as configs
 from lifelong.agent.errors import ConfigError, DiskError, LedgerError
+from lifelong.agent.files import sync, write_json
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.sweep.plan import EVALUATION, PHASE_FOLDERS, TUNING, Trial, data_of, digest
 
@@ -58,13 +59,17 @@ class Ledger:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "a+b")  # noqa: SIM115 (open as long as the sweep)
+            sync(folder)
         except OSError as error:
             raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self.file.close()
             raise ConfigError(f"another process is running the sweep in {folder}") from error
+        except OSError as error:
+            self.file.close()
+            raise DiskError(f"cannot lock {self.path}: {error.strerror}; put the sweep on another disk") from error
         written = self.path.read_bytes()
         self.file.truncate(written.rfind(b"\n") + 1)  # a line that was cut off by a kill was never an entry
         self.entries = read_entries(self.path)
@@ -154,7 +159,7 @@ class Ledger:
     def freeze(self, content: Mapping[str, Any]) -> None:
         """Write `frozen.json` and its hash: from here on nothing is chosen any more."""
         path = self.folder / "frozen.json"
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(path, content)
         self.append("freeze", sha256=file_hash(path))
 
     def status(self, phase: int, run: str) -> str | None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lifelong.agent.files import write as replace_file
+from lifelong.agent.files import write_json
 from lifelong.agent.report.page import embed, render
 from lifelong.agent.report.plots import INK, PALETTE, new_figure, save_figure, strip_axes
 from lifelong.agent.report.tables import Cells, number_text
-from lifelong.agent.runtime.logging import write_json
 from lifelong.agent.sweep.ledger import Entry, Ledger, Standing, run_status, violations
 from lifelong.agent.sweep.plan import EVALUATION, PHASE_FOLDERS, TUNING, Plan
 
@@ -249,7 +250,7 @@ def _write_page(plan: Plan, folder: Path, results: Results, record: dict[str, An
         config=yaml.safe_dump(plan.to_dict()["sweep"], sort_keys=False),
         **record,
     )
-    (folder / "report.html").write_text(page)
+    replace_file(folder / "report.html", page)
 
 
 def plot_tuning(plan: Plan, tuning: Sequence[Standing], path: Path) -> None:

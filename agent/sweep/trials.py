@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -24,6 +23,7 @@ from lifelong.agent import config as configs
 from lifelong.agent import run
 from lifelong.agent.distributed.cluster import connect, ray_module
 from lifelong.agent.errors import ClusterError, ConfigError, DiskError, optional
+from lifelong.agent.files import write as write_file
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.build import build, build_stream
 from lifelong.agent.runtime.logging import Progress
@@ -106,9 +106,9 @@ def _claim(plan: Plan, folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
     except OSError as error:
         raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
+    write_file(path, text)
 
 
 @dataclass
@@ -276,10 +276,9 @@ def train_trial(
     if resumable or trial.name in ended:
         replay(folder, report_before_the_end)
     if trial.name not in ended and not (folder / "summary.json").is_file():
-        if resumable:
+        if (folder / "config.yaml").is_file():
             run.resume(folder, quiet=True, on_evaluation=report_before_the_end)
         else:
-            shutil.rmtree(folder, ignore_errors=True)  # killed before its first checkpoint
             run.start(trial.config, folder, quiet=True, on_evaluation=report_before_the_end)
     if (folder / "summary.json").is_file():
         replay(folder, report)
@@ -287,7 +286,7 @@ def train_trial(
 
 def replay(folder: Path, report: run.Listener) -> None:
     """Report the evaluations of a run folder one after the other."""
-    saved = Evaluations.load(folder / "evaluation.npz")
+    saved = Evaluations.of(folder)
     seen = Evaluations(saved.tasks, saved.scores, saved.training_end)
     for step, returns in zip(saved.steps, saved.returns, strict=True):
         seen.add(step, returns)

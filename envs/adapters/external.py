@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
-from gymnasium.spaces.utils import flatten, flatten_space
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.spaces.utils import flatdim, flatten, flatten_space
 from gymnasium.vector.utils import batch_space, iterate
 from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, Param, select
 from lifelong.envs.errors import EnvError
+from lifelong.envs.spaces import byte_scale, float_box
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Transition:
 class SpaceEncoder:
     """Turns observations of any flattenable Gymnasium space into tensors.
 
-    uint8 arrays of two or more dimensions (images) stay as they are, other arrays become float32 of the same shape, and
-    everything else (Discrete, Dict, Tuple, ...) is flattened to a float32 vector by `gymnasium.spaces.utils.flatten`.
+    uint8 arrays stay as they are, other arrays become float32 of the same shape, and everything else (Discrete, Dict,
+    Tuple, ...) is flattened to a float32 vector by `gymnasium.spaces.utils.flatten`, bytes in it scaled to [0, 1].
 
     Raises:
         EnvError: the space has no fixed flat size (Sequence, Graph).
@@ -50,22 +51,27 @@ class SpaceEncoder:
     space: Box | MultiDiscrete
 
     def __init__(self, space: gymnasium.Space[Any]) -> None:
+        if not isinstance(space, gymnasium.Space):
+            raise EnvError(f"the observation space is a {type(space).__name__}, not a gymnasium.Space")
         self.source = space
         self.is_array = isinstance(space, Box)
         flat = space if self.is_array else flatten_space(space) if space.is_np_flattenable else None
         if not isinstance(flat, Box):
             raise EnvError(f"observations of {space} have no fixed size, so they cannot be made one tensor")
-        if self.is_array and flat.dtype == np.uint8 and len(flat.shape) > 1:
+        self.scale: np.ndarray | None = None if self.is_array else _scales(space)  # of the flat vector
+        if self.is_array and flat.dtype == np.uint8:
             self.space = flat
+        elif self.scale is not None and (self.scale != 1).any():
+            plain = float_box(flat)
+            self.space = Box(plain.low * self.scale, plain.high * self.scale, dtype=np.float32)
         else:
-            with np.errstate(over="ignore"):  # bounds beyond float32 become infinite
-                low, high = flat.low.astype(np.float32), flat.high.astype(np.float32)
-            self.space = Box(low, high, flat.shape, np.float32)
+            self.scale, self.space = None, float_box(flat)
 
     def items(self, items: list[Any]) -> Tensor:
         """A list of n single observations as one tensor [n, ...]."""
         rows = items if self.is_array else [flatten(self.source, item) for item in items]
-        return self._tensor(np.stack([np.asarray(row) for row in rows]))
+        array = np.stack([np.asarray(row) for row in rows])
+        return self._tensor(array if self.scale is None else array * self.scale)
 
     def batch(self, batch: Any, count: int) -> Tensor:
         """A batched observation of `count` copies as one tensor [count, ...]."""
@@ -76,6 +82,15 @@ class SpaceEncoder:
     def _tensor(self, array: np.ndarray) -> Tensor:
         # A copy: wrapped environments may write into their buffers at the next step.
         return torch.from_numpy(np.array(array, dtype=self.space.dtype))
+
+
+def _scales(space: gymnasium.Space[Any]) -> np.ndarray:
+    """What every entry of the flat vector is multiplied with: bytes are divided by the largest of their space."""
+    if isinstance(space, (Dict, Tuple)):
+        parts = space.spaces.values() if isinstance(space, Dict) else space.spaces
+        return np.concatenate([np.zeros(0, np.float32), *map(_scales, parts)])
+    largest = byte_scale(space) if isinstance(space, Box) and space.dtype == np.uint8 else 1.0
+    return np.full(flatdim(space), 1 / largest, np.float32)
 
 
 class ExternalEnv(BatchedEnv):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from typing import Any
 
 import gymnasium
@@ -9,6 +13,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Dict
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.async_vector_env import _async_worker
 from torch import Tensor
 
 from lifelong.envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
@@ -89,7 +94,7 @@ class GymnasiumEnv(ExternalEnv):
         self.env.close(**kwargs)
 
     def _start(self, seed: int | None, mask: np.ndarray | None) -> Tensor:
-        if mask is None:
+        if mask is None or mask.all():
             obs, _ = self.env.reset(seed=seed)
             self._ended = np.zeros(self.num_envs, bool)
         else:
@@ -128,11 +133,33 @@ class GymnasiumEnv(ExternalEnv):
         if autoreset not in AUTORESETS:
             raise EnvError(f"autoreset is {autoreset!r}; valid: {', '.join(AUTORESETS)}")
         own = vectorization == "vector_entry_point"
-        vector_kwargs = {} if own else {"autoreset_mode": AUTORESETS[autoreset]}
+        vector_kwargs: dict[str, Any] = {} if own else {"autoreset_mode": AUTORESETS[autoreset]}
+        if vectorization == "async":
+            vector_kwargs["worker"] = _worker
         try:
             return gymnasium.make_vec(id, num_envs, vectorization, vector_kwargs, **kwargs)
         except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
             raise EnvError(f"Gymnasium cannot make {id!r}: {error}") from error
+
+
+def _worker(*arguments: Any) -> None:
+    """Gymnasium's worker of an asynchronous copy.
+
+    A signal to the whole group of processes is for the parent, which saves what was learned and closes its workers;
+    when the parent is gone, the worker ends too.
+    """
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _async_worker(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _pick(space: gymnasium.Space[Any], batch: Any, index: int) -> Any:

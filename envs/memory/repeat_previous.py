@@ -35,6 +35,10 @@ class RepeatPrevious(BatchedEnv):
     equal the symbol of `lag` steps ago. The first `lag` steps give no reward; after them each step gives +1/(length -
     lag) if right and -1/(length - lag) if wrong, so that returns lie in [-1, 1]. Terminates after `length` steps.
 
+    POPGym counts the symbol in view as k = 1, so its k is `lag` + 1: RepeatPreviousEasy (k 4) is lag 3, length 51,
+    Medium (k 32) lag 31, length 103, Hard (k 64) lag 63, length 155. It deals from a deck without putting cards back
+    and truncates at the end; here every symbol is drawn afresh, and the end terminates.
+
     Args:
         num_envs: number of copies B.
         symbols: number of symbols, 2 to 256. `SCORE` follows from it: guessing returns -1 + 2/symbols.

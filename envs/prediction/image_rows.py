@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.errors import EnvError, optional
+from lifelong.envs.options import Count
 
 SIDE = 28
 PIXELS = SIDE * SIDE
@@ -97,7 +98,7 @@ class ImageRows(BatchedEnv):
     SCORE: ClassVar[tuple[float, float]] = (0.0, 1.0)
     PREDICTION: ClassVar[bool] = True
 
-    def __init__(self, num_envs: int = 1, *, rows_per_step: int = 1, **kwargs: Any) -> None:
+    def __init__(self, num_envs: int = 1, *, rows_per_step: Count = 1, **kwargs: Any) -> None:
         if rows_per_step < 1 or SIDE % rows_per_step:
             raise EnvError(f"ImageRows.rows_per_step is {rows_per_step}; it must divide {SIDE}")
         self.rows_per_step = rows_per_step

@@ -25,7 +25,7 @@ from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context
 from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.tasks import Task, TaskEnv
-from lifelong.replay.chunk import Chunk
+from lifelong.replay.chunk import SLOTS, Chunk
 
 CELLS = list(REGISTRY["cell"])
 
@@ -234,14 +234,28 @@ def random_chunk(policy: Policy, steps: int, copies: int, seed: int = 0, dtype: 
         target=torch.zeros(*shape, 0, dtype=dtype),
         target_mask=torch.zeros(shape, dtype=torch.bool),
         weight=torch.ones(shape, dtype=dtype),
+        **empty_ends(steps, copies, normal(copies, *policy.encoder.space.shape), policy),
         bootstrap_value=normal(copies),
         state=torch.zeros(copies, policy.cell.state_size, dtype=dtype),
     )
 
 
+def empty_ends(steps: int, copies: int, next_obs: Tensor, policy: Policy) -> dict[str, Tensor]:
+    """What a chunk has of the time after its steps, without any truncated one: the values in it are all there is."""
+    dtype, size = next_obs.dtype, policy.distribution.feature_size if policy.with_action else 0
+    return {
+        "final_step": torch.full((0, copies), steps),
+        "final_obs": torch.zeros(0, *next_obs.shape, dtype=dtype),
+        "next_obs": next_obs,
+        "next_action": torch.zeros(copies, size, dtype=dtype),
+        "next_reward": torch.zeros(copies, dtype=dtype),
+        "next_is_init": torch.zeros(copies, dtype=torch.bool),
+    }
+
+
 def slice_steps(chunk: Chunk, start: int, stop: int, state: Tensor, bootstrap: Tensor) -> Chunk:
     """Steps [start, stop) of a chunk, beginning in `state`."""
-    part = chunk.map(lambda name, x, dim: x if dim == 0 else x[start:stop])
+    part = chunk.map(lambda name, x, dim: x if dim == 0 or name in SLOTS else x[start:stop])
     return replace(part, state=state, bootstrap_value=bootstrap)
 
 
@@ -273,8 +287,10 @@ class Silent:
 
     def update(self, *args: Any) -> None: ...
 
-    def offset(self) -> int:
-        return 0
+    def evaluation(self, evaluations: Any) -> None: ...
+
+    def sizes(self) -> dict[str, int]:
+        return {}
 
     def rate(self, step: int) -> float:
         return 1.0

@@ -327,7 +327,9 @@ def train(workers: TorchWorkers, folder: Path, name: str, cut: int | None = None
     trainer = build(config, folder, workers)
     if cut is not None:
         assert not trainer.train(log, log, lambda: trainer.step >= cut)
+        evaluations = trainer.evaluations
         trainer = build(config, folder, workers)
+        trainer.evaluations = evaluations  # of the log, which is silent here
         torch.manual_seed(99 + workers.rank)
         trainer.load_state_dict(checkpoint.load(folder / "checkpoints", workers)[0])
     assert trainer.train(log, log)

@@ -144,15 +144,17 @@ def test_deterministic_acting_takes_the_most_likely_action() -> None:
             )
 
 
-def test_actions_of_a_box_are_clipped_for_the_environment_but_not_for_the_density() -> None:
+def test_actions_of_a_box_are_clipped_and_rescaled_for_the_environment_but_not_for_the_density() -> None:
     env = task_env({"kind": "Pendulum"}, copies=64)
     policy = policy_for(env)
     with torch.no_grad():
         policy.actor.log_std.fill_(2.0)
     chunk = make_rollout(env, policy).collect(2).chunk
     assert float(chunk.action.abs().max()) > 2.0
-    assert float(policy.distribution.clip(chunk.action).abs().max()) == 2.0
-    assert float(policy.distribution.features(chunk.action).abs().max()) == 2.0
+    assert float(policy.distribution.clip(chunk.action).abs().max()) == 1.0
+    assert float(policy.distribution.features(chunk.action).abs().max()) == 1.0
+    torque = env.acts[0](policy.distribution.clip(chunk.action[0]))
+    torch.testing.assert_close(torque, 2 * chunk.action[0].clamp(-1, 1))
     normal = torch.distributions.Normal(chunk.policy[..., :1], chunk.policy[..., 1:].exp())
     torch.testing.assert_close(chunk.log_prob, normal.log_prob(chunk.action).sum(-1))
 

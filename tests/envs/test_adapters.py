@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import sys
 from typing import Any
 
@@ -393,3 +395,24 @@ def test_without_envpool_the_adapter_imports_and_its_use_is_one_sentence(monkeyp
 
     with pytest.raises(EnvError, match=r"pip install 'lifelong\[envpool\]'"):
         EnvPoolEnv(2)
+
+
+def test_a_vector_form_that_cannot_reset_some_copies_can_reset_all() -> None:
+    env = GymnasiumEnv(3, id="CartPole-v1", vectorization="vector_entry_point")
+    first = env.reset(seed=0)[0].clone()
+    env.step(torch.zeros(3))
+    again, _ = env.reset(options={"reset_mask": torch.ones(3, dtype=torch.bool)})
+    assert not torch.equal(first, again) and not env.age_B.any()
+    assert env.step(torch.zeros(3))[4]["valid"].all()
+    env.close()
+
+
+def test_asynchronous_workers_leave_interrupts_to_the_parent() -> None:
+    env = GymnasiumEnv(2, id="CartPole-v1", vectorization="async")
+    env.reset(seed=0)
+    for process in env.env.processes:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            os.kill(process.pid, number)
+    assert env.step(torch.zeros(2))[0].shape == (2, 4)
+    env.close()
+    assert not any(process.is_alive() for process in env.env.processes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gymnasium
@@ -365,3 +365,88 @@ def test_gymnasium_makes_it_by_name(name: str) -> None:
     assert env.spec is not None and env.spec.id == f"lifelong/{name}-v0"
     env.step(env.action_space.sample())
     env.close()
+
+
+# ---- what is returned is the caller's to keep ------------------------------------------------------------------------
+
+
+def steps_of(env: BatchedEnv, actions: list[torch.Tensor], copy: bool) -> list[torch.Tensor]:
+    """All that `env` returns, as it is or copied at once."""
+    keep = torch.clone if copy else lambda x: x
+    kept = [keep(env.reset(seed=3)[0])]
+    for action in actions:
+        obs, reward, terminated, truncated, info = env.step(action)
+        kept += [keep(x) for x in (obs, reward, terminated, truncated, *info.values())]
+    return kept
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_was_returned_is_never_written_to_again(name: str) -> None:
+    env, other = make(name), make(name)
+    kept = steps_of(env, actions_of(env, 25), copy=False)
+    for value, expected in zip(kept, steps_of(other, actions_of(other, 25), copy=True), strict=True):
+        assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_nothing_has_to_be_copied_for_it(name: str) -> None:
+    env = make(name)
+    steps_of(env, actions_of(env, 25), copy=False)
+    assert not env._reused
+
+
+@dataclass(frozen=True)
+class _Counted:
+    n: torch.Tensor
+
+
+class _Careless(BatchedEnv):
+    """Counts steps; fills the same memory again and again, as `how` says."""
+
+    MAX_EPISODE_STEPS = 5
+
+    def __init__(self, num_envs: int = 1, *, how: str, **options: Any) -> None:
+        self.how, self.turn = how, 0
+        self.array = np.zeros((num_envs, 1), np.float32)
+        self.rewards, self.info = torch.zeros(num_envs), torch.zeros(num_envs)
+        self.flags, self.ring = torch.zeros(num_envs, dtype=torch.bool), torch.zeros(3, num_envs, 1)
+        super().__init__(num_envs, **options)
+
+    def spaces(self) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+        return gymnasium.spaces.Box(0, 99, (1,), np.float32), gymnasium.spaces.Discrete(2)
+
+    def draw_state(self) -> Any:
+        return _Counted(torch.zeros(self.num_envs, 1))
+
+    def advance(self, state: Any, action: torch.Tensor) -> Any:
+        n = state.n.add_(1) if self.how == "state" else state.n + 1
+        if self.how != "rewards":
+            return _Counted(n), n[:, 0].clone(), n[:, 0] >= 4, {"extra": n[:, 0] * 2}
+        self.rewards.copy_(n[:, 0])
+        self.flags.copy_(n[:, 0] >= 4)
+        self.info.copy_(n[:, 0] * 2)
+        return _Counted(n), self.rewards, self.flags, {"extra": self.info}
+
+    def observe(self, state: Any) -> torch.Tensor:
+        n: torch.Tensor = state.n
+        if self.how == "array":
+            self.array[:] = n.numpy()
+            return torch.from_numpy(self.array)
+        if self.how == "ring":
+            self.turn = (self.turn + 1) % 3
+            return self.ring[self.turn].copy_(n)
+        return n
+
+
+@pytest.mark.parametrize("how", ["array", "ring", "state", "rewards"])
+def test_an_environment_that_fills_its_memory_again_is_copied_from(how: str) -> None:
+    env = _Careless(3, how=how)
+    kept = steps_of(env, actions_of(env, 40), copy=False)
+    obs, rewards, terminated = kept[1::9], kept[2::9], kept[3::9]
+    extra, final_obs = kept[5::9], kept[6::9]
+    for t, row in enumerate(zip(obs, rewards, terminated, final_obs, extra, strict=True)):
+        n = t % 4 + 1
+        expected = (n % 4, n, n == 4, n, 2 * n)
+        assert [x.flatten().tolist() for x in row] == [[x] * 3 for x in expected], (how, t)
+    assert env._reused == ({"reward", "terminated", "extra"} if how == "rewards" else {"obs"})
+    assert env._watch is None

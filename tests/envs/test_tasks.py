@@ -88,8 +88,8 @@ def test_spaces_that_cannot_be_padded_are_refused() -> None:
     [
         ({"kind": "CartPol"}, "did you mean 'CartPole'"),
         ({"kind": "CartPole", "gravty": 3.0}, "gravty"),
-        ({"kind": "TMaze", "corridor": 0}, "'t1'.*corridor is 0"),
-        ({"kind": "no_such_module:Env"}, "cannot load env"),
+        ({"kind": "TMaze", "corridor": 0}, "'t1'.*corridor of env TMaze is 0"),
+        ({"kind": "no_such_module:Env"}, "there is no module 'no_such_module'"),
     ],
 )
 def test_a_wrong_task_is_refused_by_name_before_anything_runs(spec: dict[str, Any], sentence: str) -> None:
@@ -237,3 +237,29 @@ def test_a_parameter_written_while_episodes_go_on_interrupts_none() -> None:
         _, _, terminated, _, info = env.step(torch.zeros(B, dtype=torch.int64))
         lengths += info["episode_length"][terminated].tolist()
     assert lengths == [4] * B
+
+
+# ---- how often an episode can be truncated ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [((0, 0), 0), ((12, 12), 1), ((12, 20), 1), ((11, 20), 2), ((4, 5), 3), ((1, 9), 12), ((0, 9), 12)],
+)
+def test_no_copy_is_truncated_more_often_than_its_time_limits_allow(limits: tuple[int, int], most: int) -> None:
+    """In twelve steps; a drift between a limit and none passes through every limit."""
+    specs = [{"kind": "TMaze", "corridor": 40, "max_episode_steps": limit} for limit in limits]
+    env = make(specs, spaces="same", random_initial_age=True)
+    assert env.truncations(12) == most
+    start(env, torch.arange(B) % 2)
+    seen = []
+    for _ in range(8):
+        truncated = torch.stack([env.step(torch.zeros(B, dtype=torch.int64))[3] for _ in range(12)])
+        seen.append(int(truncated.sum(0).max()))
+    assert max(seen) <= most
+    if 0 not in limits:
+        assert max(seen) == most
+
+
+def test_environments_of_others_may_truncate_at_every_step() -> None:
+    assert make([{"kind": "gymnasium", "id": "CartPole-v1"}], spaces="same", copies=2).truncations(12) == 12

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 
 from lifelong.replay.buffer import SequenceReplay
-from lifelong.replay.chunk import Chunk, concatenate
+from lifelong.replay.chunk import SLOTS, Chunk, concatenate, copies_dim
 from lifelong.replay.sampling import SAMPLING
 from lifelong.replay.writing import WRITING, Reservoir, Ring
 
@@ -27,7 +27,9 @@ def chunk_of(*numbers: int) -> Chunk:
     values |= dict.fromkeys(("is_init", "terminated", "truncated", "target_mask"), flag)
     values |= {"obs": real.unsqueeze(-1) + torch.arange(4), "policy": real.unsqueeze(-1).expand(T, -1, 2)}
     values |= {"task": rows, "action": rows, "action_mask": torch.ones(T, len(numbers), 0, dtype=torch.bool)}
-    values |= {"bootstrap_value": n.float() + 0.5, "state": n.float().unsqueeze(-1).expand(-1, 5)}
+    values |= {name: n.float() + 0.5 for name in FIELDS if copies_dim(name) == 0}
+    values |= {"state": n.float().unsqueeze(-1).expand(-1, 5), "next_is_init": n % 3 == 0}
+    values |= {"final_step": rows[:1], "final_obs": real[:1].unsqueeze(-1)}
     return Chunk(**values)
 
 
@@ -160,6 +162,35 @@ def test_an_empty_buffer_can_be_saved_but_not_sampled() -> None:
         other.sample(1)
     with pytest.raises(ValueError, match="at least 1"):
         make(0)
+
+
+def with_truncations(*counts: int) -> Chunk:
+    """A sequence a count, with its first `count` steps truncated and an observation made of number and step."""
+    chunk = chunk_of(*range(len(counts)))
+    step = torch.arange(max(counts)).unsqueeze(-1).expand(-1, len(counts))
+    step = torch.where(step < torch.tensor(counts), step, T)
+    obs = (torch.arange(len(counts)) * 10 + step).float().unsqueeze(-1)
+    return replace(chunk, final_step=step, final_obs=obs)
+
+
+def test_sequences_with_more_truncated_steps_than_any_before_make_room_for_them() -> None:
+    buffer = make(6)
+    none, one, some = with_truncations(0, 0), with_truncations(1, 0), with_truncations(2, 3)
+    for step, chunk in enumerate((none, one, some)):
+        buffer.write(chunk, step)
+        sample, rows = buffer.sample(30)
+        for copy, row in enumerate(rows.tolist()):
+            source, index = (none, one, some)[row // 2], row % 2
+            filled = sample.final_step[:, copy] < T
+            expected = source.final_step[:, index] < T
+            assert int(filled.sum()) == int(expected.sum()) and not filled[int(expected.sum()) :].any()
+            for name in SLOTS:
+                got = getattr(sample, name)[:, copy][filled]
+                assert torch.equal(got, getattr(source, name)[:, index][expected]), name
+    other = make(6)
+    other.load_state_dict(buffer.state_dict(), torch.device("cpu"))
+    assert buffer.storage is not None and other.storage is not None
+    assert torch.equal(other.storage.final_step, buffer.storage.final_step)
 
 
 def test_chunks_side_by_side_come_apart_again() -> None:

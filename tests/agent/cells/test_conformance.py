@@ -53,6 +53,17 @@ def test_resetting_units_zeroes_all_that_the_state_holds_of_them_and_nothing_els
     assert not parts[..., units].any() and bool((parts[..., others] == 1).all())
 
 
+def test_the_states_of_a_sequence_are_those_of_the_steps_one_by_one(name: str) -> None:
+    cell = make(name)
+    x, state, is_init = data(cell)
+    states = cell.states(x, state, is_init)
+    assert states.shape == (T, B, cell.state_size) and not states.requires_grad
+    torch.testing.assert_close(states[-1], cell.sequence(x, state, is_init)[1])
+    for t in range(T):
+        _, state = cell.step(x[t], state.masked_fill(is_init[t, :, None], 0.0))
+        torch.testing.assert_close(states[t], state)
+
+
 def test_a_sequence_is_the_steps_one_by_one_with_the_state_zeroed_at_resets(name: str) -> None:
     cell = make(name)
     x, state, is_init = data(cell)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ import torch
 
 from lifelong.agent import config as configs
 from lifelong.agent.cli import main
-from lifelong.agent.distributed import cluster, train
+from lifelong.agent.distributed import cluster, loopback, train
 from lifelong.agent.errors import ClusterError, ConfigError
 from lifelong.agent.parallel import TorchWorkers, Workers
 from lifelong.agent.runtime import checkpoint, session
@@ -192,9 +192,9 @@ def newest(folder: Path) -> int:
 
 def whole_run(workers: TorchWorkers, folder: Path) -> None:
     """The run by plain processes."""
-    trainer, offset = session.reopen(configs.load(str(folder / "config.yaml")), folder, workers)
+    trainer, sizes = session.reopen(configs.load(str(folder / "config.yaml")), folder, workers)
     progress = Progress(trainer.stream.total_steps, quiet=True)
-    assert session.train(trainer, offset, progress, lambda: Order.GO_ON)
+    assert session.train(trainer, sizes, progress, lambda: Order.GO_ON)
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +273,38 @@ def test_the_inline_backend_and_help_never_import_ray(config: Path, tmp_path: Pa
         assert done.returncode == 0, done.stderr
 
 
+# ---- who can reach it ------------------------------------------------------------------------------------------------
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def listeners(pid: int) -> dict[str, str]:
+    """Where `pid` and all below it listen, as /proc/net has it in hexadecimal (address:port), with the command."""
+    rows = [row.split() for name in ("tcp", "tcp6") for row in Path("/proc/net", name).read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]": row[1] for row in rows if row[3] == "0A"}
+    found = {}
+    for process in [*below(pid), Process(pid, 0, "", "driver")]:
+        for path in Path(f"/proc/{process.pid}/fd").glob("*"):
+            with suppress(OSError):  # closed meanwhile
+                found |= {where: process.command for where in [sockets.get(os.readlink(path))] if where}
+    return found
+
+
+def assert_reached_from_here_by_this_user_only(pid: int) -> Path:
+    """All that the own cluster of the driver `pid` listens on is loopback, and its token is the user's; the token."""
+    found = listeners(pid)
+    for name in ("driver", "raylet", "gcs_server", "DashboardAgent", "RayTrainWorker"):
+        assert any(name in each for each in found.values()), name
+    assert {where: each for where, each in found.items() if where.rpartition(":")[0] not in LOOPBACK} == {}
+    rows = Path(f"/proc/{train_workers(pid)[0].pid}/environ").read_text().split("\0")
+    environment = dict(row.split("=", 1) for row in rows if row)
+    token = Path(environment["RAY_AUTH_TOKEN_PATH"])
+    assert environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in environment
+    for path, mode in ((token, 0o600), (token.parent, 0o700)):
+        assert path.stat().st_mode & 0o777 == mode and path.stat().st_uid == os.getuid()
+    return token
+
+
 # ---- deaths ----------------------------------------------------------------------------------------------------------
 
 
@@ -280,12 +312,14 @@ def test_a_killed_worker_costs_nothing_but_time(config: Path, whole: Path, tmp_p
     folder = tmp_path / "run"
     command, starting, at = start(folder, "run", config, "--out", folder)
     victim = command.wait_for(lambda: train_workers(command.pid))[-1]
+    token = assert_reached_from_here_by_this_user_only(command.pid)  # here, as every start of Ray takes long
     actors = {p.command.split("::")[1].split()[0] for p in below(command.pid) if p.command.startswith("ray::")}
     assert not {"PlacementGroupCleaner", "PreemptionWatcher", "DatasetManager"} & actors
     assert not any("Autoscaling" in name for name in actors)  # nothing that serves clusters that live on
     victim.kill()
     resumed_in_time(command, folder, at, starting, time.monotonic())
     output = command.finish()
+    assert not token.parent.exists()
     assert "average performance" in output  # the report of any run
     assert_same_run(folder, whole)
     timing = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
@@ -464,6 +498,25 @@ def test_a_start_that_is_stopped_leaves_no_process(config: Path, tmp_path: Path)
     command.wait_for(lambda: any("raylet" in p.command for p in below(command.pid)))
     command.process.send_signal(signal.SIGTERM)
     command.finish(-signal.SIGTERM)
+
+
+# ---- an own cluster -------------------------------------------------------------------------------------------------
+
+
+def test_settings_of_an_own_cluster_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = cluster.ray_module()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "the token of another cluster")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    before, clusters = dict(os.environ), ray._private.ray_constants.ENABLE_RAY_CLUSTER
+    with loopback.settings(ray):
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+        assert len(token.read_text()) == 64 and "RAY_AUTH_TOKEN" not in os.environ
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1", "the user's word counts where it does no harm"
+        assert ray._private.services.resolve_ip_for_localhost("127.0.0.1") == "127.0.0.1"
+        os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does
+    assert dict(os.environ) == before and not token.parent.exists()
+    assert clusters == ray._private.ray_constants.ENABLE_RAY_CLUSTER
 
 
 # ---- preflight -------------------------------------------------------------------------------------------------------

@@ -134,14 +134,14 @@ def twin(rollout: RunnerRollout, runner: int) -> Rollout:
 
 def side_by_side(parts: list[Experience]) -> Experience:
     """Oracle for `unpack`: torch instead of numpy."""
-    apart = ("chunk", "copies", "acted")
+    apart = ("chunk", "copies", "acted", "lags", "engine")
     rest = {k: torch.cat([vars(p)[k] for p in parts], 1) for k in vars(parts[0]) if k not in apart}
     return Experience(concatenate([part.chunk for part in parts]), **rest)
 
 
 def assert_same(a: Experience, b: Experience) -> None:
     """Equal in everything that travels; what acting kept is of no use once the weights have changed."""
-    assert_identical(*({**vars(x), "chunk": vars(x.chunk), "acted": None} for x in (a, b)))
+    assert_identical(*({**vars(x), "chunk": vars(x.chunk), "acted": None, "lags": None} for x in (a, b)))
 
 
 def advance(rollout: RunnerRollout, part: Experience) -> None:
@@ -191,6 +191,25 @@ def test_packed_experiences_come_out_side_by_side() -> None:
     joined = unpack([pack(part) for part in parts], torch.device("cpu"))
     assert_same(joined, side_by_side(parts))
     joined.chunk.weight.zero_()  # its own memory
+
+
+def test_blocks_with_more_and_with_fewer_truncated_steps_come_out_side_by_side() -> None:
+    """Episodes of 2 steps end several times in a block, those of 50 never; the learner's critic bootstraps both."""
+    parts = []
+    for seed, limit in ((0, 2), (1, 50)):
+        rollout = count_rollout(2, seed)
+        rollout.env.envs[0].set_params(None, max_episode_steps=limit, length=60)
+        parts.append(rollout.collect(T))
+    assert [part.chunk.slots for part in parts] == [T // 2, 0]
+    joined = unpack([pack(part) for part in parts], torch.device("cpu"))
+    assert joined.lags and joined.chunk.slots == T // 2
+    assert_same(joined, side_by_side(parts))
+    policy = rollout.policy
+    perturb(policy)
+    chunk = joined.chunk
+    (bootstrap, final), alone = (policy.sequence(c, c.state).after() for c in (chunk, parts[0].chunk))  # type: ignore
+    torch.testing.assert_close((bootstrap[:2], final[:, :2]), alone)
+    assert not final[:, 2:].any() and bool((final[:, :2] != chunk.final_value[:, :2]).any())
 
 
 def test_acting_changes_when_weights_arrive() -> None:
@@ -518,6 +537,19 @@ def last(path: Path) -> dict[str, float]:
     lines = path.read_text().splitlines() if path.exists() else []
     found: dict[str, float] = json.loads(lines[-1]) if lines else {}
     return found
+
+
+@pytest.mark.slow
+def test_death_of_the_raylet_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    process = lifelong("run", tmp_path / "small.yaml", "--out", tmp_path / "run", "--quiet")
+    timing = tmp_path / "run" / "timing.jsonl"
+    wait_until(lambda: process.poll() is not None or last(timing).get("step", 0) > 5_000)
+    assert process.poll() is None, process.communicate()[0].decode()
+    os.kill(next(pid for pid, line in descendants(process.pid).items() if "raylet/raylet" in line), signal.SIGKILL)
+    (sentence,) = process.communicate(timeout=60)[0].decode().splitlines()
+    assert process.returncode == 1
+    assert "raylet on this machine was killed" in sentence and len(sentence) <= 300
 
 
 @pytest.mark.slow

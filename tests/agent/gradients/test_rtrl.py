@@ -90,7 +90,7 @@ def whole_history_gradient(policy: Policy, data: Chunk, parts: list[Experience])
     """Gradient of the sum of the chunks' losses through one forward pass over all steps."""
     objective = ActorCritic(policy.distribution)
     policy.zero_grad()
-    outputs = policy.sequence(data, data.state)
+    outputs = policy.sequence(data, data.state, current=data.copies)
     loss, start = torch.zeros((), dtype=torch.float64), 0
     for part in parts:
         stop = start + part.chunk.steps
@@ -108,7 +108,7 @@ def chunked_gradient(
     policy.zero_grad()
     for part in parts:
         trace = engine.trace(part.x_TBD, part.state_TBS, part.chunk.is_init, only_pass=only_pass)
-        outputs = policy.sequence(part.chunk, engine.attach(part.chunk.state))
+        outputs = policy.sequence(part.chunk, engine.attach(part.chunk.state), current=part.chunk.copies)
         loss, _ = objective.loss(outputs, part.chunk, {})
         loss.backward()
         engine.advance(trace)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import nn
 
 from lifelong.agent.config import PolicyConfig
-from lifelong.agent.modules.encoders import CNN, MLP, Identity, OneHotLinear
+from lifelong.agent.modules.encoders import CNN, MLP, Identity, OneHotLinear, layout_of
 from lifelong.agent.policy import Policy
 from lifelong.agent.strategies.gpm import Taps
 from tests.agent.support import act_through, random_chunk
@@ -93,3 +94,62 @@ def test_other_spaces_are_one_sentence(space: Discrete) -> None:
         MLP(space)
     with pytest.raises(ValueError, match="cnn reads images"):
         CNN(SPACE)
+
+
+# ---- bytes and images ------------------------------------------------------------------------------------------------
+
+
+def test_bytes_are_divided_by_the_largest_of_their_space() -> None:
+    for largest in (255, 10):
+        encoder = Identity(Box(0, largest, (3,), np.uint8))
+        obs = torch.tensor([[0, 5, largest]], dtype=torch.uint8)
+        torch.testing.assert_close(encoder(obs), torch.tensor([[0.0, 5 / largest, 1.0]]))
+        assert not encoder.transparent
+
+
+IMAGES = {
+    "hw": (5, 6),
+    "chw": (3, 5, 6),
+    "hwc": (5, 6, 3),
+    "nchw": (2, 3, 5, 6),
+    "nhwc": (2, 5, 6, 3),
+}
+
+
+@pytest.mark.parametrize("layout", IMAGES)
+def test_every_layout_shows_the_same_image_to_the_convolutions(layout: str) -> None:
+    """Against indexing pixel by pixel: frame n, channel c, row h, column w."""
+    shape = IMAGES[layout]
+    image = torch.rand(2, *shape)
+    got = CNN(Box(0, 1, shape, np.float32), layout=layout)._image(image)
+    size = dict(zip(layout, shape, strict=True))
+    frames, channels = size.get("n", 1), size.get("c", 1)
+    assert got.shape == (2, frames * channels, 5, 6)
+    for n, c, h, w in product(range(frames), range(channels), range(5), range(6)):
+        place = {"n": n, "c": c, "h": h, "w": w}
+        index = tuple(place[axis] for axis in layout)
+        assert torch.equal(got[:, n * channels + c, h, w], image[(slice(None), *index)])
+
+
+def test_a_layout_is_found_only_where_the_shape_leaves_no_choice() -> None:
+    assert layout_of((84, 84), "auto") == "hw"
+    assert layout_of((4, 84, 84), "auto") == "chw" and layout_of((84, 84, 1), "auto") == "hwc"
+    for shape in ((12, 64, 64), (64, 64, 12), (3, 64, 3)):
+        with pytest.raises(ValueError, match=r"cannot tell which axis .* set layout to chw or hwc"):
+            layout_of(shape, "auto")
+    with pytest.raises(ValueError, match="set layout to nchw or nhwc"):
+        layout_of((4, 84, 84, 3), "auto")
+    with pytest.raises(ValueError, match="layout hwc has 3 axes, but images have shape"):
+        layout_of((4, 84, 84, 3), "hwc")
+    with pytest.raises(ValueError, match="layout is 'whc'; valid: auto, hw"):
+        layout_of((4, 84, 84), "whc")
+    with pytest.raises(ValueError, match="2 to 4 axes, not shape \\(7,\\); use the mlp"):
+        layout_of((7,), "auto")
+    with pytest.raises(ValueError, match="not categories"):
+        CNN(SPACE)
+
+
+def test_stacked_bytes_of_any_layout_are_read() -> None:
+    encoder = CNN(Box(0, 255, (4, 12, 12, 3), np.uint8), layout="nhwc", hidden=5)
+    features = encoder(torch.randint(256, (7, 4, 12, 12, 3), dtype=torch.uint8))
+    assert features.shape == (7, 5)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch import distributions as td
 
 from lifelong.agent.modules.heads import ActorHead, Distribution, Heads, MultiCategorical, distribution_of
+from lifelong.agent.objectives.supervised import Supervised
 
 SPACES = {
     "discrete": Discrete(4),
@@ -100,6 +101,84 @@ def test_discrete_actions_as_input_are_one_hot() -> None:
     assert distribution_of(Discrete(3)).features(torch.tensor([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]]
     multi = distribution_of(MultiDiscrete([2, 3]))
     assert multi.features(torch.tensor([[1, 2]])).tolist() == [[0, 1, 0, 0, 1]] and multi.feature_size == 5
+
+
+# ---- continuous actions ----------------------------------------------------------------------------------------------
+
+
+def squashed(size: int = 3) -> Distribution:
+    return distribution_of(Box(-1, 1, (size,), np.float32), "tanh")
+
+
+def by_torch(params: Tensor) -> td.Distribution:
+    mean, log_std = params.chunk(2, -1)
+    return td.Independent(td.TransformedDistribution(td.Normal(mean, log_std.exp()), td.TanhTransform()), 1)
+
+
+def test_the_log_probability_of_squashed_actions_is_that_of_torch() -> None:
+    ours = squashed()
+    params = 0.5 * torch.randn(200, ours.size, dtype=torch.float64)  # torch inverts tanh, which loses digits far out
+    action = ours.sample(params, torch.Generator().manual_seed(0))
+    expected = by_torch(params).log_prob(ours.clip(action))
+    torch.testing.assert_close(ours.log_prob(params, action), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_squashed_densities_sum_to_one() -> None:
+    ours = squashed(1)
+    params = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    a = torch.linspace(-1, 1, 200_001, dtype=torch.float64)[1:-1]
+    density = ours.log_prob(params.expand(len(a), -1), torch.atanh(a).unsqueeze(-1)).exp()
+    assert float(density.sum() * 2 / 200_000) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_far_out_squashed_actions_have_finite_log_probabilities_and_gradients() -> None:
+    ours = squashed(1)
+    params = torch.tensor([[60.0, 0.0], [-60.0, 0.0]], requires_grad=True)
+    log_prob = ours.log_prob(params, torch.tensor([[61.0], [-60.0]]))
+    log_prob.sum().backward()
+    assert bool(log_prob.isfinite().all()) and bool(params.grad.isfinite().all())  # type: ignore[union-attr]
+    assert bool((ours.clip(torch.tensor([[61.0], [-61.0]])).abs() <= 1).all())
+
+
+def test_the_entropy_of_squashed_actions_is_that_of_many_draws() -> None:
+    ours = squashed(2)
+    generator = torch.Generator().manual_seed(1)
+    params = torch.tensor([[0.0, 1.5, 0.0, -1.0], [-0.7, 0.2, 0.5, -2.0]], dtype=torch.float64)
+    draws = params.unsqueeze(0).expand(200_000, -1, -1)
+    expected = -ours.log_prob(draws, ours.sample(draws, generator)).mean(0)
+    torch.testing.assert_close(ours.entropy(params), expected, rtol=0, atol=0.01)
+    torch.testing.assert_close(ours.entropy(params.float()).double(), ours.entropy(params), rtol=1e-5, atol=1e-5)
+
+
+def test_the_entropy_of_squashed_actions_has_the_gradient_of_finite_differences() -> None:
+    ours = squashed(2)
+    params = torch.randn(5, ours.size, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ours.entropy, (params,))
+
+
+def test_squashing_more_and_more_does_not_pay_in_entropy() -> None:
+    """The Gaussian's own entropy grows with its deviation for ever; the squashed one is at most that of the box."""
+    ours = squashed(1)
+    log_std = torch.linspace(-2, 3, 60, dtype=torch.float64)
+    entropy = ours.entropy(torch.stack((torch.zeros_like(log_std), log_std), -1))
+    assert float(entropy.max()) < np.log(2) and float(entropy[-1]) < float(entropy.max()) - 0.5
+
+
+def test_the_environment_and_the_next_step_see_the_squashed_action() -> None:
+    ours = squashed(1)
+    u = torch.tensor([[0.5], [-3.0]])
+    assert torch.equal(ours.clip(u), torch.tanh(u)) and torch.equal(ours.features(u), torch.tanh(u))
+    clipped = distribution_of(Box(-1, 1, (1,), np.float32))
+    assert clipped.clip(u).tolist() == [[0.5], [-1.0]]
+
+
+def test_what_cannot_be_squashed_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match=r"policy.squash is tanh, but the actions .* are not bounded"):
+        distribution_of(Box(-np.inf, np.inf, (2,), np.float32), "tanh")
+    with pytest.raises(ValueError, match=r"policy.squash is tanh, which is for continuous actions, not for Discrete"):
+        distribution_of(Discrete(2), "tanh")
+    with pytest.raises(ValueError, match="supervised predicts the target in its own unit"):
+        Supervised(squashed())
 
 
 @pytest.mark.parametrize(

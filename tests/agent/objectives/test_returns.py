@@ -69,7 +69,7 @@ def test_gae_by_hand_at_an_end_in_the_middle() -> None:
 def test_vtrace_of_the_acting_policy_is_the_n_step_return() -> None:
     policy = make_policy().double()
     chunk = random_chunk(policy, 10, 20, seed=4, dtype=torch.float64)
-    outputs = policy.sequence(chunk, chunk.state)
+    outputs = policy.sequence(chunk, chunk.state, current=20)
     chunk.log_prob = policy.distribution.log_prob(outputs.policy, chunk.action).detach()
     value = outputs.value.detach()
     target, _ = vtrace(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import operator
 import os
 import random
 import signal
@@ -11,8 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lifelong.agent.runtime import checkpoint
 
@@ -48,16 +52,47 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
         assert a == b, where
 
 
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """{tag: (step, value) of every point} of a run folder, as TensorBoard reads it."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    scalars, texts = events.Tags()["scalars"], events.Tags()["tensors"]
+    points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in scalars}
+    return points | {tag: [(e.step, 0.0) for e in events.Tensors(tag)] for tag in texts}
+
+
+def depends_on_the_clock(tag: str) -> bool:
+    return tag.startswith(("speed/", "cluster/", "runners/"))
+
+
+def assert_log_in_order(folder: Path) -> None:
+    """No line or point of a log is there twice, or behind a later one."""
+    lines = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    steps = [[line["step"] for line in lines], *([step for step, _ in points] for points in curves(folder).values())]
+    for series in steps:
+        assert series == sorted(set(series))
+    assert not list(folder.glob("*.partial")) and not list(folder.glob("checkpoints/.partial*"))
+
+
 def assert_same_run(killed: Path, whole: Path) -> None:
-    """Parameters, carry and everything else in the last checkpoint; evaluation.npz and metrics.jsonl byte for byte."""
+    """Parameters, carry and everything else in the last checkpoint; evaluation.npz and metrics.jsonl byte for byte;
+    timing.jsonl and TensorBoard point for point."""
     (state_killed, _), (state_whole, _) = (
         checkpoint.load(killed / "checkpoints"),
         checkpoint.load(whole / "checkpoints"),
     )
     assert state_whole["carry"]["weight"].abs().sum() > 0
-    assert_equal(state_killed, state_whole)
-    for name in ("evaluation.npz", "metrics.jsonl"):
+    assert_equal(*({k: v for k, v in state.items() if k != "manifest"} for state in (state_killed, state_whole)))
+    for name in ("evaluation.npz", "evaluation.jsonl", "metrics.jsonl"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert_log_in_order(killed)
+    timing = ([json.loads(x)["step"] for x in (f / "timing.jsonl").read_text().splitlines()] for f in (killed, whole))
+    assert operator.eq(*timing)
+    drawn, expected = curves(killed), curves(whole)
+    assert drawn.keys() == expected.keys()
+    for tag, points in expected.items():
+        assert [step for step, _ in drawn[tag]] == [step for step, _ in points], tag
+        if not depends_on_the_clock(tag):
+            np.testing.assert_array_equal(drawn[tag], points, tag)
 
 
 def kill_and_resume(config: str, folder: Path, whole: Path, shares: list[float], overrides: list[str]) -> None:

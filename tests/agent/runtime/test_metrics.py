@@ -1,12 +1,10 @@
 """Every metric against numbers worked out by hand."""
 
-import io
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from lifelong.agent.runtime import metrics
 from lifelong.agent.runtime.metrics import Evaluations
@@ -185,18 +183,10 @@ def test_same_data_gives_the_same_bytes(stream: Evaluations, tmp_path: Path) -> 
         assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}  # not the clock
 
 
-def test_state_survives_a_weights_only_load(stream: Evaluations) -> None:
-    buffer = io.BytesIO()
-    torch.save(stream.state_dict(), buffer)
-    buffer.seek(0)
-    restored = Evaluations(stream.tasks, stream.scores, stream.training_end)
-    restored.load_state_dict(torch.load(buffer, weights_only=True))
-    assert_same(restored, stream)
-
-
-def test_state_of_other_tasks_is_refused(stream: Evaluations) -> None:
-    with pytest.raises(ValueError, match="this run has"):
-        Evaluations(["x"], [(0, 1)], [1]).load_state_dict(stream.state_dict())
+def test_points_of_other_tasks_are_refused(stream: Evaluations, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.jsonl").write_text(stream.line())
+    with pytest.raises(ValueError, match="in this run"):
+        Evaluations(["x"], [(0, 1)], [1]).restore(tmp_path, 10_000)
 
 
 def test_evaluations_of_some_tasks_are_those_tasks_and_nothing_else() -> None:

@@ -14,6 +14,7 @@ import yaml
 from lifelong.agent import cli, run
 from lifelong.agent import config as configs
 from lifelong.agent.errors import LedgerError
+from lifelong.agent.runtime import session
 from lifelong.agent.sweep import plan as sweep_plan
 from lifelong.agent.sweep import report as sweep_report
 from lifelong.agent.sweep import trials
@@ -98,7 +99,7 @@ def test_a_metric_of_phase_two_that_was_read_before_the_freeze_is_caught(
     # the peek: run a candidate on the other stream outside of the sweep and look at it, then choose
     run.start(second.config, second.folder(folder), quiet=True)
     peeked = ledger.read(EVALUATION, second.name, plan.measure)
-    assert peeked == pytest.approx(run.load_summary(second.folder(folder))["average_performance"])
+    assert peeked == pytest.approx(session.load_summary(second.folder(folder))["average_performance"])
     shutil.rmtree(second.folder(folder))
     trials.freeze(plan, ledger, ledger.rank(TUNING, plan.measure, plan.mode))
     for trial in trials.frozen_trials(plan, ledger):
@@ -231,7 +232,7 @@ def test_a_metric_is_read_once_and_remembered(plan: Plan, copy: Path) -> None:
     before = len(ledger.entries)
     value = ledger.read(EVALUATION, "tiny,seed=7", plan.measure)
     assert len(ledger.entries) == before
-    assert value == pytest.approx(run.load_summary(copy / "evaluation/tiny,seed=7")["average_performance"])
+    assert value == pytest.approx(session.load_summary(copy / "evaluation/tiny,seed=7")["average_performance"])
     ledger.close()
 
 

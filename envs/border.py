@@ -5,12 +5,13 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
-import lifelong
+from lifelong.envs.errors import LifelongError
 
 #: a longer message is cut
 LONGEST = 160
 
-_OURS = (str(Path(__file__).resolve().parents[1]), *map(str, lifelong.__path__))
+_ROOT = Path(__file__).resolve().parents[1]
+_OURS = tuple(f"{_ROOT / floor}/" for floor in ("agent", "envs", "replay", "kernels", "configs"))
 _LIBRARIES = ("site-packages", "dist-packages", "/lib/python")
 
 
@@ -30,7 +31,11 @@ def blame(error: BaseException) -> str:
     return f"{place[0].filename}:{place[0].lineno}: {text}" if place else text
 
 
+def told(error: BaseException) -> str:
+    """What is to be said of any error: the sentence of one of ours, else `blame`."""
+    return str(error) if isinstance(error, LifelongError) else blame(error)
+
+
 def _is_ours(filename: str) -> bool:
     path = str(Path(filename).resolve())
-    folders = [f"{root}/{floor}/" for root in _OURS for floor in ("agent", "envs", "replay", "kernels", "configs")]
-    return filename.startswith("<") or path.startswith(tuple(folders)) or any(name in path for name in _LIBRARIES)
+    return filename.startswith("<") or path.startswith(_OURS) or any(name in path for name in _LIBRARIES)

@@ -1,0 +1,53 @@
+"""TensorBoard's event files, written record by record, so that a run that goes on knows where each begins."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lifelong.agent.runtime.appended import EVENTS, Appended
+
+
+class Events:
+    """One event file of this process beside those of earlier ones, begun with the first record.
+
+    TensorBoard reads the files in the order of their names. Its name says a later second than every other, even if the
+    clock went back, so what it holds comes after what they hold.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file: Appended | None = None
+
+    def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """One point of every scalar."""
+        self._write(step, [{"tag": name, "simple_value": value} for name, value in scalars.items()])
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """A text page."""
+        plugin = {"plugin_data": {"plugin_name": "text"}}
+        tensor = {"dtype": "DT_STRING", "string_val": [text.encode()], "tensor_shape": {"dim": [{"size": 1}]}}
+        self._write(step, [{"tag": f"{tag}/text_summary", "metadata": plugin, "tensor": tensor}])
+
+    def _write(self, step: int, values: list[dict[str, Any]]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event  # imports slowly, and only runs need it
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if self.file is None:
+            self.file = Appended(self._path())
+            self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._record(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _record(self, event: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        RecordWriter(self.file).write(event.SerializeToString())
+
+    def _path(self) -> Path:
+        seconds = [int(path.name.split(".")[3]) for path in self.folder.glob(EVENTS)]
+        second = max([int(time.time()), *(s + 1 for s in seconds)])
+        return self.folder / EVENTS.replace("*", f"{second:010d}.{socket.gethostname()}.{os.getpid()}.0")
