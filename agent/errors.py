@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lifelong.envs.errors import EnvError, LifelongError, unknown_name
+from lifelong.envs.errors import EnvError, LifelongError, optional, unknown_name
 
 __all__ = [
     "CheckpointError",
@@ -17,6 +17,7 @@ __all__ = [
     "NonFiniteError",
     "PartError",
     "choice",
+    "optional",
     "unknown_name",
 ]
 

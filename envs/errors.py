@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class LifelongError(Exception):
@@ -34,3 +36,23 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     name = name if len(name) <= 60 else name[:57] + "..."
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"unknown {what} {name!r}{hint}; valid: {', '.join(names) or 'none'}"
+
+
+def optional(module: str, user: str, extra: str, error: type[LifelongError] = EnvError) -> Any:
+    """Import `module`, which belongs to a package that not everybody installs.
+
+    Args:
+        module: dotted name.
+        user: what needs it, the subject of the sentence.
+        extra: the extra of `lifelong` that brings it.
+        error: class of the error.
+
+    Raises:
+        LifelongError: of the class `error`: it, or a module that it needs, cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as problem:
+        package = module.partition(".")[0]
+        hint = f"pip install 'lifelong[{extra}]'"
+        raise error(f"{user} needs {package}, which cannot be imported; {hint} ({str(problem)[:120]})") from problem

@@ -18,7 +18,7 @@ from typing import Any
 
 from lifelong.agent.config import Config
 from lifelong.agent.distributed import loopback
-from lifelong.agent.errors import ClusterError, ConfigError, DiskError
+from lifelong.agent.errors import ClusterError, ConfigError, DiskError, optional
 from lifelong.agent.runtime.machine import versions
 
 #: seconds that an address may take to answer
@@ -44,11 +44,7 @@ def ray_module() -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths in a config mean the same on workers
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a death or an end is noticed sooner
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("this needs Ray; install it with: pip install 'lifelong[ray]'") from error
-    return ray
+    return optional("ray", "what runs on several processes or machines", "ray", ConfigError)
 
 
 def resolve_address(address: str) -> str:
@@ -212,15 +208,15 @@ def ready(config: Config, folder: Path, connection: Connection | None = None) ->
         connection: made, or being made, by the caller.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: Ray, or its part that trains, is not installed.
         ClusterError: the cluster cannot be reached or is too small, a node does not see the folder or has another
             version; one sentence.
         DiskError: the folder cannot be written from here.
     """
     connection = connection or Connection(config.runtime.address)
     try:
-        import ray.train.torch  # noqa: F401  (takes a second, in which the connection is made)
-
+        # takes a second, in which the connection is made
+        optional("ray.train.torch", "runtime.backend=ray", "ray", ConfigError)
         connection.wait()
         check_resources(connection.ray, config)
         check_nodes(connection.ray, folder)

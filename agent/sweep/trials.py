@@ -22,7 +22,7 @@ import yaml
 from lifelong.agent import config as configs
 from lifelong.agent import run
 from lifelong.agent.distributed.cluster import connect, ray_module
-from lifelong.agent.errors import ClusterError, ConfigError, DiskError
+from lifelong.agent.errors import ClusterError, ConfigError, DiskError, optional
 from lifelong.agent.files import write as write_file
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.build import build, build_stream
@@ -43,11 +43,14 @@ def sweep(plan: Plan, folder: Path, *, quiet: bool = False) -> Results | None:
         The results; None if a signal stopped it (everything that is finished is kept).
 
     Raises:
-        ConfigError: a run that cannot be built, or a folder that holds another sweep.
+        ConfigError: a package that is not installed, a run that cannot be built, or a folder that holds another sweep.
         ClusterError: Ray cannot be reached or has no room for a trial, or runs failed.
         LedgerError, DiskError: the ledger is broken or cannot be written.
     """
     ray_module()
+    optional("ray.tune", "a sweep", "ray", ConfigError)
+    if plan.sweep.search.kind == "optuna":
+        optional("optuna", "search.kind=optuna", "optuna", ConfigError)
     examine(plan)
     _claim(plan, folder)
     with closing(Ledger(folder)) as ledger:

@@ -16,7 +16,7 @@ from gymnasium.spaces import Box, Dict, MultiDiscrete
 from torch import Tensor
 
 from lifelong.envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
-from lifelong.envs.errors import EnvError
+from lifelong.envs.errors import EnvError, optional
 
 #: MiniGrid's numbers of objects, colours and door states; every cell of an image is one id of each.
 MINIGRID_IDS = (11, 6, 3)
@@ -103,10 +103,7 @@ class EnvPoolEnv(ExternalEnv):
         self.pool.close()
 
     def _open(self, seed: int) -> None:
-        try:
-            import envpool
-        except ImportError as error:
-            raise EnvError("EnvPoolEnv needs EnvPool, which is missing: pip install lifelong[envpool]") from error
+        envpool = optional("envpool", "EnvPoolEnv", "envpool")
         names = envpool.list_all_envs()
         if self.id not in names:
             near = get_close_matches(self.id, names, n=3)

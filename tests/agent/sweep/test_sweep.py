@@ -198,12 +198,16 @@ def test_a_bundled_sweep_can_be_run(name: str) -> None:
     assert all(plan.trials(group) for group in plan.groups)
 
 
-def test_without_ray_the_sentence_says_what_to_install(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("module", "extra"), [("ray", "ray"), ("ray.tune", "ray"), ("optuna", "optuna")])
+def test_without_a_package_the_sentence_says_what_to_install_before_anything_is_written(
+    module: str, extra: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert lifelong("sweep", write_sweep(tmp_path), "--out", tmp_path / "out") == 2
-    assert "pip install 'lifelong[ray]'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, module, None)
+    path = write_sweep(tmp_path, search={"kind": "optuna", "trials": 2})
+    assert lifelong("sweep", path, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"pip install 'lifelong[{extra}]'" in error and len(error.splitlines()) == 1 and len(error) < 300
+    assert not (tmp_path / "out").exists()
 
 
 # ---- on Ray ----------------------------------------------------------------------------------------------------------
