@@ -210,7 +210,7 @@ class Phases(Schedule):
         step = task = 0
         for schedule in self.schedules:
             self.firsts.append((step, task, len(self.segments)))
-            alone = task if len(schedule.steps) == 1 else None
+            alone = task if task and len(schedule.steps) == 1 else None
             self.segments += [
                 Segment(step + s.start, step + s.end, alone if s.task is None else task + s.task)
                 for s in schedule.segments

@@ -76,6 +76,7 @@ def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | No
     saved, damaged = checkpoint.load(folder / "checkpoints", workers)
     for problem in damaged:
         print(f"note: {problem}; using an older one")
+    configs.find_own_modules(config)  # what was changed is told by the options of parts
     old = configs.check(saved["config"])
     old.runtime.device = config.runtime.device  # that of a worker is Ray's choice
     found = changes.between(old, config)
