@@ -45,15 +45,17 @@ Share = Annotated[float, Range(0.0, 1.0)]
 #: a weight, a strength, a width
 Weight = Annotated[float, Range(0.0, 1e9)]
 #: how many of something that is kept in memory or done one after the other
-Count = Annotated[int, Range(1, 10**9)]
+Count = Annotated[int, Range(1, 10**6)]
 #: environment steps; 0 where that switches something off
 Steps = Annotated[int, Range(0, 10**15)]
 #: units of a layer
 Width = Annotated[int, Range(1, 10**6)]
 #: units of several layers
 Widths = Sequence[Width]
-#: two numbers
-Interval = tuple[Annotated[float, Range(-1e6, 1e6)], Annotated[float, Range(-1e6, 1e6)]]
+#: a number of either sign that parameters begin with
+Bias = Annotated[float, Range(-1e6, 1e6)]
+#: two of them
+Interval = tuple[Bias, Bias]
 
 _OF_NUMBERS = Range()
 

@@ -179,10 +179,12 @@ def build_optimizer(config: Config, policy: Policy) -> torch.optim.Optimizer:
     """The optimiser over all parameters, in one fused kernel a step where torch has one; on a GPU it counts its steps
     there, so that they can be captured."""
     kind = config.optimizer["kind"]
-    options: dict[str, Any] = {"fused": True} if kind in ("adam", "adamw", "sgd") else {}
-    if next(policy.parameters()).is_cuda and "capturable" in registry.options_of(registry.load("optimizer", kind)):
-        options["capturable"] = True
-    optimizer: torch.optim.Optimizer = registry.build("optimizer", {**options, **config.optimizer}, policy.parameters())
+    fused = {"fused": True} if kind in ("adam", "adamw", "sgd") else {}
+    known = registry.options_of(registry.load("optimizer", kind))
+    ours = {"capturable": next(policy.parameters()).is_cuda, "differentiable": False}  # no choice of a config
+    context = {name: value for name, value in ours.items() if name in known}
+    spec = {**fused, **config.optimizer}
+    optimizer: torch.optim.Optimizer = registry.build("optimizer", spec, policy.parameters(), **context)
     return optimizer
 
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from lifelong.envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
 from lifelong.envs.base import select
 from lifelong.envs.errors import EnvError
+from lifelong.envs.options import Interval
 
 VECTORIZATIONS = ("sync", "async", "vector_entry_point")
 AUTORESETS = {
@@ -62,9 +63,9 @@ class GymnasiumEnv(ExternalEnv):
         id: str | None = None,
         env: VectorEnv | None = None,
         kwargs: dict[str, Any] | None = None,
-        vectorization: str = "sync",
-        autoreset: str = "same_step",
-        score: Any = None,
+        vectorization: Literal["sync", "async", "vector_entry_point"] = "sync",
+        autoreset: Literal["same_step", "next_step", "disabled"] = "same_step",
+        score: Interval | None = None,
         **options: Any,
     ) -> None:
         if (id is None) == (env is None):
