@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lifelong.envs.errors import nearest
+
 #: no option is meant to be larger than this
 LARGEST = 1e15
 
@@ -84,9 +86,9 @@ def problem(hint: Any, value: Any) -> str | None:
         said = [p for p in problems if p]
         return " or ".join(dict.fromkeys(said)) or "given"
     if origin is Literal:
-        return (
-            None if value in arguments and not isinstance(value, bool) else f"one of {', '.join(map(str, arguments))}"
-        )
+        names = [str(argument) for argument in arguments]
+        fits = value in arguments and not isinstance(value, bool)
+        return None if fits else f"one of {', '.join(names)}{nearest(str(value), names)}"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return None if isinstance(value, Mapping) else "a mapping"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):

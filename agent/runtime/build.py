@@ -30,7 +30,7 @@ from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.border import blame
 from lifelong.envs.stream import Phases, Random, Schedule, TaskStream
-from lifelong.envs.tasks import Task, TaskEnv
+from lifelong.envs.tasks import Task, TaskEnv, environment_class
 from lifelong.kernels.allocator import keep_freed_memory
 from lifelong.kernels.dispatch import prepare
 
@@ -231,6 +231,23 @@ def build_policy(config: Config, env: TaskEnv) -> Policy:
         raise ConfigError(str(error)) from error
 
 
+def foresee(config: Config, stream: TaskStream, strategies: list[Strategy], copies: int, device: torch.device) -> None:
+    """Refuse a run that the device cannot hold, before anything large is made: from one copy of its environments, and a
+    policy whose parameters take no memory. Nothing can be said of environments and policies of somebody else's.
+
+    Raises:
+        ConfigError: names what needs most.
+    """
+    parts = [config.policy.encoder, config.policy.cell, *(task.env for task in config.stream.tasks)]
+    if any(map(registry.is_foreign, parts)) or not all(environment_class(t.kind).exact_state for t in stream.tasks):
+        return
+    env = build_env(config, stream, 1, device, 0)
+    env.reset()
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        policy = build_policy(config, env)
+    check_memory(config, needs_of(config, env, policy, strategies, copies), device)
+
+
 def build_rollout(config: Config, copies: int, seed: int) -> Rollout:
     """A rollout and a policy of its own for another process, on the CPU, with all its randomness from `seed`."""
     device = torch.device("cpu")
@@ -294,14 +311,14 @@ def _build(
         seed = subseed(config.seed, name, key) if evaluation else own_seed(name, key)
         return build_env(config, stream, num_envs, device, seed, evaluation=evaluation, ages=ages)
 
-    # if others act, one copy to know the spaces from
-    env = environment("training", copies if acting is None else 1, ages=config.rollout.random_initial_age)
-    policy = build_policy(config, env).to(device)
     for name, options in config.strategy_options.items():
         if name in registry.REGISTRY["strategy"]:  # a mistake in one that is not chosen shows today, not some day
             registry.check_options("strategy", name, registry.load("strategy", name), options, {})
     strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
-    check_memory(config, needs_of(config, env, policy, strategies, copies), device)
+    foresee(config, stream, strategies, copies, device)
+    # if others act, one copy to know the spaces from
+    env = environment("training", copies if acting is None else 1, ages=config.rollout.random_initial_age)
+    policy = build_policy(config, env).to(device)
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.workers = workers

@@ -152,7 +152,7 @@ def _newest(folder: Path, damaged: list[str]) -> Path | None:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    shape = {"step": int, "workers": int, "files": {str: {"size": int, "sha256": str}}, "log": {str: int}}
+    shape = {"step": int, "workers": int, "files": {str: {"size": int, "sha256": str}}}
     content: dict[str, Any] = read_json(path / MANIFEST, shape)
     return content
 

@@ -13,7 +13,7 @@ from lifelong.agent import adding
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
 from lifelong.agent.errors import CheckpointError, ConfigError
-from lifelong.agent.files import write_json
+from lifelong.agent.files import check_shape, write_json
 from lifelong.agent.parallel import Workers
 from lifelong.agent.runtime import appended, changes, checkpoint
 from lifelong.agent.runtime.build import MakeActing, build
@@ -83,6 +83,7 @@ def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | No
     changes.check(found, old, config, saved["step"])
     trainer = build(config, folder, workers, acting)
     try:
+        check_shape(saved["manifest"], folder / "checkpoints", {"log": {str: int}})
         sizes = saved["manifest"]["log"]
         appended.check(folder, sizes)
         trainer.record.changes = hand_over(saved, found, old, trainer)
