@@ -5,7 +5,7 @@
 # make bench     the benchmarks, as tables
 # make gpu       checks and benchmarks on a GPU, under 9 minutes
 # make lint      ruff, mypy and check-install
-# make check-install  what is built and installed, and whether the requirements resolve on every Python; OFFLINE=1 without an index
+# make check-install  what is built, installed and required, on every Python; with OFFLINE=1 what needs no package index
 # make links     the folders under the name `lifelong`, for type checkers, editors and runs without an installation
 
 PYTHON ?= python3

@@ -59,6 +59,11 @@ def test_the_sdist_has_every_file_of_the_repository(built: tuple[Path, Path]) ->
     assert {"CHANGELOG.md", "docs/index.md", "benchmarks/gpu.py", "tests/test_package.py", "LICENSE"} <= held
 
 
+def test_one_version_is_said_everywhere() -> None:
+    assert f"\nversion: {lifelong.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1].startswith(f"{lifelong.__version__} (")
+
+
 def test_what_git_does_not_track_is_not_built(tree: Path) -> None:
     here = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
     made = {name for name in here if name.startswith(("build/", "lifelong.egg-info/"))}
