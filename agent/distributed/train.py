@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,8 +187,11 @@ def work(settings: dict[str, Any]) -> None:
     config.runtime.device = settings["device"]
     folder = Path(settings["folder"])
     try:
-        with held(folder, WORKER_FILE, STOP_PATIENCE) if workers.rank == 0 else nullcontext():
+        with ExitStack() as held_open:
+            if workers.rank == 0:
+                held_open.enter_context(held(folder, WORKER_FILE, STOP_PATIENCE))
             trainer, sizes = session.reopen(config, folder, workers)
+            held_open.callback(trainer.close)
             opened = time.time()
             start = start_seconds(settings["began"], settings["submitted"], entered, opened) if news.starts == 1 else {}
             reporter = Reporter(board, trainer)

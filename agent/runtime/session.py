@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,18 @@ def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | No
     found = changes.between(old, config)
     changes.check(found, old, config, saved["step"])
     trainer = build(config, folder, workers, acting)
+    with ExitStack() as if_it_fails:
+        if_it_fails.callback(trainer.close)
+        sizes = _restore(trainer, saved, found, old, folder)
+        if_it_fails.pop_all()
+    return trainer, sizes
+
+
+def _restore(
+    trainer: Trainer, saved: dict[str, Any], found: Sequence[changes.Change], old: Config, folder: Path
+) -> Sizes:
     try:
-        sizes = saved["manifest"]["log"]
+        sizes: Sizes = saved["manifest"]["log"]
         appended.check(folder, sizes)
         trainer.record.changes = hand_over(saved, found, old, trainer)
         trainer.load_state_dict(saved)
@@ -93,7 +103,7 @@ def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | No
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
-    return trainer, sizes
+    return sizes
 
 
 def train(
