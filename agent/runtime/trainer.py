@@ -77,6 +77,7 @@ class Trainer:
         self.logged = 0  # step at the last line of the log
         self.frames = 0  # steps of the last chunk, all its copies together
         self.opened = ExitStack()  # the environments
+        self.owed = False  # an evaluation that was begun has not been finished
         #: called after every evaluation, by whoever tunes this run
         self.on_evaluation: Callable[[int, Evaluations], None] = lambda step, evaluations: None
 
@@ -92,7 +93,8 @@ class Trainer:
         Returns:
             True at the end of the stream; False if it was asked to stop (a checkpoint has been saved).
         """
-        if not self.evaluations.complete and self.step < self.stream.total_steps:  # of tasks that nobody has seen yet
+        new = not self.evaluations.complete and self.step < self.stream.total_steps  # tasks that nobody has seen yet
+        if new or self.owed:
             self.evaluate(log, None)
         while self.step < self.stream.total_steps:
             with rescue(self, log):
@@ -216,10 +218,12 @@ class Trainer:
 
     def evaluate(self, log: RunLog | NoLog, experience: Experience | None) -> None:
         """Evaluate every task and write evaluation.npz."""
+        self.owed = True
         with rescue(self, log):
             returns = self.evaluator.evaluate(self.context(), self.strategies)
         check_returns(self, returns)
         self.evaluations.add(self.step, returns)
+        self.owed = False
         scalars = {f"evaluation/{name}": value for name, value in self.performance().items()}
         scalars["continual/average_performance"] = average_performance(self.evaluations)
         if experience is not None:
