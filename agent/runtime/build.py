@@ -20,7 +20,7 @@ from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.capture import CudaGraph
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.learner import Learner
-from lifelong.agent.runtime.machine import versions
+from lifelong.agent.runtime.machine import identity, versions
 from lifelong.agent.runtime.memory import check_memory, is_memory, needs_of
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.runtime.randomness import seed_globals
@@ -313,6 +313,7 @@ def build(config: Config, folder: Path, workers: Workers = ALONE, acting: MakeAc
         what = "this run does not fit this machine: " if is_memory(error) else "this run cannot be built: "
         raise ConfigError(f"{what}{blame(error)}") from error
     prepare(device)
+    trainer.record.identity = identity(config, device)
     return trainer
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Record:
-    """Identity of a run, and sums that are kept on the device until they are logged.
+    """What a run is, and sums that are kept on the device until they are logged.
 
     Args:
         config: resolved config.
@@ -41,6 +41,8 @@ class Record:
     ) -> None:
         self.config, self.folder, self.versions, self.tasks = config, folder, versions, tasks
         self.restarts = restarts or Restarts()
+        #: `agent.runtime.machine.identity`; set when the run is built
+        self.identity: dict[str, Any] = {}
         self.sums: dict[str, Tensor] = {}
         self.updates = 0
         #: in what the config differs from that of the checkpoint the run goes on from
@@ -52,7 +54,7 @@ class Record:
 
     def about(self, log: RunLog | NoLog) -> dict[str, Any]:
         """For the manifest of a checkpoint: what it ran on, and how much of the log belongs to it."""
-        return {"versions": self.versions, "log": log.sizes()}
+        return {"versions": self.versions, "identity": self.identity, "log": log.sizes()}
 
     def add(self, metrics: dict[str, Tensor], experience: Experience) -> None:
         """Add one chunk."""

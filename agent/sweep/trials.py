@@ -277,7 +277,7 @@ def train_trial(
         replay(folder, report_before_the_end)
     if trial.name not in ended and not (folder / "summary.json").is_file():
         if (folder / "config.yaml").is_file():
-            run.resume(folder, quiet=True, on_evaluation=report_before_the_end)
+            run.resume(folder, inexact=True, quiet=True, on_evaluation=report_before_the_end)
         else:
             run.start(trial.config, folder, quiet=True, on_evaluation=report_before_the_end)
     if (folder / "summary.json").is_file():
