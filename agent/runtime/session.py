@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +93,24 @@ def load(
     found = changes.between(old, config)
     changes.check(found, old, config, saved["step"])
     trainer = build(config, folder, workers, acting)
-    try:
-        sizes = saved["manifest"]["log"]
-        appended.check(folder, sizes)
-        trainer.record.changes = hand_over(saved, found, old, trainer)
-        if inexact is not None and workers.rank == 0:
-            differ = differences(saved["manifest"]["identity"], trainer.record.identity)
-            consent(differ, folder, inexact)
-            trainer.record.changes += differ
-        trainer.load_state_dict(saved)
-        trainer.evaluations.restore(folder, sizes[appended.POINTS])
-    except (CheckpointError, ConfigError):
-        raise
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
+    with ExitStack() as if_it_fails:
+        if_it_fails.callback(trainer.close)
+        try:
+            sizes = saved["manifest"]["log"]
+            appended.check(folder, sizes)
+            trainer.record.changes = hand_over(saved, found, old, trainer)
+            if inexact is not None and workers.rank == 0:
+                differ = differences(saved["manifest"]["identity"], trainer.record.identity)
+                consent(differ, folder, inexact)
+                trainer.record.changes += differ
+            trainer.load_state_dict(saved)
+            trainer.evaluations.restore(folder, sizes[appended.POINTS])
+        except (CheckpointError, ConfigError):
+            raise
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
+        if_it_fails.pop_all()
     return trainer, sizes
 
 

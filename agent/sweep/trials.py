@@ -80,7 +80,7 @@ def examine(plan: Plan) -> None:
             trials.append(plan.trial(EVALUATION, group, plan.sample(group, 0), plan.sweep.protocol.seeds[0]))
         for trial in trials:
             try:
-                build(trial.config, Path())
+                build(trial.config, Path()).close()
             except ConfigError as error:
                 raise ConfigError(f"run {trial.name} of the sweep: {error}") from error
         length, grace = build_stream(trials[0].config).total_steps, plan.sweep.search.grace_steps
