@@ -109,6 +109,12 @@ def parser() -> Parser:
 
     for command in (run, resume, evaluate):
         command.add_argument("--trust", action="store_true", help="import code that a run folder names")
+    for command in (run, resume):
+        command.add_argument(
+            "--allow-inexact",
+            action="store_true",
+            help="go on with other kernels, versions or another device than the run was trained with",
+        )
     for command in (run, resume, evaluate, show, sweep):
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
     for command in (run, resume, sweep):
@@ -214,7 +220,7 @@ def _submit(options: argparse.Namespace, config: configs.Config) -> int:
         raise ConfigError(f"--code is {str(options.code)!r}, which is no folder")
     from lifelong.agent.distributed.submit import submit
 
-    flags = [flag for flag, given in (("--resume", options.resume), ("--quiet", options.quiet)) if given]
+    flags = [flag for flag in ("--resume", "--allow-inexact", "--quiet") if vars(options)[flag[2:].replace("-", "_")]]
     return submit(config, options.submit, options.out, flags, options.code)
 
 
@@ -233,7 +239,11 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
     connection = options.closing.enter_context(cluster.begun(config))
     from lifelong.agent import run
 
-    return _finish(*run.resume(folder, options.overrides, add=add, quiet=options.quiet, connection=connection))
+    inexact = options.allow_inexact
+    resumed = run.resume(
+        folder, options.overrides, add=add, inexact=inexact, quiet=options.quiet, connection=connection
+    )
+    return _finish(*resumed)
 
 
 def _finish(trainer: object, finished: bool) -> int:

@@ -152,6 +152,8 @@ class RuntimeConfig:
     capture: str = field(default="auto", metadata={"choices": ("auto", "off")})
     #: how often workers may be started again after a death, from the last checkpoint
     max_failures: int = bounded(3, 0, 10**6)
+    #: how often, in all, copies of a Gymnasium environment that raised are made anew (sync and async, one process)
+    env_restarts: int = bounded(0, 0, 10**6)
 
 
 @dataclass

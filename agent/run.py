@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def start(
     """
     wanted = Path(folder) if folder is not None else Path("runs") / config.name / str(config.seed)
     trainer = build(config, wanted, _planned(config), _acting(config))
-    with claimed(wanted, others=folder is None) as place:
+    with closing(trainer), claimed(wanted, others=folder is None) as place:
         trainer.record.folder = place
         with _backend(trainer, connection) as backend:
             remove_partial(place)
@@ -63,6 +63,7 @@ def resume(
     assignments: Sequence[str] = (),
     *,
     add: Sequence[str] = (),
+    inexact: bool = False,
     quiet: bool = False,
     on_evaluation: Listener | None = None,
     connection: Connection | None = None,
@@ -70,36 +71,42 @@ def resume(
     """Go on with the run in `folder` from its newest good checkpoint, with overrides if any.
 
     `add` are files of tasks (see `agent.adding`) that are trained after all others. What is changed is applied and
-    written to `changes.jsonl`, or refused before anything is written. A run on Ray uses `connection` if it is given,
-    and closes it.
+    written to `changes.jsonl`, or refused before anything is written. `inexact` lets it go on with other kernels,
+    versions or another device than it was trained with, which is written there, too. A run on Ray uses `connection`
+    if it is given, and closes it.
 
     Raises:
         ConfigError: a change that a run that was trained cannot take, or another process uses the folder.
-        CheckpointError: no run there, no usable checkpoint, or one that does not fit the overrides.
+        CheckpointError: no run there, no usable checkpoint, one that does not fit the overrides, or one that would not
+            go on bit for bit here.
         ClusterError: the cluster of a Ray run cannot be reached, is too small or failed.
     """
     folder = Path(folder)
     session.check_run(folder)
     with held(folder):
         config = session.load_config(folder, assignments, add)
-        trainer, sizes = session.reopen(config, folder, _planned(config), _acting(config))
         asked = changes.between(session.load_config(folder), config)
-        with _backend(trainer, connection) as backend:
+        trains_here = config.runtime.backend == "inline"
+        trainer, sizes = session.reopen(
+            config, folder, _planned(config), _acting(config), inexact if trains_here else None
+        )
+        with closing(trainer), _backend(trainer, connection) as backend:
             remove_partial(folder)
             if assignments or add:
                 write(folder / "config.yaml", configs.to_yaml(config))
             _note(trainer, asked)
             if not trainer.rollout.env.exact_state:
                 print("note: this environment cannot save its state; fresh episodes start where the run goes on")
-            return trainer, _train(trainer, sizes, backend, quiet, on_evaluation)
+            return trainer, _train(trainer, sizes, backend, quiet, on_evaluation, inexact)
 
 
 def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
     """Evaluate the newest checkpoint of a run once more; nothing is written."""
     config = session.load_config(folder, assignments)
     trainer, _ = session.load(config, folder, _planned(config), _acting(config))
-    ctx = replace(trainer.context(), workers=ALONE)
-    trainer.evaluations.add(trainer.step, trainer.evaluator.evaluate(ctx, trainer.strategies))
+    with closing(trainer):
+        ctx = replace(trainer.context(), workers=ALONE)
+        trainer.evaluations.add(trainer.step, trainer.evaluator.evaluate(ctx, trainer.strategies))
     return trainer
 
 
@@ -130,7 +137,12 @@ def _backend(trainer: Trainer, connection: Connection | None) -> AbstractContext
 
 
 def _train(
-    trainer: Trainer, sizes: session.Sizes, backend: Connection | None, quiet: bool, on_evaluation: Listener | None
+    trainer: Trainer,
+    sizes: session.Sizes,
+    backend: Connection | None,
+    quiet: bool,
+    on_evaluation: Listener | None,
+    inexact: bool = False,
 ) -> bool:
     if on_evaluation is not None:
         trainer.on_evaluation = on_evaluation
@@ -139,6 +151,6 @@ def _train(
         with session.stop_signals() as stop:
             if backend is None:
                 return session.train(trainer, sizes, progress, stop)
-            return fit(trainer, progress, stop, backend)
+            return fit(trainer, progress, stop, backend, inexact)
     finally:
         progress.close()

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from lifelong.agent import registry
 from lifelong.agent.config import Config, find_own_modules
 from lifelong.envs.options import LARGEST, Range
-from lifelong.envs.tasks import environment_class
+from lifelong.envs.tasks import CONTEXT, environment_class
 
 _SIMPLE = {bool: "boolean", int: "integer", float: "number", str: "string"}
 #: what the runtime gives parts, and no config does
-_CONTEXT = {"num_envs", "device", "seed", "evaluation", "random_initial_age", "params", "capturable", "differentiable"}
+_CONTEXT = {*CONTEXT, "params", "capturable", "differentiable"}
 
 
 def options(kind: str, name: str) -> dict[str, tuple[Any, Any]]:

@@ -310,6 +310,29 @@ class TaskStream:
             planned = everyone
         return sorted(planned - trained)
 
+    def partly_reset(self, copies: int, group_of: Sequence[int]) -> set[int]:
+        """The groups of tasks in which some copies start fresh episodes while others go on.
+
+        Args:
+            copies: B.
+            group_of: the group of every task; all copies of a group are one environment.
+        """
+        found: set[int] = set()
+        if self.smooth:
+            return found
+        groups, before_B = torch.tensor(group_of), torch.zeros(copies, dtype=torch.int64)
+        started = {group_of[0]}  # where all copies have been reset
+        for segment in self.segments[:1000]:  # what comes later is found when it happens
+            for step in (segment.start, (segment.start + segment.end) // 2):
+                task_B = self.tasks_at(step, copies)
+                changed_B = task_B != before_B
+                for group in set(groups[task_B[changed_B]].tolist()):
+                    if group in started and not bool((changed_B & (groups[task_B] == group)).all()):
+                        found.add(group)
+                    started.add(group)
+                before_B = task_B
+        return found
+
     def params_at(self, step: int) -> dict[str, float]:
         """Parameters of all copies at `step` under a drift schedule; empty under any other."""
         position = self.schedule.position(step)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from lifelong.agent import config as configs
 from lifelong.agent.distributed.cluster import Connection, worker_resources
 from lifelong.agent.errors import CheckpointError, ClusterError, ConfigError, DiskError, NonFiniteError, PartError
 from lifelong.agent.parallel import TorchWorkers
-from lifelong.agent.runtime import session
+from lifelong.agent.runtime import changes, session
 from lifelong.agent.runtime.lock import WORKER_FILE, held
 from lifelong.agent.runtime.logging import Progress, RunLog
 from lifelong.agent.runtime.trainer import Order, Trainer
@@ -83,8 +83,13 @@ class Board:
 # ---- the driver ------------------------------------------------------------------------------------------------------
 
 
-def fit(trainer: Trainer, progress: Progress, stop: Callable[[], bool], connection: Connection) -> bool:
+def fit(
+    trainer: Trainer, progress: Progress, stop: Callable[[], bool], connection: Connection, inexact: bool = False
+) -> bool:
     """Have Ray Train do the run that `trainer` is the plan of, over the connection of `ready`.
+
+    `inexact` lets it go on with other kernels or another device than it was trained with. Where workers are started
+    again on another node it goes on in any case; both is written to `changes.jsonl`.
 
     Returns:
         True at the end of the stream; False if `stop()` asked to stop (a checkpoint has been saved).
@@ -95,7 +100,7 @@ def fit(trainer: Trainer, progress: Progress, stop: Callable[[], bool], connecti
     """
     ray = connection.ray
     board = _start_board(ray)
-    group = _Group(connection, trainer, board)
+    group = _Group(connection, trainer, board, inexact)
     last_sign = time.monotonic()
     news = News()
     while group.is_alive():
@@ -127,7 +132,7 @@ def _start_board(ray: Any) -> Any:
 class _Group(threading.Thread):
     """`TorchTrainer.fit` in a thread, so that the driver can go on showing progress and listening to signals."""
 
-    def __init__(self, connection: Connection, trainer: Trainer, board: Any) -> None:
+    def __init__(self, connection: Connection, trainer: Trainer, board: Any, inexact: bool) -> None:
         super().__init__(daemon=True)
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -144,6 +149,7 @@ class _Group(threading.Thread):
                 "folder": str(folder),
                 "device": "cuda" if "GPU" in resources else "cpu",
                 "board": board,
+                "inexact": inexact,
                 "began": connection.began,
                 "submitted": time.time(),
             },
@@ -187,8 +193,14 @@ def work(settings: dict[str, Any]) -> None:
     config.runtime.device = settings["device"]
     folder = Path(settings["folder"])
     try:
-        with held(folder, WORKER_FILE, STOP_PATIENCE) if workers.rank == 0 else nullcontext():
-            trainer, sizes = session.reopen(config, folder, workers)
+        with ExitStack() as held_open:
+            if workers.rank == 0:
+                held_open.enter_context(held(folder, WORKER_FILE, STOP_PATIENCE))
+            inexact = settings["inexact"] or news.starts > 1
+            trainer, sizes = session.reopen(config, folder, workers, inexact=inexact)
+            held_open.callback(trainer.close)
+            if workers.rank == 0:  # the driver has recorded what else is changed
+                changes.record(folder, trainer.step, [c for c in trainer.record.changes if c.kind == "inexact"])
             opened = time.time()
             start = start_seconds(settings["began"], settings["submitted"], entered, opened) if news.starts == 1 else {}
             reporter = Reporter(board, trainer)

@@ -134,6 +134,7 @@ RULES: dict[str, Rule] = {
     "runtime.address": APPLIES,
     "runtime.capture": APPLIES,
     "runtime.max_failures": APPLIES,
+    "runtime.env_restarts": APPLIES,
 }
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
+import torch
+
+from lifelong.agent.config import Config
+from lifelong.envs.registry import ADAPTERS
+from lifelong.kernels import build, dispatch
+
+#: packages that every run computes with
+COMPUTING = ("lifelong", "torch", "numpy")
 PACKAGES = ("lifelong", "torch", "numpy", "gymnasium", "tensorboard")
 
 
@@ -22,6 +31,24 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
+def identity(config: Config, device: torch.device) -> dict[str, Any]:
+    """What a run of `config` computes with in this process: {name: value}, of kernels {op: backend}.
+
+    Kinds of processors are told apart by the vector instructions that torch uses, GPUs by name.
+    """
+    found: dict[str, Any] = {name: versions()[name] for name in COMPUTING}
+    found["python"] = versions()["python"].rpartition(".")[0]
+    used = {task.env["kind"] for task in config.stream.tasks}
+    found |= {adapter: version_of(adapter) for adapter in ADAPTERS if adapter in used}
+    on_gpu = device.type == "cuda"
+    found["device"] = torch.cuda.get_device_name(device) if on_gpu else f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    found["threads"] = torch.get_num_threads()
+    found["kernels"] = dispatch.backends(device)
+    if "cpu" in found["kernels"].values():
+        found["compiler"] = build.compiler()
+    return found
+
+
 def machine(device: str) -> dict[str, object]:
     """Processor, cores and accelerator."""
     name = platform.processor() or platform.machine()
@@ -32,7 +59,5 @@ def machine(device: str) -> dict[str, object]:
         pass
     accelerator = None
     if device != "cpu":
-        import torch
-
         accelerator = torch.cuda.get_device_name(device)
     return {"system": platform.system(), "processor": name, "cores": os.cpu_count(), "accelerator": accelerator}

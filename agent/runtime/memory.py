@@ -56,7 +56,7 @@ def sequence_bytes(config: Config, env: TaskEnv, policy: Policy) -> int:
 
 def copy_bytes(env: TaskEnv, policy: Policy) -> int:
     """Bytes of one copy of the environments that is acted in: its state as it was, drawn anew and as it will be, its
-    observation, the limits of its spaces, and what the policy makes of it. `env` has been reset."""
+    observation, the limits of its spaces, and what the policy makes of it."""
     state = sum(tensor.nbytes for tensor in tensors_of(env.state_dict())) // env.num_envs
     obs = math.prod(env.single_observation_space.shape or ())
     return 3 * state + 4 * (4 * obs + 2 * policy.cell.state_size + policy.distribution.size + _SMALL)
@@ -69,7 +69,7 @@ def needs_of(
 
     Args:
         config: of the run.
-        env: its environments, with any number of copies, reset.
+        env: its environments, with any number of copies; if they were reset, their state counts.
         policy: its policy; that has no memory of its own if it lies on the device `meta`.
         strategies: of the run, in the order of the config.
         copies: of this worker.

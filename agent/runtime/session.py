@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lifelong.agent.parallel import Workers
 from lifelong.agent.runtime import appended, changes, checkpoint
 from lifelong.agent.runtime.build import MakeActing, build
 from lifelong.agent.runtime.handover import hand_over
+from lifelong.agent.runtime.identity import consent, differences
 from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
 from lifelong.agent.runtime.machine import machine
 from lifelong.agent.runtime.metrics import (
@@ -56,44 +57,61 @@ def load_config(folder: Path, assignments: Sequence[str] = (), add: Sequence[str
     return adding.load(folder, assignments, add)
 
 
-def reopen(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, Sizes]:
+def reopen(
+    config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None, inexact: bool | None = None
+) -> tuple[Trainer, Sizes]:
     """What `load` returns; at the beginning if the run was killed before its first checkpoint."""
     if not workers.lead(len(checkpoint.checkpoints(folder / "checkpoints"))):
         return build(config, folder, workers, acting), {}
-    return load(config, folder, workers, acting)
+    return load(config, folder, workers, acting, inexact)
 
 
-def load(config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None) -> tuple[Trainer, Sizes]:
+def load(
+    config: Config, folder: Path, workers: Workers, acting: MakeActing | None = None, inexact: bool | None = None
+) -> tuple[Trainer, Sizes]:
     """The trainer of a run at its newest good checkpoint, and the sizes of the files of its log then.
 
     Where `config` is not that of the checkpoint, what it holds is handed over; `record.changes` of the trainer says
     what was changed.
 
+    Args:
+        inexact: whether the run may go on with other kernels, versions or another device; None: it does not go on here.
+
     Raises:
-        CheckpointError: no usable checkpoint, one of another shape, or one of a log that is not all there.
+        CheckpointError: no usable checkpoint, one of another shape, one of a log that is not all there, or one that
+            would not go on bit for bit here.
         ConfigError: a change that a run that was trained cannot take.
     """
     saved, damaged = checkpoint.load(folder / "checkpoints", workers)
     for problem in damaged:
         print(f"note: {problem}; using an older one")
+    if not {"config", "manifest"} <= saved.keys() or "identity" not in saved["manifest"]:
+        raise CheckpointError(f"the checkpoint in {folder} was saved by an older lifelong; go on with that one")
     configs.find_own_modules(config)  # what was changed is told by the options of parts
     old = configs.check(saved["config"])
     old.runtime.device = config.runtime.device  # that of a worker is Ray's choice
     found = changes.between(old, config)
     changes.check(found, old, config, saved["step"])
     trainer = build(config, folder, workers, acting)
-    try:
-        check_shape(saved["manifest"], folder / "checkpoints", {"log": {str: int}})
-        sizes = saved["manifest"]["log"]
-        appended.check(folder, sizes)
-        trainer.record.changes = hand_over(saved, found, old, trainer)
-        trainer.load_state_dict(saved)
-        trainer.evaluations.restore(folder, sizes[appended.POINTS])
-    except (CheckpointError, ConfigError):
-        raise
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
+    with ExitStack() as if_it_fails:
+        if_it_fails.callback(trainer.close)
+        try:
+            check_shape(saved["manifest"], folder / "checkpoints", {"log": {str: int}, "identity": {}})
+            sizes = saved["manifest"]["log"]
+            appended.check(folder, sizes)
+            trainer.record.changes = hand_over(saved, found, old, trainer)
+            if inexact is not None and workers.rank == 0:
+                differ = differences(saved["manifest"]["identity"], trainer.record.identity)
+                consent(differ, folder, inexact)
+                trainer.record.changes += differ
+            trainer.load_state_dict(saved)
+            trainer.evaluations.restore(folder, sizes[appended.POINTS])
+        except (CheckpointError, ConfigError):
+            raise
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
+        if_it_fails.pop_all()
     return trainer, sizes
 
 

@@ -83,7 +83,7 @@ def examine(plan: Plan) -> None:
             trials.append(plan.trial(EVALUATION, group, plan.sample(group, 0), plan.sweep.protocol.seeds[0]))
         for trial in trials:
             try:
-                build(trial.config, Path())
+                build(trial.config, Path()).close()
             except ConfigError as error:
                 raise ConfigError(f"run {trial.name} of the sweep: {error}") from error
         length, grace = build_stream(trials[0].config).total_steps, plan.sweep.search.grace_steps
@@ -276,7 +276,7 @@ def train_trial(
         replay(folder, report_before_the_end)
     if trial.name not in ended and not (folder / "summary.json").is_file():
         if (folder / "config.yaml").is_file():
-            run.resume(folder, quiet=True, on_evaluation=report_before_the_end)
+            run.resume(folder, inexact=True, quiet=True, on_evaluation=report_before_the_end)
         else:
             run.start(trial.config, folder, quiet=True, on_evaluation=report_before_the_end)
     if (folder / "summary.json").is_file():

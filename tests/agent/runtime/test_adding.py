@@ -17,6 +17,8 @@ from lifelong.agent import adding, cli, run
 from lifelong.agent import config as configs
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.runtime import changes, checkpoint, metrics, session
+from lifelong.agent.runtime.build import build
+from lifelong.agent.runtime.handover import hand_over
 from lifelong.agent.runtime.summary import load_summary
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context, Source, Strategy
@@ -370,3 +372,19 @@ def test_a_run_that_was_killed_after_a_task_was_added_goes_on_as_if_it_had_not_b
         del state["manifest"]
     assert_identical(one, two)
     assert len(json.loads((whole / "summary.json").read_text())["changes"]) == 1
+
+
+def test_blocks_of_environment_runners_that_were_under_way_grow_with_the_inputs_of_the_cell(tmp_path: Path) -> None:
+    """Their steps saw none of the new tasks."""
+    trainer = begin(tmp_path / "run")
+    width = trainer.rollout.policy.cell.input_size
+    x_TBD = torch.rand(4, 2, width)
+    saved = trainer.state_dict()
+    working = {"rollout": {}, "block": {"arrays": {"x_TBD": x_TBD}}}
+    saved["rollout"] = {"runners": [None, {"rollout": {}, "block": None}, working]}
+    (tmp_path / "task.yaml").write_text(json.dumps(NEW))
+    config = session.load_config(tmp_path / "run", add=[str(tmp_path / "task.yaml")])
+    hand_over(saved, [], trainer.config, build(config, tmp_path / "run"))
+    grown = working["block"]["arrays"]["x_TBD"]  # type: ignore[index]
+    assert grown.shape == (4, 2, width + 1)
+    assert torch.equal(grown[..., :-1], x_TBD) and not grown[..., -1].any()
