@@ -62,6 +62,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self.make, self.restarts = make, restarts
         self.space = env.observation_space
+        self.plain = (self.space.dtype, self.space.shape) if isinstance(self.space, Box) else None
         self.newest: Any = None  # observation, if there may be restarts
         self.broken, self.made, self.seed = False, 1, 0
 
@@ -118,6 +119,8 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         return Lost(told, error)
 
     def _check_observation(self, obs: Any) -> None:
+        if type(obs) is np.ndarray and (obs.dtype, obs.shape) == self.plain:  # as nearly always
+            return
         wrong = _unfit(self.space, obs)
         if wrong:
             raise EnvError(f"an observation is {wrong}, but the space is {self.space}")
@@ -125,6 +128,8 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def _one(name: str, value: Any, kinds: str) -> Any:
     """The number or flag in a value of one of these kinds of numpy, whether it is an array of one or not."""
+    if type(value) is bool or (type(value) is float and "f" in kinds):  # as nearly always
+        return value
     array = np.asarray(value)
     if array.dtype.kind not in kinds or array.size != 1:
         raise EnvError(f"{name} is {_brief(value)}; it must be one {'flag' if 'f' not in kinds else 'number'}")

@@ -291,12 +291,14 @@ def test_workers_leave_termination_to_the_parent_but_not_when_it_terminates_them
 
 
 PARENT = """
-import torch
 from lifelong.envs.adapters.gymnasium import GymnasiumEnv
-envs = [GymnasiumEnv(2, id="CartPole-v1", vectorization="async") for _ in range(2)]
+busy = {{"fault": "hangs", "at": [1]}}
+envs = [
+    GymnasiumEnv(2, id="tests.envs.faulty:faulty-v0", vectorization="async", kwargs=kwargs) for kwargs in ({{}}, busy)
+]
 for env in envs:
     env.reset(seed=0)
-    env.step(torch.zeros(2))
+    env.env.step_async([0, 0])
 print(*(p.pid for env in envs for p in env.env.processes), flush=True)
 {end}
 """
@@ -311,17 +313,21 @@ def running(pid: int) -> bool:
 
 @pytest.mark.parametrize("end", ["input()", ""], ids=["killed", "unclosed"])
 def test_no_worker_outlives_its_parent(end: str) -> None:
-    """Not one that is killed, nor one that ends without having closed its environments."""
+    """Not one that is killed, nor one that ends without having closed its environments; be they idle or busy."""
+    words = [sys.executable, "-c", PARENT.format(end=end)]
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(end=end)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
     )
     assert parent.stdout is not None
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 4
-    if end:
-        assert all(map(running, pids))
+    try:
+        if end:
+            assert all(map(running, pids))
+            parent.kill()
+        parent.wait(timeout=20)
+    finally:
         parent.kill()
-    parent.wait(timeout=20)
     deadline = time.monotonic() + 10
     while any(map(running, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
