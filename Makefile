@@ -2,6 +2,7 @@
 # make test      set up and run the tests (under 15 minutes on 2 cores)
 # make test-all  the slow ones too
 # make kill      runs killed 72 times, 12 of them inside writes, and what became of them
+# make fuzz      hostile configs, options, files, run folders and sweeps, under 15 minutes
 # make bench     the benchmarks, as tables
 # make gpu       checks and benchmarks on a GPU, under 9 minutes
 # make lint      ruff, mypy and check-install
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 CHECK_INSTALL := $(BIN)/python -m tests.check_install $(if $(OFFLINE),--offline)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-all kill bench gpu lint links check-install clean
+.PHONY: run test test-all kill fuzz bench gpu lint links check-install clean
 
 run: $(VENV)/.run
 	$(BIN)/lifelong run quickstart
@@ -27,6 +28,9 @@ test-all: $(VENV)/.test
 
 kill: $(VENV)/.test
 	$(BIN)/python -m pytest -s tests/agent/runtime/test_kills.py
+
+fuzz: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 tests/test_fuzz.py
 
 bench: $(VENV)/.test
 	$(BIN)/pip install -q -c constraints.txt sb3-contrib

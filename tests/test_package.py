@@ -42,6 +42,14 @@ def test_the_wheel_has_every_file_of_the_five_folders_and_nothing_else(built: tu
     assert other == f"{WHEEL}.dist-info"
 
 
+def test_an_installed_package_says_where_the_benchmarks_are(built: tuple[Path, Path], tmp_path: Path) -> None:
+    zipfile.ZipFile(built[0]).extractall(tmp_path)
+    words = [sys.executable, "-m", "lifelong", "bench", "kernels"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    answer = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 2 and "clone the repository" in answer.stderr and answer.stderr.count("\n") == 1
+
+
 def test_the_wheel_adds_one_command(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[0]) as wheel:
         points = configparser.ConfigParser()

@@ -31,7 +31,7 @@ from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.border import Restarts, blame
 from lifelong.envs.stream import Phases, Random, Schedule, TaskStream
-from lifelong.envs.tasks import Task, TaskEnv
+from lifelong.envs.tasks import Task, TaskEnv, environment_class
 from lifelong.kernels.allocator import keep_freed_memory
 from lifelong.kernels.dispatch import prepare
 
@@ -217,10 +217,12 @@ def build_optimizer(config: Config, policy: Policy) -> torch.optim.Optimizer:
     """The optimiser over all parameters, in one fused kernel a step where torch has one; on a GPU it counts its steps
     there, so that they can be captured."""
     kind = config.optimizer["kind"]
-    options: dict[str, Any] = {"fused": True} if kind in ("adam", "adamw", "sgd") else {}
-    if next(policy.parameters()).is_cuda and "capturable" in registry.options_of(registry.load("optimizer", kind)):
-        options["capturable"] = True
-    optimizer: torch.optim.Optimizer = registry.build("optimizer", {**options, **config.optimizer}, policy.parameters())
+    fused = {"fused": True} if kind in ("adam", "adamw", "sgd") else {}
+    known = registry.options_of(registry.load("optimizer", kind))
+    ours = {"capturable": next(policy.parameters()).is_cuda, "differentiable": False}  # no choice of a config
+    context = {name: value for name, value in ours.items() if name in known}
+    spec = {**fused, **config.optimizer}
+    optimizer: torch.optim.Optimizer = registry.build("optimizer", spec, policy.parameters(), **context)
     return optimizer
 
 
@@ -267,6 +269,24 @@ def build_policy(config: Config, env: TaskEnv) -> Policy:
         return Policy(config.policy, env.single_observation_space, env.single_action_space, len(env.tasks), observed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def foresee(config: Config, stream: TaskStream, strategies: list[Strategy], copies: int, device: torch.device) -> bool:
+    """Refuse a run that the device cannot hold, before anything large is made: from one copy of its environments, and a
+    policy whose parameters take no memory. False if there are parts of somebody else's, of which nothing is known yet.
+
+    Raises:
+        ConfigError: names what needs most.
+    """
+    parts = [config.policy.encoder, config.policy.cell, *(task.env for task in config.stream.tasks)]
+    if any(map(registry.is_foreign, parts)) or not all(environment_class(t.kind).exact_state for t in stream.tasks):
+        return False
+    env = build_env(config, stream, 1, device, 0, Restarts(0))
+    env.reset()
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        policy = build_policy(config, env)
+    check_memory(config, needs_of(config, env, policy, strategies, copies), device)
+    return True
 
 
 def build_rollout(config: Config, copies: int, seed: int) -> Rollout:
@@ -338,17 +358,19 @@ def _build(
         seed = subseed(config.seed, name, key) if evaluation else own_seed(name, key)
         return build_env(config, stream, num_envs, device, seed, restarts, evaluation=evaluation, ages=ages)
 
+    for name, options in config.strategy_options.items():
+        if name in registry.REGISTRY["strategy"]:  # a mistake in one that is not chosen shows today, not some day
+            registry.check_options("strategy", name, registry.load("strategy", name), options, {})
+    strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
+    foreseen = foresee(config, stream, strategies, copies, device)
     # if others act, one copy to know the spaces from
     env = environment("training", copies if acting is None else 1, ages=config.rollout.random_initial_age)
     opened.callback(env.close)
     check_resets(config, stream, env)
     check_restarts(config, env)
     policy = build_policy(config, env).to(device)
-    for name, options in config.strategy_options.items():
-        if name in registry.REGISTRY["strategy"]:  # a mistake in one that is not chosen shows today, not some day
-            registry.check_options("strategy", name, registry.load("strategy", name), options, {})
-    strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
-    check_memory(config, needs_of(config, env, policy, strategies, copies), device)
+    if not foreseen:
+        check_memory(config, needs_of(config, env, policy, strategies, copies), device)
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.workers = workers

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -26,6 +26,7 @@ from lifelong.envs.adapters.guard import Guards, lost_in
 from lifelong.envs.base import select
 from lifelong.envs.border import Restarts, blame
 from lifelong.envs.errors import EnvError, EnvStepError
+from lifelong.envs.options import Interval
 
 VECTORIZATIONS = ("sync", "async", "vector_entry_point")
 AUTORESETS = {
@@ -76,9 +77,9 @@ class GymnasiumEnv(ExternalEnv):
         id: str | None = None,
         env: VectorEnv | None = None,
         kwargs: dict[str, Any] | None = None,
-        vectorization: str = "sync",
-        autoreset: str = "same_step",
-        score: Any = None,
+        vectorization: Literal["sync", "async", "vector_entry_point"] = "sync",
+        autoreset: Literal["same_step", "next_step", "disabled"] = "same_step",
+        score: Interval | None = None,
         restarts: Restarts | None = None,
         label: str = "",
         **options: Any,

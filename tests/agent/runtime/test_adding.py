@@ -19,6 +19,7 @@ from lifelong.agent.errors import ConfigError
 from lifelong.agent.runtime import changes, checkpoint, metrics, session
 from lifelong.agent.runtime.build import build
 from lifelong.agent.runtime.handover import hand_over
+from lifelong.agent.runtime.summary import load_summary
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context, Source, Strategy
 from tests.agent.support import assert_identical, make_config
@@ -125,7 +126,7 @@ def test_tasks_can_be_added_again_and_again_and_a_plain_resume_goes_on(tmp_path:
             run.resume(tmp_path / "run", add=[str(file)], quiet=True, on_evaluation=_interrupt)
     trainer, finished = run.resume(tmp_path / "run", quiet=True)
     assert finished and trainer.step == 384 + 2 * 128 and trainer.config.stream.added == [1, 1]
-    summary = session.load_summary(tmp_path / "run")
+    summary = load_summary(tmp_path / "run")
     assert [task["name"] for task in summary["tasks"]] == ["maze", "opposite", "third", "fourth"]
     assert [segment["task"] for segment in summary["segments"]] == [0, 1, 2, 3]
     assert [(c["kind"], c["key"]) for c in summary["changes"]] == [("add", "stream.tasks.2"), ("add", "stream.tasks.3")]
@@ -228,7 +229,7 @@ def test_a_new_task_is_evaluated_before_it_is_trained_and_is_not_a_number_before
     assert evaluations.steps[points - 1 : points + 1] == [384, 384] and evaluations.steps[-1] == 512
     again = metrics.Evaluations.load(tmp_path / "run/evaluation.npz")
     np.testing.assert_array_equal(again.tensor(), tensor)
-    saved = session.load_summary(tmp_path / "run")
+    saved = load_summary(tmp_path / "run")
     assert all(np.isfinite([task["learned"], task["final"]]).all() for task in saved["tasks"])
     assert np.isfinite([saved["average_performance"], saved["forgetting"], saved["forgetting_max"]]).all()
 
