@@ -2,18 +2,20 @@
 # make test      set up and run the tests (under 15 minutes on 2 cores)
 # make test-all  the slow ones too
 # make kill      runs killed 72 times, 12 of them inside writes, and what became of them
+# make fuzz      hostile configs, options, files, run folders and sweeps, under 15 minutes
 # make bench     the benchmarks, as tables
 # make gpu       checks and benchmarks on a GPU, under 9 minutes
-# make lint      ruff and mypy
-# make check-install  what is installed, and whether the pins resolve on every Python
+# make lint      ruff, mypy and check-install
+# make check-install  what is built, installed and required, on every Python; with OFFLINE=1 what needs no package index
 # make links     the folders under the name `lifelong`, for type checkers, editors and runs without an installation
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CHECK_INSTALL := $(BIN)/python -m tests.check_install $(if $(OFFLINE),--offline)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-all kill bench gpu lint links check-install clean
+.PHONY: run test test-all kill fuzz bench gpu lint links check-install clean
 
 run: $(VENV)/.run
 	$(BIN)/lifelong run quickstart
@@ -27,18 +29,21 @@ test-all: $(VENV)/.test
 kill: $(VENV)/.test
 	$(BIN)/python -m pytest -s tests/agent/runtime/test_kills.py
 
+fuzz: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+
 bench: $(VENV)/.test
 	$(BIN)/pip install -q -c constraints.txt sb3-contrib
 	for name in kernels train envs runners; do OMP_NUM_THREADS=2 $(BIN)/lifelong bench $$name || exit 1; done
 
 gpu: links
-	PYTHONPATH=.links:. $(PYTHON) benchmarks/gpu.py
+	PYTHONPATH=.links:.$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) benchmarks/gpu.py
 
 lint: $(VENV)/.lint links
 	$(BIN)/ruff check setup.py agent envs replay kernels tests benchmarks
 	$(BIN)/ruff format --check setup.py agent envs replay kernels tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/python tests/check_install.py
+	$(CHECK_INSTALL)
 
 links: .links/lifelong/py.typed
 
@@ -48,7 +53,7 @@ links: .links/lifelong/py.typed
 	for file in agent/api/*; do ln -s ../../$$file .links/lifelong/; done
 
 check-install: $(VENV)/.lint
-	$(BIN)/python tests/check_install.py
+	$(CHECK_INSTALL)
 
 clean:
 	rm -rf .links $(VENV) *.egg-info build

@@ -169,9 +169,20 @@ def _main(arguments: Sequence[str] | None, closing: ExitStack) -> int:
         _silence()
         return 0
     except OSError as error:
-        print(f"lifelong: {error.strerror or error}: {error.filename or 'standard output'}", file=sys.stderr)
+        what = error.filename or ("standard output" if _refuses_output() else "")
+        print(f"lifelong: {error.strerror or error}{what and ': '}{what}", file=sys.stderr)
         _silence()
         return 1
+
+
+def _refuses_output() -> bool:
+    """Whether standard output cannot be written: an error there does not say so, and an empty line does no harm."""
+    try:
+        if sys.stdout is not None:
+            print(flush=True)
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def _silence() -> None:
@@ -238,6 +249,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
 def _finish(trainer: object, finished: bool) -> int:
     from lifelong.agent.report import tables
     from lifelong.agent.runtime import session
+    from lifelong.agent.runtime.summary import load_summary
     from lifelong.agent.runtime.trainer import Trainer
 
     assert isinstance(trainer, Trainer)
@@ -249,7 +261,7 @@ def _finish(trainer: object, finished: bool) -> int:
         )
         return STOPPED
     print(session.gradient_report(trainer))
-    tables.console().print(tables.table(session.load_summary(folder)))
+    tables.console().print(tables.table(load_summary(folder)))
     print(f"watch:  {_command('tensorboard')} --logdir {folder}")
     print(f"report: {_command('lifelong')} report {folder}")
     return 0

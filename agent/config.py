@@ -115,7 +115,7 @@ class EvaluationConfig:
 
     #: environment steps between evaluations; every task's end is evaluated too
     every: int = bounded(100_000, 1)
-    episodes: int = bounded(32, 1, 10**6)
+    episodes: int = bounded(32, 1, 100_000)
     #: take the most likely action (the mean) instead of a sampled one
     deterministic: bool = True
     #: give up on an episode after this many steps
@@ -152,6 +152,8 @@ class RuntimeConfig:
     capture: str = field(default="auto", metadata={"choices": ("auto", "off")})
     #: how often workers may be started again after a death, from the last checkpoint
     max_failures: int = bounded(3, 0, 10**6)
+    #: how often, in all, copies of a Gymnasium environment that raised are made anew (sync and async, one process)
+    env_restarts: int = bounded(0, 0, 10**6)
 
 
 @dataclass
@@ -302,10 +304,11 @@ def check(raw: Mapping[str, Any]) -> Config:
 
 def _check_name(where: str, name: str) -> None:
     """Refuse a name that could leave its folder, or break a terminal, a plot or a table."""
-    if not name.isprintable() or any(mark in name for mark in "/\\$") or name.strip(" .") != name or len(name) > 100:
+    unfit = not name.isprintable() or any(mark in name for mark in "/\\$") or name.strip(" .") != name
+    if unfit or len(name) > 100 or len(name.encode()) > 200:  # file systems take 255 bytes, and more is put behind it
         raise ConfigError(
-            f"{where} is {brief(name)}; it must be at most 100 printable characters without / \\ or $ that neither "
-            "begin nor end with a dot or a space"
+            f"{where} is {brief(name)}; it must be at most 100 printable characters (200 bytes) without / \\ or $ that "
+            "neither begin nor end with a dot or a space"
         )
 
 

@@ -126,18 +126,23 @@ def options_of(part: Any) -> dict[str, inspect.Parameter]:
     return {name: parameter for name, (parameter, _) in parameters_of(part).items()}
 
 
+def annotated(kind: str, part: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """The options of a part (see `options_of`), each with what it may be."""
+    ranges = _RANGES if kind == "optimizer" else {}
+    return {name: (parameter, ranges.get(name, hint)) for name, (parameter, hint) in parameters_of(part).items()}
+
+
 def check_options(kind: str, name: str, part: Any, options: Mapping[str, Any], context: Mapping[str, Any]) -> None:
     """Check a part's options by name, type and range before anything is built.
 
     Raises:
         ConfigError: unknown option, one that the runtime gives itself, or a value that its annotation does not allow.
     """
-    known = {option: both for option, both in parameters_of(part).items() if option not in context}
+    known = {option: both for option, both in annotated(kind, part).items() if option not in context}
     for option, value in options.items():
         if option not in known:
             raise ConfigError(unknown_name(f"option of {kind} {name}", option, known))
         parameter, hint = known[option]
-        hint = _RANGES.get(option, hint) if kind == "optimizer" else hint
         if value is None and parameter.default is None:
             continue
         wrong = problem(hint, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def start(
     """
     wanted = Path(folder) if folder is not None else Path("runs") / config.name / str(config.seed)
     trainer = build(config, wanted, _planned(config), _acting(config))
-    with claimed(wanted, others=folder is None) as place:
+    with closing(trainer), claimed(wanted, others=folder is None) as place:
         trainer.record.folder = place
         with _backend(trainer, connection) as backend:
             remove_partial(place)
@@ -85,12 +85,12 @@ def resume(
     session.check_run(folder)
     with held(folder):
         config = session.load_config(folder, assignments, add)
+        asked = changes.between(session.load_config(folder), config)
         trains_here = config.runtime.backend == "inline"
         trainer, sizes = session.reopen(
             config, folder, _planned(config), _acting(config), inexact if trains_here else None
         )
-        asked = changes.between(session.load_config(folder), config)
-        with _backend(trainer, connection) as backend:
+        with closing(trainer), _backend(trainer, connection) as backend:
             remove_partial(folder)
             if assignments or add:
                 write(folder / "config.yaml", configs.to_yaml(config))
@@ -104,8 +104,9 @@ def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
     """Evaluate the newest checkpoint of a run once more; nothing is written."""
     config = session.load_config(folder, assignments)
     trainer, _ = session.load(config, folder, _planned(config), _acting(config))
-    ctx = replace(trainer.context(), workers=ALONE)
-    trainer.evaluations.add(trainer.step, trainer.evaluator.evaluate(ctx, trainer.strategies))
+    with closing(trainer):
+        ctx = replace(trainer.context(), workers=ALONE)
+        trainer.evaluations.add(trainer.step, trainer.evaluator.evaluate(ctx, trainer.strategies))
     return trainer
 
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from lifelong.agent import registry
 from lifelong.agent.config import Config, find_own_modules
-from lifelong.envs.options import LARGEST, Range, parameters_of
-from lifelong.envs.tasks import environment_class
+from lifelong.envs.options import LARGEST, Range
+from lifelong.envs.tasks import CONTEXT, environment_class
 
 _SIMPLE = {bool: "boolean", int: "integer", float: "number", str: "string"}
 #: what the runtime gives parts, and no config does
-_CONTEXT = {"num_envs", "device", "seed", "evaluation", "random_initial_age", "params"}
+_CONTEXT = {*CONTEXT, "params", "capturable", "differentiable"}
 
 
 def options(kind: str, name: str) -> dict[str, tuple[Any, Any]]:
@@ -24,7 +24,7 @@ def options(kind: str, name: str) -> dict[str, tuple[Any, Any]]:
     part = environment_class(name) if kind == "env" else registry.load(kind, name)
     found = {
         option: (parameter.default, hint)
-        for option, (parameter, hint) in parameters_of(part).items()
+        for option, (parameter, hint) in registry.annotated(kind, part).items()
         if option not in _CONTEXT and parameter.kind is not inspect.Parameter.POSITIONAL_ONLY
     }
     if kind == "env":

@@ -170,6 +170,10 @@ class BatchedEnv(VectorEnv):
     every_step_counts: bool = True
     #: True if `step` is work of the device alone, as the contract demands, so that a CUDA graph can repeat it
     capturable: ClassVar[bool] = True
+    #: False if fresh episodes can be started in all copies only
+    resets_some: bool = True
+    #: True if a copy that raised can be made anew; the class then takes `restarts` and `label`
+    restartable: bool = False
     #: resets and steps, from the first on, in which what a subclass returns is looked at
     WATCHED: ClassVar[int] = 8
     #: gone before anything is repeated (see `agent.runtime.capture`)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 from lifelong.envs.errors import LifelongError
@@ -15,8 +17,27 @@ _OURS = tuple(f"{_ROOT / floor}/" for floor in ("agent", "envs", "replay", "kern
 _LIBRARIES = ("site-packages", "dist-packages", "/lib/python")
 
 
-def blame(error: BaseException) -> str:
-    """`file:line: Type: message` of the innermost frame of the user's code, else of the innermost frame of all."""
+@dataclass
+class Restarts:
+    """How often environments that raised may be made anew in a run, and how often they were."""
+
+    limit: int = 0
+    count: int = 0
+
+    def allow(self, what: str, copy: int, problem: str) -> bool:
+        """Whether the copy of `what` that met `problem` goes on with a new environment; if so, that is logged."""
+        if self.count >= self.limit:
+            return False
+        self.count += 1
+        logging.getLogger("lifelong").warning(
+            "%s, copy %d: %s; it goes on with a new environment (%d of %d)", what, copy, problem, self.count, self.limit
+        )
+        return True
+
+
+def blame(error: BaseException, place: str = "") -> str:
+    """`file:line: Type: message` of the innermost frame of the user's code, else `place: Type: message`, where `place`
+    is the innermost frame of all if it is not given."""
     frames = traceback.extract_tb(error.__traceback__)
     cause = error
     while not frames and cause.__cause__ is not None:
@@ -27,8 +48,8 @@ def blame(error: BaseException) -> str:
     where = f"{users[-1].filename}:{users[-1].lineno}: " if users else ""
     if isinstance(error, SyntaxError) and error.filename:  # no frame is in a file that cannot be read
         where, message = f"{error.filename}:{error.lineno}: ", error.msg
-    elif not users and frames:
-        where = f"{frames[-1].filename}:{frames[-1].lineno}: "
+    elif not users and (place or frames):
+        where = f"{place or f'{frames[-1].filename}:{frames[-1].lineno}'}: "
     if len(message) > LONGEST:
         message = message[: LONGEST - 1] + "…"
     return f"{where}{type(error).__name__}: {message}"

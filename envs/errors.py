@@ -32,10 +32,14 @@ class EnvStepError(EnvError):
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """The sentence for an unknown `name`: what it is, the nearest valid name, and all valid names."""
     names = sorted(known)
-    near = get_close_matches(name[:100], names, n=1, cutoff=0.5)
-    name = name if len(name) <= 60 else name[:57] + "..."
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {what} {name!r}{hint}; valid: {', '.join(names) or 'none'}"
+    shown = name if len(name) <= 60 else name[:57] + "..."
+    return f"unknown {what} {shown!r}{nearest(name, names)}; valid: {', '.join(names) or 'none'}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` if a known name is near, else nothing."""
+    near = get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def optional(module: str, user: str, extra: str, error: type[LifelongError] = EnvError) -> Any:

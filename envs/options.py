@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lifelong.envs.errors import nearest
+
 #: no option is meant to be larger than this
 LARGEST = 1e15
 
@@ -45,15 +47,17 @@ Share = Annotated[float, Range(0.0, 1.0)]
 #: a weight, a strength, a width
 Weight = Annotated[float, Range(0.0, 1e9)]
 #: how many of something that is kept in memory or done one after the other
-Count = Annotated[int, Range(1, 10**9)]
+Count = Annotated[int, Range(1, 10**6)]
 #: environment steps; 0 where that switches something off
 Steps = Annotated[int, Range(0, 10**15)]
 #: units of a layer
 Width = Annotated[int, Range(1, 10**6)]
 #: units of several layers
 Widths = Sequence[Width]
-#: two numbers
-Interval = tuple[Annotated[float, Range(-1e6, 1e6)], Annotated[float, Range(-1e6, 1e6)]]
+#: a number of either sign that parameters begin with
+Bias = Annotated[float, Range(-1e6, 1e6)]
+#: two of them
+Interval = tuple[Bias, Bias]
 
 _OF_NUMBERS = Range()
 
@@ -82,9 +86,9 @@ def problem(hint: Any, value: Any) -> str | None:
         said = [p for p in problems if p]
         return " or ".join(dict.fromkeys(said)) or "given"
     if origin is Literal:
-        return (
-            None if value in arguments and not isinstance(value, bool) else f"one of {', '.join(map(str, arguments))}"
-        )
+        names = [str(argument) for argument in arguments]
+        fits = value in arguments and not isinstance(value, bool)
+        return None if fits else f"one of {', '.join(names)}{nearest(str(value), names)}"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return None if isinstance(value, Mapping) else "a mapping"
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):

@@ -6,7 +6,9 @@ of copies or workers: a schedule gives *proportions* of tasks, and copy b of B t
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lifelong.envs.errors import EnvError
-from lifelong.envs.options import Count, Range
+from lifelong.envs.options import LARGEST, Range
 from lifelong.envs.tasks import Task, environment_class
 
 #: a random schedule is drawn beforehand
@@ -63,7 +65,7 @@ class Schedule:
 
     def segment_at(self, step: int) -> int:
         """Index of the segment that `step` lies in (the last one after the end)."""
-        return next((i for i, s in enumerate(self.segments) if step < s.end), len(self.segments) - 1)
+        return min(bisect.bisect_right(self.segments, step, key=lambda s: s.end), len(self.segments) - 1)
 
     def trained_until(self, segment: int) -> int:
         """The step at which training on the task of `segment` ends: the segment's end, unless borders are soft."""
@@ -106,7 +108,9 @@ class Random(Schedule):
         every: steps between draws.
     """
 
-    def __init__(self, steps: Sequence[int], cycles: int, seed: int, *, every: Count = 20_000) -> None:
+    def __init__(
+        self, steps: Sequence[int], cycles: int, seed: int, *, every: Annotated[int, Range(1, LARGEST)] = 20_000
+    ) -> None:
         if every < 1:
             raise ValueError(f"every is {every}; it must be at least 1")
         if sum(steps) * cycles > every * MOST_DRAWS:
@@ -157,8 +161,8 @@ class Blurry(Schedule):
         return before.end + (math.ceil(self._half(before, following[0])) if following else 0)
 
     def proportions(self, step: int) -> list[float]:
-        shares = super().proportions(step)
-        for before, after in zip(self.segments[:-1], self.segments[1:], strict=True):
+        shares, index = super().proportions(step), self.segment_at(step)
+        for before, after in itertools.pairwise(self.segments[max(0, index - 1) : index + 2]):
             half = self._half(before, after)
             if abs(step - before.end) < half:
                 share = (step - (before.end - half)) / (2 * half)
@@ -305,6 +309,29 @@ class TaskStream:
         if self.total_steps >= self.schedule.total_steps:  # nothing was left out on purpose
             planned = everyone
         return sorted(planned - trained)
+
+    def partly_reset(self, copies: int, group_of: Sequence[int]) -> set[int]:
+        """The groups of tasks in which some copies start fresh episodes while others go on.
+
+        Args:
+            copies: B.
+            group_of: the group of every task; all copies of a group are one environment.
+        """
+        found: set[int] = set()
+        if self.smooth:
+            return found
+        groups, before_B = torch.tensor(group_of), torch.zeros(copies, dtype=torch.int64)
+        started = {group_of[0]}  # where all copies have been reset
+        for segment in self.segments[:1000]:  # what comes later is found when it happens
+            for step in (segment.start, (segment.start + segment.end) // 2):
+                task_B = self.tasks_at(step, copies)
+                changed_B = task_B != before_B
+                for group in set(groups[task_B[changed_B]].tolist()):
+                    if group in started and not bool((changed_B & (groups[task_B] == group)).all()):
+                        found.add(group)
+                    started.add(group)
+                before_B = task_B
+        return found
 
     def params_at(self, step: int) -> dict[str, float]:
         """Parameters of all copies at `step` under a drift schedule; empty under any other."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, CompiledSteps, select
-from lifelong.envs.border import told
+from lifelong.envs.border import Restarts, told
 from lifelong.envs.errors import EnvError, EnvStepError, unknown_name
 from lifelong.envs.options import LARGEST, Range, brief, parameters_of, problem
 from lifelong.envs.registry import ENVIRONMENTS, import_part
@@ -69,14 +71,16 @@ class Task:
         _check(name, environment_class(kind), kind, params, options)
         return cls(name, kind, options, params, steps, score, reward_scale)
 
-    def build(self, num_envs: int, **context: Any) -> BatchedEnv:
-        """The environment of this task with `num_envs` copies.
+    def build(self, num_envs: int, restarts: Restarts, **context: Any) -> BatchedEnv:
+        """The environment of this task with `num_envs` copies; those that can be made anew count in `restarts`.
 
         Raises:
             EnvError: an option or parameter that the environment does not have, or refuses.
         """
         cls = environment_class(self.kind)
         arguments: dict[str, Any] = {**self.options, **self.params, **context}
+        if cls.restartable:
+            arguments |= {"restarts": restarts, "label": self.label()}
         try:
             return cls(num_envs, **arguments)
         except (Exception, SystemExit) as error:  # whatever code of the user's own raises
@@ -92,12 +96,12 @@ class Task:
 
 
 #: what the runtime gives every environment
-_CONTEXT = ("num_envs", "device", "seed", "evaluation", "random_initial_age")
+CONTEXT = ("num_envs", "device", "seed", "evaluation", "random_initial_age", "restarts", "label")
 
 
 def _check(task: str, cls: type[BatchedEnv], kind: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Refuse parameters and options of an environment that it does not have, or whose values cannot be."""
-    known = {name: both for name, both in parameters_of(cls).items() if name not in _CONTEXT}
+    known = {name: both for name, both in parameters_of(cls).items() if name not in CONTEXT}
     for name, value in options.items():
         if name not in known:
             raise EnvError(unknown_name(f"option or parameter of env {kind}", name, [*known, *cls.all_params()]))
@@ -125,6 +129,7 @@ class TaskEnv(VectorEnv):
         tasks: the tasks of the stream.
         num_envs: number of copies B; all start on task 0.
         spaces: `same` refuses tasks whose spaces differ; `pad` pads observations with zeros and masks actions.
+        restarts: of the run; none if not given.
 
     Raises:
         EnvError: spaces that differ under `same`, or cannot be padded.
@@ -140,39 +145,24 @@ class TaskEnv(VectorEnv):
         evaluation: bool = False,
         random_initial_age: bool = False,
         spaces: str = "same",
+        restarts: Restarts | None = None,
     ) -> None:
         self.tasks = list(tasks)
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.envs: list[BatchedEnv] = []
-        groups: dict[str, int] = {}
-        self.group_of: list[int] = []
-        for task in self.tasks:
-            if task.group() not in groups:
-                groups[task.group()] = len(self.envs)
-                self.envs.append(
-                    task.build(
-                        num_envs,
-                        device=device,
-                        seed=seed + 1_000_003 * len(self.envs),
-                        evaluation=evaluation,
-                        random_initial_age=random_initial_age,
-                    )
-                )
-            env = self.envs[groups[task.group()]]
-            self.group_of.append(groups[task.group()])
-            try:
-                env.set_params(np.zeros(num_envs, dtype=bool), **task.params)  # refuses wrong values of later tasks now
-            except EnvError as error:
-                raise EnvError(f"task {task.name!r}: {error}") from error
         #: for sentences, by environment
-        self.labels = [self.tasks[self.group_of.index(g)].label() for g in range(len(self.envs))]
+        self.labels: list[str] = []
+        with ExitStack() as if_it_fails:
+            if_it_fails.callback(self.close)
+            self._make(restarts or Restarts(), device=device, evaluation=evaluation, seed=seed, ages=random_initial_age)
+            self._unify_spaces(spaces)
+            if_it_fails.pop_all()
         self.scores = [task.score or self.envs[g].SCORE for task, g in zip(self.tasks, self.group_of, strict=True)]
         self.exact_state = all(env.exact_state for env in self.envs)
         self.capturable = all(env.capturable for env in self.envs)
         self.every_step_counts = all(env.every_step_counts for env in self.envs)
-        self._unify_spaces(spaces)
         # on the host: which groups to step is known without a sync
         self.task_B = torch.zeros(num_envs, dtype=torch.int64)
         self._none_B = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
@@ -181,6 +171,23 @@ class TaskEnv(VectorEnv):
         self._mask_of_group: dict[int, Tensor] = {}
         self._select_groups()
         self._started = [False] * len(self.envs)
+
+    def _make(self, restarts: Restarts, *, seed: int, ages: bool, **context: Any) -> None:
+        """Make an environment for every group of tasks."""
+        groups: dict[str, int] = {}
+        self.group_of: list[int] = []
+        for task in self.tasks:
+            if task.group() not in groups:
+                g = groups[task.group()] = len(self.envs)
+                context |= {"seed": seed + 1_000_003 * g, "random_initial_age": ages}
+                self.envs.append(task.build(self.num_envs, restarts, **context))
+                self.labels.append(task.label())
+            env = self.envs[groups[task.group()]]
+            self.group_of.append(groups[task.group()])
+            try:  # refuses wrong values of later tasks now
+                env.set_params(np.zeros(self.num_envs, dtype=bool), **task.params)
+            except EnvError as error:
+                raise EnvError(f"task {task.name!r}: {error}") from error
 
     def _unify_spaces(self, spaces: str) -> None:
         self.reads: list[ObservationBorder] = []
@@ -387,6 +394,9 @@ class TaskEnv(VectorEnv):
         self._select_groups()
 
     def close(self, **kwargs: Any) -> None:
-        """Close every instance."""
-        for env in self.envs:
-            env.close(**kwargs)
+        """Close every instance; what one of them raises is logged, and does not keep the others open."""
+        for env, label in zip(self.envs, self.labels, strict=True):
+            try:
+                env.close(**kwargs)
+            except (Exception, SystemExit) as error:
+                logging.getLogger("lifelong").warning("%s cannot be closed: %s", label, told(error))

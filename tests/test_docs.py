@@ -14,7 +14,7 @@ from lifelong.agent import config as configs
 from lifelong.agent import registry
 from lifelong.agent.sweep.plan import GroupConfig, SweepConfig
 from lifelong.envs.registry import ADAPTERS, ENVIRONMENTS
-from lifelong.envs.tasks import environment_class
+from lifelong.envs.tasks import CONTEXT, environment_class
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -116,7 +116,7 @@ def test_every_environment_is_documented_with_its_parameters(name: str) -> None:
     cls = environment_class(name)
     own = set(registry.options_of(cls)) - set(registry.options_of(environment_class("CartPole")))
     if name in ADAPTERS:
-        own -= {"env"}  # a Python object; a config cannot give it
+        own -= {"env", *CONTEXT}  # a config cannot give them
     for parameter in {*cls.PARAMS, *own}:
         assert f"`{parameter}`" in entry, f"{parameter} of {name} is missing in docs/environments.md"
 

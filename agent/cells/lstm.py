@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.agent.cells.base import Acted, Cell
-from lifelong.envs.options import Width
+from lifelong.envs.options import Bias, Width
 from lifelong.kernels.lstm_sequence import lstm_sequence
 
 
@@ -19,7 +19,7 @@ class LSTM(Cell):
         forget_bias: initial bias of the forget gate.
     """
 
-    def __init__(self, input_size: int, *, size: Width = 128, forget_bias: float = 1.0) -> None:
+    def __init__(self, input_size: int, *, size: Width = 128, forget_bias: Bias = 1.0) -> None:
         super().__init__(input_size, state_size=2 * size, output_size=size)
         self.size = size
         self.input = nn.Linear(input_size, 4 * size)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,9 +193,12 @@ def work(settings: dict[str, Any]) -> None:
     config.runtime.device = settings["device"]
     folder = Path(settings["folder"])
     try:
-        with held(folder, WORKER_FILE, STOP_PATIENCE) if workers.rank == 0 else nullcontext():
+        with ExitStack() as held_open:
+            if workers.rank == 0:
+                held_open.enter_context(held(folder, WORKER_FILE, STOP_PATIENCE))
             inexact = settings["inexact"] or news.starts > 1
             trainer, sizes = session.reopen(config, folder, workers, inexact=inexact)
+            held_open.callback(trainer.close)
             if workers.rank == 0:  # the driver has recorded what else is changed
                 changes.record(folder, trainer.step, [c for c in trainer.record.changes if c.kind == "inexact"])
             opened = time.time()

@@ -14,13 +14,12 @@ A cell with two parts of state a unit (h, c) has a 2x2 block in place of a_t and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lifelong.agent.cells.base import CellChunk, ElementwiseCell
-from lifelong.agent.errors import choice
 from lifelong.agent.gradients.base import GradientEngine
 
 
@@ -58,17 +57,15 @@ class RTRL(GradientEngine):
         copies: B.
         carry_dtype: how the carry of the input weights, which is nearly all of it, is stored. `float32`: in the type of
             the parameters. `bfloat16`: in half the memory, rounded once a chunk after sums in float32.
-
-    Raises:
-        ConfigError: unknown `carry_dtype`.
     """
 
     jacobians: ClassVar[tuple[str, ...]] = ("diagonal", "block")
     cell: ElementwiseCell
 
-    def __init__(self, cell: ElementwiseCell, copies: int, *, carry_dtype: str = "float32") -> None:
+    def __init__(
+        self, cell: ElementwiseCell, copies: int, *, carry_dtype: Literal["float32", "bfloat16"] = "float32"
+    ) -> None:
         super().__init__(cell, copies)
-        choice("carry_dtype of gradient rtrl", carry_dtype, ("float32", "bfloat16"))
         gates, vectors, N, D = len(cell.GATES), len(cell.VECTORS), cell.size, cell.input_size
         like = cell.weight_input
         stored = torch.bfloat16 if carry_dtype == "bfloat16" else like.dtype

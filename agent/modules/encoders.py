@@ -17,6 +17,8 @@ from lifelong.envs.spaces import byte_scale
 
 Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
 
+#: its name
+Activation = Literal["tanh", "relu", "silu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
@@ -136,7 +138,7 @@ class MLP(Encoder):
         activation: tanh, relu or silu.
     """
 
-    def __init__(self, space: Observations, *, hidden: Widths = (64,), activation: str = "tanh") -> None:
+    def __init__(self, space: Observations, *, hidden: Widths = (64,), activation: Activation = "tanh") -> None:
         super().__init__(space)
         widths = [sum(self.counts) or math.prod(space.shape), *(int(width) for width in hidden)]
         layers: list[nn.Module] = []
@@ -211,7 +213,7 @@ class CNN(Encoder):
         layout: Literal["auto", "hw", "chw", "hwc", "nchw", "nhwc"] = "auto",
         channels: Widths = (16, 32),
         hidden: Width = 64,
-        activation: str = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__(space)
         if self.counts:

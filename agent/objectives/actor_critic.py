@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from lifelong.agent.errors import choice
 from lifelong.agent.modules.heads import Distribution
 from lifelong.agent.objectives.base import Metrics, Objective, explained_variance
 from lifelong.agent.policy import Outputs
@@ -45,10 +44,9 @@ class ActorCritic(Objective):
         entropy_weight: Weight = 0.01,
         rho_bar: Weight = 1.0,
         c_bar: Weight = 1.0,
-        advantage: str = "lambda",
+        advantage: Literal["lambda", "impala"] = "lambda",
     ) -> None:
         super().__init__(distribution)
-        choice("advantage of objective actor_critic", advantage, ("lambda", "impala"))
         self.gamma, self.lam = gamma, lam
         self.value_weight, self.entropy_weight = value_weight, entropy_weight
         self.rho_bar, self.c_bar = rho_bar, c_bar

@@ -40,7 +40,7 @@ class PPO(Objective):
         gamma: Share = 0.99,
         lam: Share = 0.95,
         clip: Annotated[float, Range(0.0, 10.0, above=True)] = 0.2,
-        epochs: Count = 4,
+        epochs: Annotated[int, Range(1, 1000)] = 4,
         minibatches: Count = 4,
         value_weight: Weight = 0.5,
         entropy_weight: Weight = 0.01,

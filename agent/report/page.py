@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from lifelong.agent.files import write
+from lifelong.agent.files import make_folder, write
 from lifelong.agent.report.plots import plot_comparison, plot_run
 from lifelong.agent.report.runs import RunData, by_config, group_runs, load_runs, number
 from lifelong.agent.report.tables import change_cells, comparison_cells, number_text, run_cells, table
@@ -24,7 +24,7 @@ def html(runs: Sequence[RunData], out_dir: Path) -> Path:
     Returns:
         Path of the page.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir)
     sections = []
     for place, (name, members) in enumerate(by_config(runs).items(), start=1):
         prefix = f"{place}-{_slug(name)}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lifelong.agent.files import make_folder, write
 from lifelong.agent.report.runs import Group, RunData, by_config, group_runs, median_of, task_names
 from lifelong.agent.runtime import metrics
 
@@ -232,5 +233,5 @@ def save_figure(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, format="png", metadata={"Software": None})
+    make_folder(path.parent)
+    write(path, lambda file: figure.savefig(file, dpi=150, format="png", metadata={"Software": None}))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,23 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from lifelong.agent.errors import ConfigError
+from lifelong.agent.errors import CheckpointError, ConfigError
+from lifelong.agent.files import parse_json
 from lifelong.agent.runtime.metrics import Evaluations, forward_transfer_auc
+from lifelong.agent.runtime.summary import load_summary
 
 #: how deep below a given folder runs are looked for (runs/ -> name -> seed is two)
 SEARCH_DEPTH = 3
-
-SUMMARY_KEYS = (
-    "config",
-    "seed",
-    "env_steps",
-    "steps_per_second",
-    "tasks",
-    "average_performance",
-    "forgetting",
-    "versions",
-    "machine",
-)
 
 #: settings in which runs of one row of the comparison may differ, besides the strategy's kind (which names the row)
 NOT_COMPARED = re.compile(r"(seed|name|log_every)$|(checkpoint|strategy_options)\.|strategy\.\d+\.kind$")
@@ -67,9 +55,10 @@ class RunData:
         """
         path = self.path / "metrics.jsonl"
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
-        except (OSError, ValueError) as error:
-            raise ReportError(f"cannot read {path}: {error}") from error
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
+            raise ReportError(f"cannot read {path}: {error.strerror or error}") from error
+        return [parse_json(line, path, {"step": int}, ReportError) for line in lines]
 
     @property
     def config_name(self) -> str:
@@ -113,23 +102,13 @@ def _find(folder: Path, depth: int) -> Iterable[Path]:
 
 def _load(folder: Path) -> RunData:
     """Read and check one run folder."""
-    path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ReportError(f"cannot read {path}: {error}") from error
-    missing = [key for key in SUMMARY_KEYS if not isinstance(summary, dict) or key not in summary]
-    if missing:
-        raise ReportError(f"{path} is not the summary of a run: {', '.join(missing)} missing")
-    if not {"name", "strategy"} <= set(summary["config"]):
-        raise ReportError(f"{path} is not the summary of a run: its config has no name or no strategy")
     path = folder / "evaluation.npz"
     if not path.is_file():
         raise ReportError(f"run {folder} has no evaluation.npz")
     try:
-        evaluations = Evaluations.load(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ReportError(f"cannot read {path}: {error}") from error
+        summary, evaluations = load_summary(folder), Evaluations.load(path)
+    except CheckpointError as error:
+        raise ReportError(str(error)) from error
     if not evaluations.steps:
         raise ReportError(f"run {folder} has no evaluation point yet")
     return RunData(folder, summary, evaluations)

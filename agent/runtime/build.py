@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from lifelong.agent.runtime.rollout import Acting, Rollout
 from lifelong.agent.runtime.source import Fresh
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy
-from lifelong.envs.border import blame
+from lifelong.envs.border import Restarts, blame
 from lifelong.envs.stream import Phases, Random, Schedule, TaskStream
-from lifelong.envs.tasks import Task, TaskEnv
+from lifelong.envs.tasks import Task, TaskEnv, environment_class
 from lifelong.kernels.allocator import keep_freed_memory
 from lifelong.kernels.dispatch import prepare
 
@@ -175,14 +176,53 @@ def check_runners(config: Config, objective: Objective) -> None:
         )
 
 
+def check_restarts(config: Config, env: TaskEnv) -> None:
+    """Refuse to count restarts of environments that cannot be made anew one by one, or that several processes have."""
+    runtime = config.runtime
+    if not runtime.env_restarts:
+        return
+    asked = f"runtime.env_restarts is {runtime.env_restarts}, but"
+    if runtime.workers > 1 or runtime.env_runners:
+        key = "env_runners" if runtime.env_runners else "workers"
+        raise ConfigError(
+            f"{asked} runtime.{key} is {getattr(runtime, key)}, and restarts are counted in one process; set one of "
+            "them to its default"
+        )
+    for one, label in zip(env.envs, env.labels, strict=True):
+        if not one.exact_state and not one.restartable:
+            raise ConfigError(
+                f"{asked} {label} steps all copies in one call, so one of them cannot be made anew; use the gymnasium "
+                "adapter with vectorization sync or async"
+            )
+    if not any(one.restartable for one in env.envs):
+        raise ConfigError(f"{asked} no task is a Gymnasium environment, of which alone copies can be made anew")
+
+
+def check_resets(config: Config, stream: TaskStream, env: TaskEnv) -> None:
+    """Refuse a run that resets some copies of an environment that can only reset all of them."""
+    stiff = {g for g, one in enumerate(env.envs) if not one.resets_some}
+    if not stiff:
+        return
+    skip = config.on_nonfinite == "skip"
+    found = set(env.group_of) if skip else stream.partly_reset(config.rollout.copies, env.group_of)
+    why = "on_nonfinite=skip" if skip else f"schedule {config.stream.schedule['kind']}"
+    for g in sorted(stiff & found):
+        raise ConfigError(
+            f"{env.labels[g]} cannot reset only some of its copies, which {why} asks for here; use vectorization sync "
+            "or async"
+        )
+
+
 def build_optimizer(config: Config, policy: Policy) -> torch.optim.Optimizer:
     """The optimiser over all parameters, in one fused kernel a step where torch has one; on a GPU it counts its steps
     there, so that they can be captured."""
     kind = config.optimizer["kind"]
-    options: dict[str, Any] = {"fused": True} if kind in ("adam", "adamw", "sgd") else {}
-    if next(policy.parameters()).is_cuda and "capturable" in registry.options_of(registry.load("optimizer", kind)):
-        options["capturable"] = True
-    optimizer: torch.optim.Optimizer = registry.build("optimizer", {**options, **config.optimizer}, policy.parameters())
+    fused = {"fused": True} if kind in ("adam", "adamw", "sgd") else {}
+    known = registry.options_of(registry.load("optimizer", kind))
+    ours = {"capturable": next(policy.parameters()).is_cuda, "differentiable": False}  # no choice of a config
+    context = {name: value for name, value in ours.items() if name in known}
+    spec = {**fused, **config.optimizer}
+    optimizer: torch.optim.Optimizer = registry.build("optimizer", spec, policy.parameters(), **context)
     return optimizer
 
 
@@ -198,6 +238,7 @@ def build_env(
     num_envs: int,
     device: torch.device,
     seed: int,
+    restarts: Restarts,
     *,
     evaluation: bool = False,
     ages: bool = False,
@@ -211,6 +252,7 @@ def build_env(
         evaluation=evaluation,
         random_initial_age=ages,
         spaces=config.stream.spaces,
+        restarts=restarts,
     )
 
 
@@ -229,11 +271,29 @@ def build_policy(config: Config, env: TaskEnv) -> Policy:
         raise ConfigError(str(error)) from error
 
 
+def foresee(config: Config, stream: TaskStream, strategies: list[Strategy], copies: int, device: torch.device) -> bool:
+    """Refuse a run that the device cannot hold, before anything large is made: from one copy of its environments, and a
+    policy whose parameters take no memory. False if there are parts of somebody else's, of which nothing is known yet.
+
+    Raises:
+        ConfigError: names what needs most.
+    """
+    parts = [config.policy.encoder, config.policy.cell, *(task.env for task in config.stream.tasks)]
+    if any(map(registry.is_foreign, parts)) or not all(environment_class(t.kind).exact_state for t in stream.tasks):
+        return False
+    env = build_env(config, stream, 1, device, 0, Restarts(0))
+    env.reset()
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        policy = build_policy(config, env)
+    check_memory(config, needs_of(config, env, policy, strategies, copies), device)
+    return True
+
+
 def build_rollout(config: Config, copies: int, seed: int) -> Rollout:
     """A rollout and a policy of its own for another process, on the CPU, with all its randomness from `seed`."""
     device = torch.device("cpu")
     ages = config.rollout.random_initial_age
-    env = build_env(config, build_stream(config), copies, device, subseed(seed, "training"), ages=ages)
+    env = build_env(config, build_stream(config), copies, device, subseed(seed, "training"), Restarts(), ages=ages)
     generator = torch.Generator().manual_seed(subseed(seed, "actions"))
     return Rollout(env, build_policy(config, env), generator, reset_memory_on=config.policy.reset_memory_on)
 
@@ -262,7 +322,9 @@ def build(config: Config, folder: Path, workers: Workers = ALONE, acting: MakeAc
         config, registry.load("gradient", config.gradient["kind"]), registry.load("cell", config.policy.cell["kind"])
     )
     try:
-        trainer = _build(config, folder, device, stream, workers, acting)
+        with ExitStack() as opened:
+            trainer = _build(config, folder, device, stream, workers, acting, opened)
+            trainer.opened = opened.pop_all()
     except EnvError as error:
         raise ConfigError(str(error)) from error
     except LifelongError:
@@ -282,8 +344,11 @@ def _build(
     stream: TaskStream,
     workers: Workers,
     acting: MakeActing | None,
+    opened: ExitStack,
 ) -> Trainer:
+    """See `build`; environments that stay are closed with `opened`."""
     copies = config.rollout.copies // workers.count
+    restarts = Restarts(config.runtime.env_restarts)
 
     def own_seed(*names: object) -> int:
         """Randomness that every worker has its own of; that of rank 0 is that of a run in one process."""
@@ -291,16 +356,21 @@ def _build(
 
     def environment(name: str, num_envs: int, *, evaluation: bool = False, ages: bool = False, key: int = 0) -> TaskEnv:
         seed = subseed(config.seed, name, key) if evaluation else own_seed(name, key)
-        return build_env(config, stream, num_envs, device, seed, evaluation=evaluation, ages=ages)
+        return build_env(config, stream, num_envs, device, seed, restarts, evaluation=evaluation, ages=ages)
 
-    # if others act, one copy to know the spaces from
-    env = environment("training", copies if acting is None else 1, ages=config.rollout.random_initial_age)
-    policy = build_policy(config, env).to(device)
     for name, options in config.strategy_options.items():
         if name in registry.REGISTRY["strategy"]:  # a mistake in one that is not chosen shows today, not some day
             registry.check_options("strategy", name, registry.load("strategy", name), options, {})
     strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
-    check_memory(config, needs_of(config, env, policy, strategies, copies), device)
+    foreseen = foresee(config, stream, strategies, copies, device)
+    # if others act, one copy to know the spaces from
+    env = environment("training", copies if acting is None else 1, ages=config.rollout.random_initial_age)
+    opened.callback(env.close)
+    check_resets(config, stream, env)
+    check_restarts(config, env)
+    policy = build_policy(config, env).to(device)
+    if not foreseen:
+        check_memory(config, needs_of(config, env, policy, strategies, copies), device)
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.workers = workers
@@ -343,8 +413,10 @@ def _build(
         workers,
         config.on_nonfinite == "skip",
     )
+    evaluation_env = environment("evaluation", config.evaluation.episodes, evaluation=True)
+    opened.callback(evaluation_env.close)
     evaluator = Evaluator(
-        environment("evaluation", config.evaluation.episodes, evaluation=True),
+        evaluation_env,
         policy,
         seed=subseed(config.seed, "evaluation"),
         reset_memory_on=reset_memory_on,
@@ -354,7 +426,7 @@ def _build(
     names = [task.name for task in stream.tasks]
     ends = [stream.training_end(task) for task in range(len(names))]
     evaluations = Evaluations(tasks=names, scores=[tuple(map(float, s)) for s in env.scores], training_end=ends)
-    record = Record(config, folder, versions(), names, device)
+    record = Record(config, folder, versions(), names, device, restarts)
     fresh = Fresh(fresh_rollout, fresh_engine)
     graph = CudaGraph if can_capture(config, rollout, workers) else None
     trainer = Trainer(record, stream, rollout, learner, strategies, evaluator, evaluations, fresh, workers, graph)

@@ -19,9 +19,10 @@ from typing import Any, get_args, get_type_hints
 
 from lifelong.agent import registry
 from lifelong.agent.config import Config
-from lifelong.agent.errors import ConfigError, DiskError
-from lifelong.agent.files import sync
+from lifelong.agent.errors import CheckpointError, ConfigError, DiskError
+from lifelong.agent.files import parse_json, sync
 from lifelong.agent.runtime.build import build_stream
+from lifelong.agent.runtime.summary import CHANGE
 from lifelong.envs.tasks import environment_class
 
 FILE = "changes.jsonl"
@@ -133,6 +134,7 @@ RULES: dict[str, Rule] = {
     "runtime.address": APPLIES,
     "runtime.capture": APPLIES,
     "runtime.max_failures": APPLIES,
+    "runtime.env_restarts": APPLIES,
 }
 
 
@@ -319,12 +321,19 @@ def _last(known: Sequence[tuple[int, str, Any]], step: int, key: str) -> tuple[i
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """What was changed so far, oldest first. A last line that a kill cut off says nothing."""
+    """What was changed so far, oldest first. A last line that a kill cut off says nothing.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     path = folder / FILE
     if not path.exists():
         return []
-    *whole, _ = path.read_text().split("\n")
-    return [json.loads(line) for line in whole]
+    try:
+        *whole, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    return [parse_json(line, path, CHANGE) for line in whole]
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:

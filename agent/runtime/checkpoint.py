@@ -11,7 +11,6 @@ run in one process is a run of one worker, so it and `workers: 1` can go on from
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from lifelong.agent.errors import CheckpointError, DiskError
-from lifelong.agent.files import sync, write_json
+from lifelong.agent.files import read_json, sync, write_json
 from lifelong.agent.parallel import ALONE, Workers
 
 MANIFEST = "manifest.json"
@@ -153,7 +152,8 @@ def _newest(folder: Path, damaged: list[str]) -> Path | None:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+    shape = {"step": int, "workers": int, "files": {str: {"size": int, "sha256": str}}}
+    content: dict[str, Any] = read_json(path / MANIFEST, shape)
     return content
 
 

@@ -70,6 +70,11 @@ def _add_tasks(saved: dict[str, Any], old: Config, trainer: Trainer) -> None:
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == before[names[index]].shape != ():
                 state[key] = grown(value, torch.zeros_like(parameter, dtype=value.dtype))
+    for runner in saved["rollout"].get("runners", []):  # blocks under way have the inputs of the cell as it was
+        if runner is not None and runner["block"] is not None:
+            arrays = runner["block"]["arrays"]
+            x_TBD = arrays["x_TBD"]
+            arrays["x_TBD"] = grown(x_TBD, x_TBD.new_zeros(*x_TBD.shape[:-1], policy.cell.input_size))
     for key, like in (("return", trainer.record.return_sum), ("count", trainer.record.return_count)):
         saved["record"][key] = grown(saved["record"][key], torch.zeros_like(like))
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lifelong.agent.errors import ConfigError, DiskError
-from lifelong.agent.files import PARTIAL
+from lifelong.agent.files import PARTIAL, make_folder
 
 FILE = ".lock"
 #: held by rank 0 of Ray's workers, which may outlive for a moment the driver that holds the other
@@ -108,10 +108,7 @@ def _used(folder: Path) -> bool:
 def _make(folder: Path) -> list[Path]:
     """Make a folder; those that were not there before, innermost first."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
+    make_folder(folder)
     return made
 
 

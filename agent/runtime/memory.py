@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from pathlib import Path
 
 import torch
 
 from lifelong.agent.config import Config
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.walk import tensors_of
 from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.tasks import TaskEnv
 
+#: where Linux says how many bytes a container may have
+_CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 #: numbers a step of a copy has besides observation, state and outputs of the policy
 _SMALL = 13
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of memory of a device, or of this machine."""
+    """Bytes of memory of a device, or of this machine: what its container may have."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 2**63
+    limits = []
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for file in _CONTAINER:
+        with contextlib.suppress(ValueError, OSError):  # no such file, or "max"
+            limits.append(int(Path(file).read_text()))
+    return min(limits, default=2**63)
 
 
 def is_memory(error: BaseException) -> bool:
@@ -46,19 +54,39 @@ def sequence_bytes(config: Config, env: TaskEnv, policy: Policy) -> int:
     return (steps + 1 + slots) * obs + 4 * (steps * (outputs + _SMALL) + policy.cell.state_size)
 
 
+def copy_bytes(env: TaskEnv, policy: Policy) -> int:
+    """Bytes of one copy of the environments that is acted in: its state as it was, drawn anew and as it will be, its
+    observation, the limits of its spaces, and what the policy makes of it."""
+    state = sum(tensor.nbytes for tensor in tensors_of(env.state_dict())) // env.num_envs
+    obs = math.prod(env.single_observation_space.shape or ())
+    return 3 * state + 4 * (4 * obs + 2 * policy.cell.state_size + policy.distribution.size + _SMALL)
+
+
 def needs_of(
     config: Config, env: TaskEnv, policy: Policy, strategies: list[Strategy], copies: int
 ) -> list[tuple[str, int]]:
-    """What needs how many bytes: (the key to lower, bytes)."""
-    sequence = sequence_bytes(config, env, policy)
-    carry = sum(p.numel() for p in policy.cell.parameters()) if config.gradient["kind"] == "rtrl" else 0
+    """What needs how many bytes: (the key to lower, bytes).
+
+    Args:
+        config: of the run.
+        env: its environments, with any number of copies; if they were reset, their state counts.
+        policy: its policy; that has no memory of its own if it lies on the device `meta`.
+        strategies: of the run, in the order of the config.
+        copies: of this worker.
+    """
+    sequence, copy = sequence_bytes(config, env, policy), copy_bytes(env, policy)
+    size = sum(p.numel() for p in policy.parameters())
+    carry = 4 * sum(p.numel() for p in policy.cell.parameters()) if config.gradient["kind"] == "rtrl" else 0
     chunk = 2 * (sequence + 4 * config.rollout.steps * policy.cell.state_size)  # what was seen, and acting's steps
     needs = [
-        ("rollout.copies x rollout.steps", copies * chunk),
-        ("rollout.copies with gradient rtrl", 4 * copies * carry),
+        ("policy.encoder and policy.cell", 4 * 4 * size),  # parameters, gradients, two of them in the optimiser
+        ("rollout.copies x rollout.steps", copies * (chunk + copy)),
+        ("rollout.copies with gradient rtrl", copies * carry),
+        ("evaluation.episodes", config.evaluation.episodes * copy),
     ]
     for spec, strategy in zip(config.strategy, strategies, strict=True):
-        needs.append((f"options of strategy {spec['kind']}", strategy.replay_sequences() * sequence))
+        fresh = 2 * strategy.fresh_sequences(copies) * (chunk + carry)  # as many again while they are drawn
+        needs.append((f"options of strategy {spec['kind']}", strategy.replay_sequences() * sequence + fresh))
     return needs
 
 

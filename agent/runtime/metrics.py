@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lifelong.agent.files import write
+from lifelong.agent.errors import CheckpointError
+from lifelong.agent.files import NUMBER, parse_json, write
 from lifelong.agent.runtime.appended import POINTS
 
 #: a task whose performance when its training ended is below this was never learned: a share of it that is left, or its
@@ -130,12 +131,15 @@ class Evaluations:
         """Read what `save` wrote.
 
         Raises:
-            OSError, ValueError, KeyError, zipfile.BadZipFile: the file is missing or damaged.
+            CheckpointError: the file is missing or damaged.
         """
-        with np.load(path, allow_pickle=False) as saved:
-            evaluations = cls(saved["tasks"].tolist(), saved["scores"].tolist(), saved["training_end"].tolist())
-            for step, returns in zip(saved["steps"].tolist(), saved["returns"], strict=True):
-                evaluations.add(step, returns)
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                evaluations = cls(saved["tasks"].tolist(), saved["scores"].tolist(), saved["training_end"].tolist())
+                for step, returns in zip(saved["steps"].tolist(), saved["returns"], strict=True):
+                    evaluations.add(step, returns)
+        except Exception as error:  # damaged bytes make zip, zlib and numpy raise whatever they have
+            raise CheckpointError(f"cannot read {path}: {error or type(error).__name__}") from error
         return evaluations
 
     @classmethod
@@ -144,12 +148,12 @@ class Evaluations:
         since it wrote that.
 
         Raises:
-            OSError, ValueError, KeyError, zipfile.BadZipFile: a file is missing or damaged.
+            CheckpointError: a file is missing or damaged.
         """
         evaluations = cls.load(folder / "evaluation.npz")
         lines = folder / POINTS
         if lines.exists():
-            for step, returns in _points(lines.read_bytes())[len(evaluations.steps) :]:
+            for step, returns in _points(lines)[len(evaluations.steps) :]:
                 evaluations.add(step, returns)
         return evaluations
 
@@ -162,19 +166,25 @@ class Evaluations:
 
         Raises:
             ValueError: they are of more tasks than this run has.
-            OSError, KeyError: the file is missing or damaged.
+            CheckpointError: the file is missing or damaged.
         """
-        with open(folder / POINTS, "rb") as file:
-            points = _points(file.read(size))
+        points = _points(folder / POINTS, size)
         if any(len(returns) > len(self.tasks) for _, returns in points):
             raise ValueError(f"saved evaluations are of more tasks than the {len(self.tasks)} in this run")
         self.steps, self.returns = [step for step, _ in points], [returns for _, returns in points]
 
 
-def _points(lines: bytes) -> list[tuple[int, np.ndarray]]:
-    """(step, returns [tasks, episodes]) of the whole lines of `evaluation.jsonl`."""
-    *whole, _ = lines.split(b"\n")
-    return [(point["step"], np.array(point["returns"], dtype=np.float64)) for point in map(json.loads, whole)]
+def _points(path: Path, size: int = -1) -> list[tuple[int, np.ndarray]]:
+    """(step, returns [tasks, episodes]) of the whole lines among the first `size` bytes of `evaluation.jsonl`."""
+    try:
+        with open(path, "rb") as file:
+            *whole, _ = file.read(size).split(b"\n")
+        points = [parse_json(line, path, {"step": int, "returns": [[NUMBER]]}) for line in whole]
+        return [(point["step"], np.array(point["returns"], dtype=np.float64)) for point in points]
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def _mean(returns: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lifelong.agent.config import Config
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.runtime.rollout import Experience
+from lifelong.envs.border import Restarts
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.changes import Change
@@ -26,12 +27,20 @@ class Record:
         versions: of Python and the packages.
         tasks: names of the tasks.
         device: where the sums are kept.
+        restarts: of the environments; none if not given.
     """
 
     def __init__(
-        self, config: Config, folder: Path, versions: dict[str, str], tasks: list[str], device: torch.device
+        self,
+        config: Config,
+        folder: Path,
+        versions: dict[str, str],
+        tasks: list[str],
+        device: torch.device,
+        restarts: Restarts | None = None,
     ) -> None:
         self.config, self.folder, self.versions, self.tasks = config, folder, versions, tasks
+        self.restarts = restarts or Restarts()
         #: `agent.runtime.machine.identity`; set when the run is built
         self.identity: dict[str, Any] = {}
         self.sums: dict[str, Tensor] = {}
@@ -71,19 +80,22 @@ class Record:
             scalars["continual/online_return"] = sum(total) / sum(count)
         if self.skipped:
             scalars["nonfinite/skipped_chunks"] = float(self.skipped)
+        if self.restarts.count:
+            scalars["env/restarts"] = float(self.restarts.count)
         self.sums, self.updates = {}, 0
         self.return_sum.zero_()
         self.return_count.zero_()
         return scalars
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums."""
-        sums = {"sums": self.sums, "updates": self.updates, "skipped": self.skipped}
+        """The sums and counts."""
+        sums = {"sums": self.sums, "updates": self.updates, "skipped": self.skipped, "restarts": self.restarts.count}
         return {**sums, "return": self.return_sum, "count": self.return_count}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.sums = {name: x.to(self.return_sum.device) for name, x in saved["sums"].items()}
         self.updates, self.skipped = saved["updates"], saved["skipped"]
+        self.restarts.count = saved["restarts"]
         self.return_sum.copy_(saved["return"])
         self.return_count.copy_(saved["count"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from lifelong.agent import adding
 from lifelong.agent import config as configs
 from lifelong.agent.config import Config
 from lifelong.agent.errors import CheckpointError, ConfigError
-from lifelong.agent.files import write_json
+from lifelong.agent.files import check_shape, write_json
 from lifelong.agent.parallel import Workers
 from lifelong.agent.runtime import appended, changes, checkpoint
 from lifelong.agent.runtime.build import MakeActing, build
@@ -30,6 +29,7 @@ from lifelong.agent.runtime.metrics import (
     forgetting_max,
     learned,
 )
+from lifelong.agent.runtime.summary import FILE, is_whole
 from lifelong.agent.runtime.trainer import Order, Trainer
 
 #: {file: bytes} of the log when a checkpoint was saved; empty at the beginning
@@ -93,21 +93,25 @@ def load(
     found = changes.between(old, config)
     changes.check(found, old, config, saved["step"])
     trainer = build(config, folder, workers, acting)
-    try:
-        sizes = saved["manifest"]["log"]
-        appended.check(folder, sizes)
-        trainer.record.changes = hand_over(saved, found, old, trainer)
-        if inexact is not None and workers.rank == 0:
-            differ = differences(saved["manifest"]["identity"], trainer.record.identity)
-            consent(differ, folder, inexact)
-            trainer.record.changes += differ
-        trainer.load_state_dict(saved)
-        trainer.evaluations.restore(folder, sizes[appended.POINTS])
-    except (CheckpointError, ConfigError):
-        raise
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
+    with ExitStack() as if_it_fails:
+        if_it_fails.callback(trainer.close)
+        try:
+            check_shape(saved["manifest"], folder / "checkpoints", {"log": {str: int}, "identity": {}})
+            sizes = saved["manifest"]["log"]
+            appended.check(folder, sizes)
+            trainer.record.changes = hand_over(saved, found, old, trainer)
+            if inexact is not None and workers.rank == 0:
+                differ = differences(saved["manifest"]["identity"], trainer.record.identity)
+                consent(differ, folder, inexact)
+                trainer.record.changes += differ
+            trainer.load_state_dict(saved)
+            trainer.evaluations.restore(folder, sizes[appended.POINTS])
+        except (CheckpointError, ConfigError):
+            raise
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint in {folder} does not fit this config: {reason}") from error
+        if_it_fails.pop_all()
     return trainer, sizes
 
 
@@ -138,9 +142,9 @@ def train(
         log.tensor(trainer.evaluations)
         finished = trainer.train(log, progress, asked)
         log.tensor(trainer.evaluations)
-    unwritten = progress.start < trainer.step or not (record.folder / "summary.json").exists()
+    unwritten = progress.start < trainer.step or not is_whole(record.folder)
     if finished and first and unwritten:
-        write_json(record.folder / "summary.json", summary(trainer, progress.rate(trainer.step)))
+        write_json(record.folder / FILE, summary(trainer, progress.rate(trainer.step)))
     return finished
 
 
@@ -211,9 +215,3 @@ def summary(trainer: Trainer, steps_per_second: float) -> dict[str, Any]:
         "versions": trainer.record.versions,
         "machine": {"device": device, "threads": config.runtime.threads, **machine(device)},
     }
-
-
-def load_summary(folder: Path) -> dict[str, Any]:
-    """The summary.json of a finished run."""
-    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return content

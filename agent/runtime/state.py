@@ -20,6 +20,7 @@ def shared(trainer: Trainer) -> dict[str, Any]:
         "step": trainer.step,
         "segment": trainer.segment,
         "ended": trainer.ended,
+        "owed": trainer.owed,
         "policy": trainer.rollout.policy.state_dict(),
         "optimizer": trainer.learner.optimizer.state_dict(),
         "minibatches": trainer.learner.generator.get_state(),
@@ -50,6 +51,7 @@ def _strategies(trainer: Trainer, *, sharded: bool) -> dict[str, Any]:
 def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     """Restore what `shared` and `own` returned; strategies that were not there before start afresh."""
     trainer.step, trainer.segment, trainer.ended = saved["step"], saved["segment"], saved["ended"]
+    trainer.owed = saved["owed"]
     trainer.logged = trainer.step
     trainer.rollout.policy.load_state_dict(saved["policy"])
     groups = zip(saved["optimizer"]["param_groups"], trainer.learner.optimizer.param_groups, strict=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from enum import IntEnum
 from typing import Any
 
@@ -80,8 +81,14 @@ class Trainer:
         self.ended = 0  # segments whose task is not trained any more
         self.logged = 0  # step at the last line of the log
         self.frames = 0  # steps of the last chunk, all its copies together
+        self.opened = ExitStack()  # the environments
+        self.owed = False  # an evaluation that was begun has not been finished
         #: called after every evaluation, by whoever tunes this run
         self.on_evaluation: Callable[[int, Evaluations], None] = lambda step, evaluations: None
+
+    def close(self) -> None:
+        """Close the environments. What was learned and measured stays; nothing can be stepped any more."""
+        self.opened.close()
 
     def train(
         self, log: RunLog | NoLog, progress: Progress, asked: Callable[[], Order | bool] = lambda: Order.GO_ON
@@ -91,7 +98,8 @@ class Trainer:
         Returns:
             True at the end of the stream; False if it was asked to stop (a checkpoint has been saved).
         """
-        if not self.evaluations.complete and self.step < self.stream.total_steps:  # of tasks that nobody has seen yet
+        new = not self.evaluations.complete and self.step < self.stream.total_steps  # tasks that nobody has seen yet
+        if new or self.owed:
             self.evaluate(log, None)
         while self.step < self.stream.total_steps:
             with rescue(self, log):
@@ -170,12 +178,13 @@ class Trainer:
         """Whole fresh episodes of the current policy on `task`, by default on the tasks in training as they are now;
         training itself is not touched (see `agent.runtime.source`)."""
         rollout, generator = self.fresh.rollout(self.step)
-        now = self.rollout.env.task_B
-        rollout.switch(now if task is None else torch.full_like(now, task))
-        if task is None:
-            rollout.env.set_params(**self.stream.params_at(self.step))
-        limit = self.config.evaluation.max_steps
-        return whole_episodes(rollout, self.fresh.engine, self.steps, chunks, limit, generator)
+        with closing(rollout.env):
+            now = self.rollout.env.task_B
+            rollout.switch(now if task is None else torch.full_like(now, task))
+            if task is None:
+                rollout.env.set_params(**self.stream.params_at(self.step))
+            limit = self.config.evaluation.max_steps
+            yield from whole_episodes(rollout, self.fresh.engine, self.steps, chunks, limit, generator)
 
     def due(self, every: int) -> bool:
         """Whether a multiple of `every` was passed in the last chunk."""
@@ -214,10 +223,12 @@ class Trainer:
 
     def evaluate(self, log: RunLog | NoLog, experience: Experience | None) -> None:
         """Evaluate every task and write evaluation.npz."""
+        self.owed = True
         with rescue(self, log):
             returns = self.evaluator.evaluate(self.context(), self.strategies)
         check_returns(self, returns)
         self.evaluations.add(self.step, returns)
+        self.owed = False
         scalars = {f"evaluation/{name}": value for name, value in self.performance().items()}
         scalars["continual/average_performance"] = average_performance(self.evaluations)
         if experience is not None:

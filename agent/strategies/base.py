@@ -62,6 +62,11 @@ class Strategy:
         """How many sequences of a chunk's length it will keep at most; the memory for them is asked for beforehand."""
         return 0
 
+    def fresh_sequences(self, copies: int) -> int:
+        """How many fresh sequences of a chunk's length it asks a source for at once, with so many copies; the memory
+        for them is asked for beforehand, too."""
+        return 0
+
     def setup(self, ctx: Context, seed: int) -> None:
         """Called once before training, when the policy exists."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lifelong.agent.errors import choice
 from lifelong.agent.policy import Outputs
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Strategy
@@ -49,13 +48,12 @@ class CLEAR(Strategy):
         ratio: Annotated[float, Range(0.0, 1000.0, above=True)] = 1.0,
         policy_cloning: Weight = 0.01,
         value_cloning: Weight = 0.005,
-        writing: str = "reservoir",
+        writing: Literal["reservoir", "ring"] = "reservoir",
         burn_in: Steps = 0,
         start: Count = 256,
     ) -> None:
         if capacity < 1 or ratio <= 0 or burn_in < 0:
             raise ValueError("capacity must be at least 1, ratio above 0, burn_in not negative")
-        choice("writing of clear", writing, WRITING)
         self.capacity, self.ratio, self.writing, self.burn_in = capacity, ratio, writing, burn_in
         self.policy_cloning, self.value_cloning = policy_cloning, value_cloning
         self.start = start

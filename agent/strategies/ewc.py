@@ -103,6 +103,9 @@ class EWC(Strategy):
         self.last_clock = 0
         self.penalty: Tensor | None = None
 
+    def fresh_sequences(self, copies: int) -> int:
+        return -(-self.sequences // copies) * copies
+
     def setup(self, ctx: Context, seed: int) -> None:
         self.generator = torch.Generator(device=ctx.device)
         self.generator.manual_seed(seed)

@@ -135,6 +135,9 @@ class GPM(Strategy):
         self.basis: dict[str, Tensor] = {}
         self.last_clock = 0
 
+    def fresh_sequences(self, copies: int) -> int:
+        return self.chunks * copies
+
     def setup(self, ctx: Context, seed: int) -> None:
         self.device, self.parameters = ctx.device, dict(ctx.policy.named_parameters())
         self.taps = Taps(ctx.policy)

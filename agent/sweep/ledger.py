@@ -25,14 +25,29 @@ from typing import Any
 
 from lifelong.agent import config as configs
 from lifelong.agent.errors import ConfigError, DiskError, LedgerError
-from lifelong.agent.files import sync, write_json
+from lifelong.agent.files import NUMBER, check_shape, parse_json, read_json, sync, write_json
 from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime.summary import load_summary
 from lifelong.agent.sweep.plan import EVALUATION, PHASE_FOLDERS, TUNING, Trial, data_of, digest
 
 Entry = dict[str, Any]
 
 START = "0" * 64  # what the first entry names as the one before
 RESULT_FILES = ("config.yaml", "evaluation.npz", "summary.json")
+
+#: what every entry has at least, and what those of an event have besides (see `agent.files.parse_json`)
+ENTRY: dict[str, Any] = {"index": int, "time": str, "event": str, "previous": str, "hash": str}
+_RUN: dict[str, Any] = {"phase": int, "run": str}
+SHAPES: dict[str, Any] = {
+    "begin": {"plan": str, "protocol": str, "mode": str},
+    "start": {**_RUN, "group": str, "parameters": {}, "seed": int, "config": str, "data": [str]},
+    "resume": _RUN,
+    "read": {**_RUN, "step": int, "value": NUMBER, "final": bool},
+    "end": {**_RUN, "status": str, "reason": str, "files": {}},
+    "freeze": {"sha256": str},
+}
+#: frozen.json
+FROZEN: dict[str, Any] = {"groups": {str: {"parameters": {}, "runs": {str: str}}}}
 
 
 def entry_hash(entry: Mapping[str, Any]) -> str:
@@ -91,7 +106,7 @@ class Ledger:
         entry = {"index": len(self.entries), "time": now, "event": event, **facts, "previous": self.head}
         entry["hash"] = entry_hash(entry)
         try:
-            self.file.write(json.dumps(entry).encode() + b"\n")
+            self.file.write(_line(entry) + b"\n")
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
@@ -109,7 +124,14 @@ class Ledger:
     # ---- what the sweep does, and what it is told ------------------------------------------------------------------
 
     def begin(self, plan: Mapping[str, Any], protocol: str, mode: str) -> None:
-        """The first entry: what is going to be done."""
+        """The first entry: what is going to be done.
+
+        Raises:
+            LedgerError: a sweep has run here, and its ledger is gone: its results would prove nothing.
+        """
+        for name in (*PHASE_FOLDERS.values(), "frozen.json", "sweep.json"):
+            if (self.folder / name).exists():
+                raise LedgerError(f"{self.folder} has {name}, but no entry in its ledger: that was removed")
         self.append("begin", plan=digest(plan), protocol=protocol, mode=mode)
 
     def start(self, trial: Trial) -> None:
@@ -162,6 +184,18 @@ class Ledger:
         write_json(path, content)
         self.append("freeze", sha256=file_hash(path))
 
+    def frozen(self) -> dict[str, Any]:
+        """What was frozen: group -> its parameters and its runs.
+
+        Raises:
+            LedgerError: frozen.json is not the file that was frozen.
+        """
+        path, (freeze, *_) = self.folder / "frozen.json", self.find("freeze")
+        if file_hash(path) != freeze["sha256"]:
+            raise LedgerError(f"{path} is not the file that was frozen")
+        groups: dict[str, Any] = read_json(path, FROZEN, LedgerError)["groups"]
+        return groups
+
     def status(self, phase: int, run: str) -> str | None:
         """`finished`, `stopped` or `failed`; `running` after a start without an end, None before it."""
         return run_status(self.entries, phase, run)
@@ -170,7 +204,7 @@ class Ledger:
 def final_metric(folder: Path, measure: Callable[[Evaluations], float]) -> tuple[int, float]:
     """(last environment step, metric) of a run, over the tasks that it was trained on."""
     evaluations = Evaluations.load(folder / "evaluation.npz")
-    segments = json.loads((folder / "summary.json").read_text())["segments"]
+    segments = load_summary(folder)["segments"]
     trained = trained_tasks([segment["task"] for segment in segments], len(evaluations.tasks))
     return evaluations.steps[-1], measure(evaluations.only(trained))
 
@@ -185,14 +219,25 @@ def read_entries(path: Path) -> list[Entry]:
     """The entries of a ledger.
 
     Raises:
-        LedgerError: there is none, or a line is no entry.
+        LedgerError: there is none, or a line is not, byte for byte, what is written for an entry.
     """
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        *lines, rest = path.read_bytes().split(b"\n")
     except OSError as error:
         raise LedgerError(f"{path.parent} holds no sweep: it has no {path.name}") from error
-    except ValueError as error:
-        raise LedgerError(f"{path} is damaged: a line is no JSON ({error})") from error
+    entries: list[Entry] = [parse_json(line, path, ENTRY, LedgerError) for line in lines]
+    for entry, line in zip(entries, lines, strict=True):
+        if _line(entry) != line or entry["event"] not in SHAPES or entry.get("phase") not in (None, *PHASE_FOLDERS):
+            raise LedgerError(f"{path} is damaged: line {entry['index'] + 1} is not as it was written")
+        check_shape(entry, path, SHAPES[entry["event"]], LedgerError)
+    if rest:
+        raise LedgerError(f"{path} is damaged: its last line has no end")
+    return entries
+
+
+def _line(entry: Entry) -> bytes:
+    """An entry as it stands in the file."""
+    return json.dumps(entry).encode()
 
 
 def run_status(entries: Iterable[Entry], phase: int, run: str) -> str | None:
@@ -317,9 +362,10 @@ def _chain(entries: list[Entry]) -> Iterator[str]:
 def _head(folder: Path, entries: list[Entry]) -> Iterator[str]:
     """The result was made from this ledger; entries cut off at its end would be missed otherwise."""
     path = folder / "sweep.json"
-    if path.is_file():
-        recorded = json.loads(path.read_text())["ledger"]
-        if len(entries) < recorded["entries"] or entries[recorded["entries"] - 1]["hash"] != recorded["head"]:
+    if path.exists():
+        recorded = read_json(path, {"ledger": {"entries": int, "head": str}}, LedgerError)["ledger"]
+        heads = [START, *(entry["hash"] for entry in entries)]
+        if recorded["head"] not in heads[recorded["entries"] : recorded["entries"] + 1]:
             yield f"sweep.json was made from {recorded['entries']} entries, which are not the ones that are here"
 
 
@@ -385,7 +431,7 @@ def _frozen(folder: Path, entries: list[Entry]) -> Iterator[str]:
     if file_hash(folder / "frozen.json") != freeze["sha256"]:
         yield "frozen.json is not the file that was frozen"
         return
-    frozen = json.loads((folder / "frozen.json").read_text())["groups"]
+    frozen = read_json(folder / "frozen.json", FROZEN, LedgerError)["groups"]
     ranking = standings(entries[: freeze["index"]], TUNING, entries[0]["mode"])
     for group, choice in frozen.items():
         first = best(ranking, group)
@@ -395,7 +441,10 @@ def _frozen(folder: Path, entries: list[Entry]) -> Iterator[str]:
     for entry in entries:
         if entry["event"] == "start" and entry["phase"] == EVALUATION:
             path = folder / PHASE_FOLDERS[EVALUATION] / entry["run"] / "config.yaml"
-            on_disk = digest(configs.to_dict(configs.load(str(path)))) if path.is_file() else entry["config"]
+            try:
+                on_disk = digest(configs.to_dict(configs.load(str(path)))) if path.is_file() else entry["config"]
+            except ConfigError:  # damaged
+                on_disk = None
             if not expected.get(entry["run"]) == entry["config"] == on_disk:
                 yield f"run {entry['run']} of phase two did not have the frozen config"
 

@@ -6,7 +6,6 @@ Tune schedules and searches; its own state is not read again. Ray is imported on
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -22,14 +21,16 @@ import yaml
 from lifelong.agent import config as configs
 from lifelong.agent import run
 from lifelong.agent.distributed.cluster import connect, ray_module
-from lifelong.agent.errors import ClusterError, ConfigError, DiskError, optional
+from lifelong.agent.errors import ClusterError, ConfigError, optional
+from lifelong.agent.files import make_folder
 from lifelong.agent.files import write as write_file
+from lifelong.agent.reading import read_file
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.build import build, build_stream
 from lifelong.agent.runtime.logging import Progress
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.runtime.session import stop_signals
-from lifelong.agent.sweep.ledger import Ledger, Standing, best, trained_tasks
+from lifelong.agent.sweep.ledger import Ledger, Standing, best, trained_tasks, verify
 from lifelong.agent.sweep.plan import EVALUATION, TUNING, Plan, Range, Trial, data_of, digest
 from lifelong.agent.sweep.report import Results, write
 
@@ -45,7 +46,7 @@ def sweep(plan: Plan, folder: Path, *, quiet: bool = False) -> Results | None:
     Raises:
         ConfigError: a package that is not installed, a run that cannot be built, or a folder that holds another sweep.
         ClusterError: Ray cannot be reached or has no room for a trial, or runs failed.
-        LedgerError, DiskError: the ledger is broken or cannot be written.
+        LedgerError, DiskError: the ledger does not hold, or cannot be written.
     """
     ray_module()
     optional("ray.tune", "a sweep", "ray", ConfigError)
@@ -54,7 +55,9 @@ def sweep(plan: Plan, folder: Path, *, quiet: bool = False) -> Results | None:
     examine(plan)
     _claim(plan, folder)
     with closing(Ledger(folder)) as ledger:
-        if not ledger.entries:
+        if ledger.entries:
+            verify(folder)  # before hours are spent on it
+        else:
             ledger.begin(plan.to_dict(), plan.sweep.protocol.kind, plan.mode)
         try:
             if not complete(plan, ledger):
@@ -80,7 +83,7 @@ def examine(plan: Plan) -> None:
             trials.append(plan.trial(EVALUATION, group, plan.sample(group, 0), plan.sweep.protocol.seeds[0]))
         for trial in trials:
             try:
-                build(trial.config, Path())
+                build(trial.config, Path()).close()
             except ConfigError as error:
                 raise ConfigError(f"run {trial.name} of the sweep: {error}") from error
         length, grace = build_stream(trials[0].config).total_steps, plan.sweep.search.grace_steps
@@ -101,13 +104,10 @@ def _claim(plan: Plan, folder: Path) -> None:
     """Write sweep.yaml, or check that the sweep in the folder is this one."""
     path, text = folder / "sweep.yaml", yaml.safe_dump(plan.to_dict(), sort_keys=False, width=110)
     if path.is_file():
-        if digest(yaml.safe_load(path.read_text())) != digest(plan.to_dict()):
+        if digest(read_file(path)) != digest(plan.to_dict()):
             raise ConfigError(f"{folder} holds a sweep with another config (see its sweep.yaml); use another --out")
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
+    make_folder(folder)
     write_file(path, text)
 
 
@@ -219,10 +219,9 @@ def freeze(plan: Plan, ledger: Ledger, ranking: Sequence[Standing]) -> None:
 
 def frozen_trials(plan: Plan, ledger: Ledger) -> list[Trial]:
     """The runs of phase two."""
-    frozen = json.loads((ledger.folder / "frozen.json").read_text())["groups"]
     return [
         plan.trial(EVALUATION, group, choice["parameters"], seed)
-        for group, choice in frozen.items()
+        for group, choice in ledger.frozen().items()
         for seed in plan.sweep.protocol.seeds
     ]
 

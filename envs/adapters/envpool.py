@@ -7,7 +7,7 @@ Chevalier-Boisvert et al. (2023). Needs the optional package `envpool`, which is
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import gymnasium
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lifelong.envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
 from lifelong.envs.errors import EnvError, optional
+from lifelong.envs.options import Interval, Range
 
 #: MiniGrid's numbers of objects, colours and door states; every cell of an image is one id of each.
 MINIGRID_IDS = (11, 6, 3)
@@ -66,10 +67,10 @@ class EnvPoolEnv(ExternalEnv):
         *,
         id: str = "MiniGrid-MemoryS7-v0",
         kwargs: dict[str, Any] | None = None,
-        observation: str | None = None,
+        observation: Literal["image", "flatten"] | None = None,
         categories: bool | None = None,
-        num_threads: int = 0,
-        score: Any = None,
+        num_threads: Annotated[int, Range(0, 1024)] = 0,
+        score: Interval | None = None,
         seed: int = 0,
         **options: Any,
     ) -> None:

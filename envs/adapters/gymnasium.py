@@ -6,7 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -17,8 +20,11 @@ from gymnasium.vector.async_vector_env import _async_worker
 from torch import Tensor
 
 from lifelong.envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
+from lifelong.envs.adapters.guard import Guard, lost_in
 from lifelong.envs.base import select
-from lifelong.envs.errors import EnvError
+from lifelong.envs.border import Restarts
+from lifelong.envs.errors import EnvError, EnvStepError
+from lifelong.envs.options import Interval
 
 VECTORIZATIONS = ("sync", "async", "vector_entry_point")
 AUTORESETS = {
@@ -26,6 +32,8 @@ AUTORESETS = {
     "next_step": AutoresetMode.NEXT_STEP,
     "disabled": AutoresetMode.DISABLED,
 }
+#: seconds that an asynchronous copy has to end the step it is in, when it is closed
+CLOSE_TIMEOUT = 5.0
 
 
 class GymnasiumEnv(ExternalEnv):
@@ -49,11 +57,16 @@ class GymnasiumEnv(ExternalEnv):
             which has its own autoreset mode).
         autoreset: "same_step", "disabled" or "next_step", for "sync" and "async".
         score: (return of a useless policy, return of a solved task), `SCORE` of this instance; (0, 1) if not given.
+        restarts: how often copies of an environment made by `id` that raised may be made anew, with "sync" and "async"
+            (see `Guard`); none if not given.
+        label: what it is called in the log.
         **options: `device`, `seed` and `evaluation` of `BatchedEnv`.
 
     Raises:
         EnvError: not exactly one of `id` and `env`; Gymnasium cannot make `id`; a wrong option; spaces that do not fit.
     """
+
+    restartable = True
 
     def __init__(
         self,
@@ -62,13 +75,17 @@ class GymnasiumEnv(ExternalEnv):
         id: str | None = None,
         env: VectorEnv | None = None,
         kwargs: dict[str, Any] | None = None,
-        vectorization: str = "sync",
-        autoreset: str = "same_step",
-        score: Any = None,
+        vectorization: Literal["sync", "async", "vector_entry_point"] = "sync",
+        autoreset: Literal["same_step", "next_step", "disabled"] = "same_step",
+        score: Interval | None = None,
+        restarts: Restarts | None = None,
+        label: str = "",
         **options: Any,
     ) -> None:
         if (id is None) == (env is None):
             raise EnvError("GymnasiumEnv needs either id, the name of an environment, or env, a vector environment")
+        self.restarts, self.label = restarts or Restarts(), label or str(id)
+        self.restartable = env is None and vectorization != "vector_entry_point"
         if env is None:
             env = self._make(str(id), num_envs or 1, kwargs or {}, vectorization, autoreset)
         elif num_envs not in (None, env.num_envs):
@@ -78,10 +95,17 @@ class GymnasiumEnv(ExternalEnv):
             raise EnvError(f"{env} does not say its autoreset mode: set metadata['autoreset_mode'] to an AutoresetMode")
         self.env = env
         self.mode = mode
-        self.encoder = SpaceEncoder(env.single_observation_space)
+        # Only these are known to honour the mask; another environment might silently reset every copy.
+        known = isinstance(env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
+        self.resets_some = mode == AutoresetMode.DISABLED or known
         self._ended = np.zeros(env.num_envs, bool)
         self.every_step_counts = mode != AutoresetMode.NEXT_STEP
-        super().__init__(env.num_envs, score=score, **options)
+        try:
+            self.encoder = SpaceEncoder(env.single_observation_space)
+            super().__init__(env.num_envs, score=score, **options)
+        except BaseException:
+            self.close_extras()
+            raise
         if mode == AutoresetMode.NEXT_STEP:
             self.metadata["autoreset_mode"] = mode
 
@@ -90,24 +114,54 @@ class GymnasiumEnv(ExternalEnv):
         return self.encoder.space, self.env.single_action_space
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the wrapped environment."""
-        self.env.close(**kwargs)
+        """Close the wrapped environment; no process of it is left, whatever its code does."""
+        processes = self.env.processes if isinstance(self.env, AsyncVectorEnv) else []
+        try:
+            if all(process.is_alive() for process in processes):  # else it would wait for an answer
+                self.env.close(**({"timeout": CLOSE_TIMEOUT} if processes else {}), **kwargs)
+        finally:
+            self.env.closed = True
+            for process in processes:
+                process.kill()
+                process.join()
 
     def _start(self, seed: int | None, mask: np.ndarray | None) -> Tensor:
         if mask is None or mask.all():
-            obs, _ = self.env.reset(seed=seed)
+            with self._answered():
+                obs, info = self.env.reset(seed=seed)
             self._ended = np.zeros(self.num_envs, bool)
         else:
-            # Only these are known to honour the mask; another environment might silently reset every copy.
-            known = isinstance(self.env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
-            if self.mode != AutoresetMode.DISABLED and not known:
+            if not self.resets_some:
                 raise EnvError(f"{self.env} in {self.mode.value} mode cannot reset only some copies")
-            obs, _ = self.env.reset(options={"reset_mask": mask})
+            with self._answered():
+                obs, info = self.env.reset(options={"reset_mask": mask})
             self._ended = self._ended & ~mask
+        self._count(info)
         return self.encoder.batch(obs, self.num_envs)
 
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Say of which copy the process is gone, if one is."""
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            for index, process in enumerate(self.env.processes if isinstance(self.env, AsyncVectorEnv) else []):
+                process.join(1.0)
+                if not process.is_alive():
+                    code = process.exitcode
+                    raise EnvStepError(f"the process of copy {index} is gone, with exit code {code}") from error
+            raise
+
+    def _count(self, info: dict[str, Any]) -> None:
+        """Tell of the copies that raised; the run ends if it may not go on with others."""
+        for index, lost in lost_in(info):
+            if not self.restarts.allow(self.label, index, lost.problem):
+                raise EnvStepError(lost.problem) from lost.error
+
     def _step(self, action: np.ndarray) -> Transition:
-        raw_obs, reward, terminated, truncated, info = self.env.step(action)
+        with self._answered():
+            raw_obs, reward, terminated, truncated, info = self.env.step(action)
+        self._count(info)
         reward, terminated, truncated = np.asarray(reward), np.asarray(terminated), np.asarray(truncated)
         obs = self.encoder.batch(raw_obs, self.num_envs)
         done = terminated | truncated
@@ -126,8 +180,7 @@ class GymnasiumEnv(ExternalEnv):
         final_obs = obs.index_copy(0, torch.from_numpy(ended), last)
         return Transition(final_obs, obs, reward, terminated, truncated)
 
-    @staticmethod
-    def _make(id: str, num_envs: int, kwargs: dict[str, Any], vectorization: str, autoreset: str) -> VectorEnv:
+    def _make(self, id: str, num_envs: int, kwargs: dict[str, Any], vectorization: str, autoreset: str) -> VectorEnv:
         if vectorization not in VECTORIZATIONS:
             raise EnvError(f"vectorization is {vectorization!r}; valid: {', '.join(VECTORIZATIONS)}")
         if autoreset not in AUTORESETS:
@@ -136,13 +189,19 @@ class GymnasiumEnv(ExternalEnv):
         vector_kwargs: dict[str, Any] = {} if own else {"autoreset_mode": AUTORESETS[autoreset]}
         if vectorization == "async":
             vector_kwargs["worker"] = _worker
+        make = partial(gymnasium.make, id, **kwargs)
+        guard = [] if own else [partial(Guard, make=make, restarts=self.restarts.limit)]
         try:
-            return gymnasium.make_vec(id, num_envs, vectorization, vector_kwargs, **kwargs)
+            env = gymnasium.make_vec(id, num_envs, vectorization, vector_kwargs, guard, **kwargs)
         except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
             raise EnvError(f"Gymnasium cannot make {id!r}: {error}") from error
+        if isinstance(env, AsyncVectorEnv):
+            for process in env.processes:  # what `terminate` sends is ignored
+                process._popen.terminate = process._popen.kill  # type: ignore[attr-defined]
+        return env
 
 
-def _worker(*arguments: Any) -> None:
+def _worker(index: int, make: Callable[[], gymnasium.Env[Any, Any]], *arguments: Any) -> None:
     """Gymnasium's worker of an asynchronous copy.
 
     A signal to the whole group of processes is for the parent, which saves what was learned and closes its workers;
@@ -151,8 +210,9 @@ def _worker(*arguments: Any) -> None:
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # unlike SIG_IGN, it does not pass to programs that a copy starts
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _async_worker(*arguments)
+    _async_worker(index, make, *arguments)
 
 
 def _end_with_parent() -> None:

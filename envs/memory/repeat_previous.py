@@ -6,7 +6,7 @@ Source: Morad et al. (2023), "POPGym: Benchmarking partially observable reinforc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.errors import EnvError
+from lifelong.envs.options import Range
 
 MAX_LAG = 64
 
@@ -53,7 +54,7 @@ class RepeatPrevious(BatchedEnv):
         "length": Param(51, 2, 100_000, "steps of an episode", integer=True),
     }
 
-    def __init__(self, num_envs: int = 1, *, symbols: int = 4, **kwargs: Any) -> None:
+    def __init__(self, num_envs: int = 1, *, symbols: Annotated[int, Range(2, 256)] = 4, **kwargs: Any) -> None:
         if not 2 <= symbols <= 256:
             raise EnvError(f"RepeatPrevious.symbols is {symbols}; it must lie between 2 and 256")
         self.symbols = symbols

@@ -7,7 +7,7 @@ not part of the task; the published use with noise has a corridor of 32 steps, t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.errors import EnvError
+from lifelong.envs.options import Range
 
 FORWARD, UP, DOWN = 0, 1, 2
 
@@ -63,7 +64,14 @@ class TMaze(BatchedEnv):
     #: for agents that never reach a side without auto_move; with it every episode ends before
     MAX_EPISODE_STEPS: ClassVar[int] = 2000
 
-    def __init__(self, num_envs: int = 1, *, auto_move: bool = True, distractors: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        auto_move: bool = True,
+        distractors: Annotated[int, Range(0, 10_000)] = 0,
+        **kwargs: Any,
+    ) -> None:
         if distractors < 0:
             raise EnvError(f"TMaze.distractors is {distractors}; it must be at least 0")
         self.auto_move = auto_move

@@ -299,6 +299,29 @@ MAZES = [
 ]
 
 
+#: a config of three small tasks that are padded to one space, with every strategy's options
+THREE_TASKS = """
+stream:
+  steps_per_task: 10000
+  spaces: pad
+  tasks:
+    - {name: maze, env: {kind: TMaze, corridor: 3, distractors: 1}}
+    - {name: cartpole, env: {kind: CartPole, max_episode_steps: 50}, reward_scale: 0.1}
+    - {name: repeat, env: {kind: RepeatPrevious, lag: 1, length: 9}}
+policy:
+  encoder: {kind: mlp, hidden: [16]}
+  cell: {kind: elstm, size: 16}
+  previous_action: true
+  previous_reward: true
+gradient: rtrl
+strategy_options: {clear: {capacity: 64, start: 16}, ewc: {sequences: 8}, gpm: {chunks: 2}}
+rollout: {copies: 8, steps: 8, random_initial_age: true}
+evaluation: {every: 5000, episodes: 4, max_steps: 60}
+checkpoint: {every: 2000}
+log_every: 1000
+"""
+
+
 def make_config(**changes: Any) -> configuration.Config:
     """A checked config of two small mazes, 8 copies and T = 4; `changes` are merged over it."""
     raw: dict[str, Any] = {

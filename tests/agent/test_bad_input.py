@@ -122,6 +122,8 @@ OVERRIDES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "part of two CPUs": (["runtime.cpus_per_runner=1.5"], ["runtime.cpus_per_runner", "1.5", "integer"]),
     "unknown optimizer option": (["optimizer.learning_rate=1"], ["learning_rate", "adam"]),
+    "optimizer option of the runtime": (["optimizer={kind: rmsprop, capturable: true}"], ["rmsprop", "capturable"]),
+    "name of many bytes": (["name=" + "\u8a00" * 99], ["name", "100 printable characters (200 bytes)"]),
 }
 
 
@@ -215,6 +217,41 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_the_last_checkpoint(
     assert not list(run.glob("checkpoints/.partial*"))
     # with room again, the same command goes on
     assert subprocess.run([*big, "--resume"], capture_output=True, env=environment, check=False).returncode == 0
+
+
+def test_a_report_on_a_full_disk_names_the_file_and_keeps_the_old_one(finished: Path, tmp_path: Path) -> None:
+    """Files may not grow beyond 10 kB: a plot is larger."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    arguments = [sys.executable, "-m", "lifelong.agent.cli", "report", str(finished), "--out", str(tmp_path / "page")]
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page/report.html").write_text("old")
+    done = subprocess.run(arguments, preexec_fn=limit, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("lifelong: cannot write ") and ".png: File too large" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert {p.name: p.read_bytes() for p in (tmp_path / "page").rglob("*.*")} == {"report.html": b"old"}
+
+
+def test_only_a_standard_output_that_refuses_is_called_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "lifelong.agent.cli", "list", "cell"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "lifelong: No space left on device: standard output\n")
+
+    def broken(_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(cli, "_silence", lambda: None)
+    monkeypatch.setitem(cli.COMMANDS, "list", broken)
+    assert cli.main(["list"]) == 1
+    assert capsys.readouterr().err == "lifelong: Input/output error\n"
 
 
 def assert_one_sentence(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:

@@ -34,28 +34,13 @@ from lifelong.agent.runtime.logging import Progress
 from lifelong.agent.runtime.trainer import Order
 from tests.agent.group import in_group
 from tests.agent.runtime.test_kill import ROOT, assert_equal
+from tests.agent.support import THREE_TASKS
 
 pytest.importorskip("ray")
 
-CONFIG = """
-stream:
-  steps_per_task: 10000
-  spaces: pad
-  tasks:
-    - {name: maze, env: {kind: TMaze, corridor: 3, distractors: 1}}
-    - {name: cartpole, env: {kind: CartPole, max_episode_steps: 50}, reward_scale: 0.1}
-    - {name: repeat, env: {kind: RepeatPrevious, lag: 1, length: 9}}
-policy:
-  encoder: {kind: mlp, hidden: [16]}
-  cell: {kind: elstm, size: 16}
-  previous_action: true
-gradient: rtrl
-strategy: [{kind: clear, capacity: 64, start: 16}, {kind: ewc, sequences: 8}]
-rollout: {copies: 8, steps: 8, random_initial_age: true}
-evaluation: {every: 5000, episodes: 4, max_steps: 60}
-checkpoint: {every: 2000}
-log_every: 1000
-runtime: {device: cpu, backend: ray, workers: 2}
+CONFIG = f"""{THREE_TASKS}
+strategy: [clear, ewc]
+runtime: {{device: cpu, backend: ray, workers: 2}}
 """
 PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 #: seconds from a death to the next chunk of training

@@ -20,11 +20,14 @@ from torch import Tensor
 
 pytest.importorskip("ray")
 
+from lifelong.agent import config as configs
+from lifelong.agent import run as commands
 from lifelong.agent.distributed import runners
 from lifelong.agent.distributed.runners import Copies, RunnerRollout, load_weights, pack, unpack, weights_of
 from lifelong.agent.errors import ClusterError, ConfigError
 from lifelong.agent.gradients.rtrl import RTRL
 from lifelong.agent.objectives.actor_critic import ActorCritic
+from lifelong.agent.runtime import checkpoint, session
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.replay.chunk import concatenate
@@ -32,6 +35,7 @@ from tests.agent.support import (
     COUNT,
     act_through,
     assert_identical,
+    make_config,
     make_context,
     make_policy,
     make_rollout,
@@ -461,6 +465,57 @@ def test_a_checkpoint_of_another_number_of_runners_is_refused() -> None:
 def test_an_objective_that_trusts_its_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="objective ppo does not correct for; use objective actor_critic"):
         make_trainer(tmp_path, objective="ppo", runtime={"backend": "ray", "env_runners": 2})
+
+
+# ---- a life goes on --------------------------------------------------------------------------------------------------
+
+THROUGH_RUNNERS = {"backend": "ray", "env_runners": 2, "device": "cpu", "address": "auto"}
+
+
+def trained(folder: Path, **more: Any) -> Any:
+    """A run through runners on two small mazes; its last checkpoint has blocks under way."""
+    settings = {"evaluation": {"every": 192, "episodes": 4, "max_steps": 8}, "checkpoint": {"every": 64}}
+    config = make_config(**configs.merge({**settings, "runtime": THROUGH_RUNNERS, "gradient": "rtrl"}, more))
+    return commands.start(config, folder, quiet=True)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("observed", ["observed", "hidden"])
+def test_new_tasks_come_to_a_run_with_runners(observed: str, cluster: Any, tmp_path: Path) -> None:
+    """Blocks that were under way when it was saved are learned from, although the policy has grown since."""
+    trained(tmp_path / "run", stream={"task_id": observed})
+    saved, _ = checkpoint.load(tmp_path / "run/checkpoints")
+    assert any(runner["block"] is not None for runner in saved["rollout"]["runners"])
+    new = {"name": "longer", "env": {"kind": "TMaze", "corridor": 6}, "steps": 128}
+    (tmp_path / "task.yaml").write_text(json.dumps(new))
+    trainer, finished = commands.resume(tmp_path / "run", add=[str(tmp_path / "task.yaml")], quiet=True)
+    assert finished and trainer.step == 512
+    assert all(bool(p.isfinite().all()) for p in trainer.rollout.policy.parameters())
+
+
+@pytest.mark.slow
+def test_more_copies_start_afresh_with_seeds_of_their_own(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runners, "PATIENCE", 1e6)
+    before = trained(tmp_path / "run")
+    words = ["rollout.copies=12", "stream.tasks.1.steps=576"]
+    firsts = []
+    for _ in range(2):
+        config = session.load_config(tmp_path / "run", words)
+        trainer, _ = session.load(config, tmp_path / "run", commands._planned(config), commands._acting(config))
+        assert not set(trainer.rollout.seeds) & set(before.rollout.seeds)  # type: ignore[attr-defined]
+        assert trainer.step == before.step and trainer.rollout.env.num_envs == 12
+        trainer.follow_stream()
+        with trainer.rollout.running():
+            experience = trainer.rollout.collect(8)
+        trainer.close()
+        assert experience.chunk.is_init[0].all()
+        assert all(carry.shape[0] == 12 and not carry.any() for carry in trainer.learner.engine.state_dict().values())
+        firsts.append(experience.chunk)
+    assert_identical(*map(vars, firsts))
+    trainer, finished = commands.resume(tmp_path / "run", words, quiet=True)
+    assert finished and trainer.step == 768
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------

@@ -501,7 +501,9 @@ def test_a_bf16_carry_takes_half_the_memory() -> None:
 def test_float32_is_the_default_and_an_unknown_type_names_the_nearest() -> None:
     cell = registry.build("cell", {"kind": "elstm", "size": 4}, 3)
     assert registry.build("gradient", {"kind": "rtrl"}, cell, B).weight_BGND.dtype == torch.float32
-    with pytest.raises(ConfigError, match=r"carry_dtype.*'bf16' \(did you mean 'bfloat16'\?\).*float32") as refusal:
+    with pytest.raises(
+        ConfigError, match=r"carry_dtype is 'bf16'; .*float32, bfloat16 \(did you mean 'bfloat16'\?\)"
+    ) as refusal:
         registry.build("gradient", {"kind": "rtrl", "carry_dtype": "bf16"}, cell, B)
     assert "\n" not in str(refusal.value)
 

@@ -132,16 +132,64 @@ def test_damage_is_told_in_one_sentence(tmp_path: Path) -> None:
         (tmp_path / "nowhere", "there is no such folder"),
         (no_evaluation.parent, "has no evaluation.npz"),
         (bad_evaluation.parent, "cannot read .*evaluation.npz"),
-        (bad_json.parent, "cannot read .*summary.json"),
-        (short.parent, "env_steps, .* missing"),
-        (list_json.parent, "not the summary of a run"),
+        (bad_json.parent, "summary.json is damaged: Expecting value"),
+        (short.parent, "summary.json is damaged: config.name is missing"),
+        (list_json.parent, "summary.json is damaged: the whole is missing"),
         (cut.parent, "cannot read .*evaluation.npz"),
-        (no_config, "no name or no strategy"),
+        (no_config, "summary.json is damaged: config.strategy is missing"),
         (unevaluated, "no evaluation point"),
     ]:
         with pytest.raises(ReportError, match=sentence) as caught:
             reading.load_runs([path])
         assert "\n" not in str(caught.value)
+
+
+def places(value: Any, where: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of everything inside of JSON."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [where, *(path for key, item in inner for path in places(item, (*where, key)))]
+
+
+def test_a_summary_of_which_anything_was_changed_is_reported_on_or_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    change = {"step": 5, "kind": "override", "key": "optimizer.lr", "old": 1, "new": 2}
+    edit(folder, changes=[change])
+    whole, refused = (folder / "summary.json").read_text(), 0
+    for path in places(json.loads(whole))[1:]:
+        for value in (None, "x", 7, [], {}, ...):
+            content = place = json.loads(whole)
+            for key in path[:-1]:
+                place = place[key]
+            if value is ...:
+                del place[path[-1]]
+            else:
+                place[path[-1]] = value
+            (folder / "summary.json").write_text(json.dumps(content))
+            try:
+                (run,) = reading.load_runs([folder])
+            except ReportError as error:
+                refused += 1
+                assert "summary.json is damaged: " in str(error)
+            else:
+                assert shown(tables.table(run.summary)) and tables.comparison_cells([run]).rows
+                tables.change_cells(run.summary)
+    assert refused > 100
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_evaluations_of_which_bytes_were_changed_are_read_or_refused(seed: int, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run") / "evaluation.npz"
+    damaged, draw = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    for where in draw.integers(0, len(damaged), 3):
+        damaged[where] ^= 1 << draw.integers(8)
+    headers = damaged.rfind(b"PK\x01\x02")  # whose fields decide what zip and numpy try
+    damaged[headers + draw.integers(4, 46)] ^= 1 << draw.integers(8)
+    for content in (bytes(damaged), bytes(len(damaged)), b"", b"\x93NUMPY", bytes(damaged[:-10])):
+        path.write_bytes(content)
+        try:
+            reading.load_runs([path.parent])
+        except ReportError as error:
+            assert "evaluation.npz" in str(error)
 
 
 def test_damaged_metrics_are_told_when_they_are_read(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from lifelong.agent import adding, cli, run
 from lifelong.agent import config as configs
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.runtime import changes, checkpoint, metrics, session
+from lifelong.agent.runtime.build import build
+from lifelong.agent.runtime.handover import hand_over
+from lifelong.agent.runtime.summary import load_summary
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context, Source, Strategy
 from tests.agent.support import assert_identical, make_config
@@ -123,7 +126,7 @@ def test_tasks_can_be_added_again_and_again_and_a_plain_resume_goes_on(tmp_path:
             run.resume(tmp_path / "run", add=[str(file)], quiet=True, on_evaluation=_interrupt)
     trainer, finished = run.resume(tmp_path / "run", quiet=True)
     assert finished and trainer.step == 384 + 2 * 128 and trainer.config.stream.added == [1, 1]
-    summary = session.load_summary(tmp_path / "run")
+    summary = load_summary(tmp_path / "run")
     assert [task["name"] for task in summary["tasks"]] == ["maze", "opposite", "third", "fourth"]
     assert [segment["task"] for segment in summary["segments"]] == [0, 1, 2, 3]
     assert [(c["kind"], c["key"]) for c in summary["changes"]] == [("add", "stream.tasks.2"), ("add", "stream.tasks.3")]
@@ -226,7 +229,7 @@ def test_a_new_task_is_evaluated_before_it_is_trained_and_is_not_a_number_before
     assert evaluations.steps[points - 1 : points + 1] == [384, 384] and evaluations.steps[-1] == 512
     again = metrics.Evaluations.load(tmp_path / "run/evaluation.npz")
     np.testing.assert_array_equal(again.tensor(), tensor)
-    saved = session.load_summary(tmp_path / "run")
+    saved = load_summary(tmp_path / "run")
     assert all(np.isfinite([task["learned"], task["final"]]).all() for task in saved["tasks"])
     assert np.isfinite([saved["average_performance"], saved["forgetting"], saved["forgetting_max"]]).all()
 
@@ -369,3 +372,19 @@ def test_a_run_that_was_killed_after_a_task_was_added_goes_on_as_if_it_had_not_b
         del state["manifest"]
     assert_identical(one, two)
     assert len(json.loads((whole / "summary.json").read_text())["changes"]) == 1
+
+
+def test_blocks_of_environment_runners_that_were_under_way_grow_with_the_inputs_of_the_cell(tmp_path: Path) -> None:
+    """Their steps saw none of the new tasks."""
+    trainer = begin(tmp_path / "run")
+    width = trainer.rollout.policy.cell.input_size
+    x_TBD = torch.rand(4, 2, width)
+    saved = trainer.state_dict()
+    working = {"rollout": {}, "block": {"arrays": {"x_TBD": x_TBD}}}
+    saved["rollout"] = {"runners": [None, {"rollout": {}, "block": None}, working]}
+    (tmp_path / "task.yaml").write_text(json.dumps(NEW))
+    config = session.load_config(tmp_path / "run", add=[str(tmp_path / "task.yaml")])
+    hand_over(saved, [], trainer.config, build(config, tmp_path / "run"))
+    grown = working["block"]["arrays"]["x_TBD"]  # type: ignore[index]
+    assert grown.shape == (4, 2, width + 1)
+    assert torch.equal(grown[..., :-1], x_TBD) and not grown[..., -1].any()

@@ -556,8 +556,8 @@ def test_optimisers_count_their_steps_on_the_gpu(monkeypatch: pytest.MonkeyPatch
 
     seen: dict[str, Any] = {}
     monkeypatch.setattr(
-        "lifelong.agent.registry.build", lambda kind, spec, parameters: seen.update({spec["kind"]: spec})
+        "lifelong.agent.registry.build", lambda kind, spec, parameters, **ours: seen.update({spec["kind"]: ours})
     )
     for kind in ("adam", "adamw", "sgd", "rmsprop"):
         build_optimizer(make_config(optimizer=kind), Of())  # type: ignore[arg-type]
-    assert [bool(spec.get("capturable")) for spec in seen.values()] == [True, True, False, True]
+    assert [bool(ours.get("capturable")) for ours in seen.values()] == [True, True, False, True]

@@ -19,6 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lifelong.agent.runtime import checkpoint
+from tests.agent.support import THREE_TASKS
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -113,32 +114,10 @@ def kill_and_resume(config: str, folder: Path, whole: Path, shares: list[float],
     finish(process)
 
 
-SMALL = """
-stream:
-  steps_per_task: 10000
-  spaces: pad
-  tasks:
-    - {name: maze, env: {kind: TMaze, corridor: 3, distractors: 1}}
-    - {name: cartpole, env: {kind: CartPole, max_episode_steps: 50}, reward_scale: 0.1}
-    - {name: repeat, env: {kind: RepeatPrevious, lag: 1, length: 9}}
-policy:
-  encoder: {kind: mlp, hidden: [16]}
-  cell: {kind: elstm, size: 16}
-  previous_action: true
-  previous_reward: true
-gradient: rtrl
-strategy_options: {clear: {capacity: 64, start: 16}, ewc: {sequences: 8}, gpm: {chunks: 2}}
-rollout: {copies: 8, steps: 8, random_initial_age: true}
-evaluation: {every: 5000, episodes: 4, max_steps: 60}
-checkpoint: {every: 2000}
-log_every: 1000
-"""
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_killed_run_resumes_bit_for_bit(strategy: str, tmp_path: Path) -> None:
     config = tmp_path / "small.yaml"
-    config.write_text(SMALL)
+    config.write_text(THREE_TASKS)
     finish(lifelong("run", config, "--out", tmp_path / "whole", "--quiet", f"strategy={strategy}"))
     draw = random.Random(strategy)
     shares = [0.0, draw.uniform(0.2, 0.6)]  # before the first checkpoint, and anywhere
@@ -158,7 +137,7 @@ def test_quickstart_killed_five_times_resumes_bit_for_bit(tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_a_checkpoint_and_exits_with_3(number: signal.Signals, tmp_path: Path) -> None:
     config = tmp_path / "small.yaml"
-    config.write_text(SMALL)
+    config.write_text(THREE_TASKS)
     finish(lifelong("run", config, "--out", tmp_path / "whole", "--quiet"))
     process = lifelong("run", config, "--out", tmp_path / "stopped", "--quiet")
     while not list(tmp_path.glob("stopped/checkpoints/0*")):
@@ -172,7 +151,7 @@ def test_a_signal_saves_a_checkpoint_and_exits_with_3(number: signal.Signals, tm
 
 def test_a_strategy_can_be_swapped_in_the_middle_of_a_run(tmp_path: Path) -> None:
     config = tmp_path / "small.yaml"
-    config.write_text(SMALL)
+    config.write_text(THREE_TASKS)
     process = lifelong("run", config, "--out", tmp_path / "run", "--quiet", "strategy=gpm")
     while not list(tmp_path.glob("run/checkpoints/0*")):
         time.sleep(0.05)

@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from tests.agent.runtime.killer import CALLS
-from tests.agent.runtime.test_kill import ENVIRONMENT, ROOT, SMALL, assert_log_in_order, assert_same_run
+from tests.agent.runtime.test_kill import ENVIRONMENT, ROOT, assert_log_in_order, assert_same_run
+from tests.agent.support import THREE_TASKS
 
 KILLS = 5  # of a config at random times; there is one inside a write, too
 
@@ -94,7 +95,7 @@ def kill_inside(process: subprocess.Popen[str], what: str) -> str:
 def test_a_run_killed_at_random_is_the_run_that_was_not(name: str, tmp_path: Path) -> None:
     draw = random.Random(int(os.environ.get("KILL_SEED", "0")) * 1000 + list(CONFIGS).index(name))
     config, whole, killed = tmp_path / "small.yaml", tmp_path / "whole", tmp_path / "killed"
-    config.write_text(SMALL)
+    config.write_text(THREE_TASKS)
     calls = whole_run(name, config, whole)
     length = (whole / "metrics.jsonl").stat().st_size
     shares = [0.0, *sorted(draw.uniform(0, 0.8) for _ in range(KILLS - 1))]

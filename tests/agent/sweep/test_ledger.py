@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import yaml
 from lifelong.agent import cli, run
 from lifelong.agent import config as configs
 from lifelong.agent.errors import LedgerError
-from lifelong.agent.runtime import session
+from lifelong.agent.runtime.summary import load_summary
 from lifelong.agent.sweep import plan as sweep_plan
 from lifelong.agent.sweep import report as sweep_report
 from lifelong.agent.sweep import trials
@@ -99,7 +100,7 @@ def test_a_metric_of_phase_two_that_was_read_before_the_freeze_is_caught(
     # the peek: run a candidate on the other stream outside of the sweep and look at it, then choose
     run.start(second.config, second.folder(folder), quiet=True)
     peeked = ledger.read(EVALUATION, second.name, plan.measure)
-    assert peeked == pytest.approx(session.load_summary(second.folder(folder))["average_performance"])
+    assert peeked == pytest.approx(load_summary(second.folder(folder))["average_performance"])
     shutil.rmtree(second.folder(folder))
     trials.freeze(plan, ledger, ledger.rank(TUNING, plan.measure, plan.mode))
     for trial in trials.frozen_trials(plan, ledger):
@@ -150,6 +151,50 @@ def test_an_entry_that_was_deleted_is_caught(which: str, copy: Path) -> None:
     del lines[{"first": 0, "middle": len(lines) // 2, "last": -1}[which]]
     path.write_text("".join(lines))
     assert_caught(copy, "sweep.json was made from" if which == "last" else "an entry is missing")
+
+
+def test_a_change_of_any_byte_of_the_ledger_is_caught(copy: Path) -> None:
+    path = copy / "ledger.jsonl"
+    whole = path.read_bytes()
+    for where in range(0, len(whole), 101):
+        for changed in (whole[:where] + bytes([whole[where] ^ 1]) + whole[where + 1 :], whole[:where], b" " + whole):
+            path.write_bytes(changed)
+            with pytest.raises(LedgerError):
+                verify(copy)
+
+
+def test_an_entry_that_is_forged_with_its_hash_is_no_surprise(copy: Path) -> None:
+    whole, values = read_entries(copy / "ledger.jsonl"), [None, "x", 7, [], {"a": 1}]
+    for index, entry in enumerate(whole):
+        for place, key in enumerate(entry):
+            forged = [dict(e) for e in whole]
+            forged[index][key] = values[(index + place) % len(values)]
+            rewrite(copy, lambda _, forged=forged: forged)
+            with contextlib.suppress(LedgerError):  # nothing else is raised
+                verify(copy)
+            (copy / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in whole))
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", "frozen.json", "sweep.json"])
+@pytest.mark.parametrize("damage", ["edited", "emptied", "removed"])
+def test_a_sweep_that_was_edited_ends_with_exit_1(
+    name: str, damage: str, plan: Plan, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_sweep(tmp_path, **CHANGES)
+    assert cli.main(["sweep", str(config), "--out", str(copy), "--quiet"]) == 0
+    before = (copy / name).read_text()
+    if damage == "removed" and name != "sweep.json":  # that is written again
+        (copy / name).unlink()
+    elif damage == "emptied":
+        (copy / name).write_text("")
+    else:
+        (copy / name).write_text(before.replace("0.001", "0.002").replace('"head": "', '"head": "0'))
+        assert (copy / name).read_text() != before
+    capsys.readouterr()
+    for command in (["verify", str(copy)], ["sweep", str(config), "--out", str(copy), "--quiet"]):
+        assert cli.main(command) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("lifelong: ") and len(told.splitlines()) == 1 and "Traceback" not in told
 
 
 def test_a_choice_that_was_changed_afterwards_is_caught(copy: Path) -> None:
@@ -232,7 +277,7 @@ def test_a_metric_is_read_once_and_remembered(plan: Plan, copy: Path) -> None:
     before = len(ledger.entries)
     value = ledger.read(EVALUATION, "tiny,seed=7", plan.measure)
     assert len(ledger.entries) == before
-    assert value == pytest.approx(session.load_summary(copy / "evaluation/tiny,seed=7")["average_performance"])
+    assert value == pytest.approx(load_summary(copy / "evaluation/tiny,seed=7")["average_performance"])
     ledger.close()
 
 
