@@ -62,6 +62,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self.make, self.restarts = make, restarts
         self.space = env.observation_space
+        self.plain = (self.space.dtype, self.space.shape) if isinstance(self.space, Box) else None
         self.newest: Any = None  # observation, if there may be restarts
         self.broken, self.made, self.seed = False, 1, 0
 
@@ -118,13 +119,44 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         return Lost(told, error)
 
     def _check_observation(self, obs: Any) -> None:
+        if type(obs) is np.ndarray and (obs.dtype, obs.shape) == self.plain:  # as nearly always
+            return
         wrong = _unfit(self.space, obs)
         if wrong:
             raise EnvError(f"an observation is {wrong}, but the space is {self.space}")
 
 
+class Guards:
+    """Guards the environments that Gymnasium makes for its vector environment, which forgets them if one fails.
+
+    Args:
+        make, restarts: see `Guard`.
+    """
+
+    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], restarts: int) -> None:
+        self.make, self.restarts = make, restarts
+        self.made: list[Guard] = []
+
+    def __call__(self, env: gymnasium.Env[Any, Any]) -> Guard:
+        """The environment, guarded."""
+        self.made.append(Guard(env, self.make, self.restarts))
+        return self.made[-1]
+
+    def __reduce__(self) -> tuple[type[Guards], tuple[Any, int]]:
+        """What was made in one process stays there."""
+        return Guards, (self.make, self.restarts)
+
+    def close(self) -> None:
+        """Close what was made."""
+        for guard in self.made:
+            with contextlib.suppress(Exception, SystemExit):  # what is told is why another one could not be made
+                guard.close()
+
+
 def _one(name: str, value: Any, kinds: str) -> Any:
     """The number or flag in a value of one of these kinds of numpy, whether it is an array of one or not."""
+    if type(value) is bool or (type(value) is float and "f" in kinds):  # as nearly always
+        return value
     array = np.asarray(value)
     if array.dtype.kind not in kinds or array.size != 1:
         raise EnvError(f"{name} is {_brief(value)}; it must be one {'flag' if 'f' not in kinds else 'number'}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,9 +22,9 @@ from gymnasium.vector.async_vector_env import _async_worker
 from torch import Tensor
 
 from lifelong.envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
-from lifelong.envs.adapters.guard import Guard, lost_in
+from lifelong.envs.adapters.guard import Guards, lost_in
 from lifelong.envs.base import select
-from lifelong.envs.border import Restarts
+from lifelong.envs.border import Restarts, blame
 from lifelong.envs.errors import EnvError, EnvStepError
 from lifelong.envs.options import Interval
 
@@ -189,12 +191,18 @@ class GymnasiumEnv(ExternalEnv):
         vector_kwargs: dict[str, Any] = {} if own else {"autoreset_mode": AUTORESETS[autoreset]}
         if vectorization == "async":
             vector_kwargs["worker"] = _worker
-        make = partial(gymnasium.make, id, **kwargs)
-        guard = [] if own else [partial(Guard, make=make, restarts=self.restarts.limit)]
+        guards = Guards(partial(gymnasium.make, id, **kwargs), self.restarts.limit)
         try:
-            env = gymnasium.make_vec(id, num_envs, vectorization, vector_kwargs, guard, **kwargs)
-        except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+            with warnings.catch_warnings():
+                for told in ("Received the following error", "Raising the last exception", "\x1b"):  # by EnvError
+                    warnings.filterwarnings("ignore", rf"(\x1b\[\d+m)?ERROR: {re.escape(told)}")
+                env = gymnasium.make_vec(id, num_envs, vectorization, vector_kwargs, [] if own else [guards], **kwargs)
+        except BaseException as error:
+            guards.close()
+            if not isinstance(error, (gymnasium.error.Error, ModuleNotFoundError, TypeError)):
+                raise
             raise EnvError(f"Gymnasium cannot make {id!r}: {error}") from error
+        guards.made.clear()
         if isinstance(env, AsyncVectorEnv):
             for process in env.processes:  # what `terminate` sends is ignored
                 process._popen.terminate = process._popen.kill  # type: ignore[attr-defined]
@@ -205,14 +213,30 @@ def _worker(index: int, make: Callable[[], gymnasium.Env[Any, Any]], *arguments:
     """Gymnasium's worker of an asynchronous copy.
 
     A signal to the whole group of processes is for the parent, which saves what was learned and closes its workers;
-    when the parent is gone, the worker ends too.
+    when the parent is gone, the worker ends too. An environment that cannot be made is told to the parent.
     """
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # unlike SIG_IGN, it does not pass to programs that a copy starts
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _async_worker(index, make, *arguments)
+    try:
+        env = make()
+    except (Exception, SystemExit) as error:
+        pipe, _, _, errors, *_ = arguments
+        pipe.recv()
+        errors.put((index, EnvError, blame(error), ""))
+        pipe.send((None, False))
+        return
+    reset = env.reset
+
+    def first_reset(**options: Any) -> Any:
+        """Until then the parent may have to end the worker, because another cannot be started."""
+        signal.signal(signal.SIGTERM, lambda *_: None)  # unlike SIG_IGN, it is not for programs that a copy starts
+        env.reset = reset  # type: ignore[method-assign]
+        return reset(**options)
+
+    env.reset = first_reset  # type: ignore[method-assign]
+    _async_worker(index, lambda: env, *arguments)
 
 
 def _end_with_parent() -> None:

@@ -49,6 +49,7 @@ class Faulty(gymnasium.Env[Any, Any]):
         fault: see `fail`.
         at: numbers of the calls of `step`, the first is 1.
         resets: numbers of the calls of `reset`.
+        makes: numbers of the instances that cannot be made.
         reward: the fault is in the reward, not in the observation.
         diary: file with a line for everything that is done: what, process, instance.
     """
@@ -66,6 +67,7 @@ class Faulty(gymnasium.Env[Any, Any]):
         length: int = 5,
         diary: str = "",
         nested: bool = False,
+        makes: tuple[int, ...] = (),
     ) -> None:
         box = Box(-99, 99, (2,), np.float32)
         self.observation_space = Dict({"a": box, "b": Discrete(3)}) if nested else box
@@ -74,6 +76,8 @@ class Faulty(gymnasium.Env[Any, Any]):
         self.diary, self.nested = diary, nested
         Faulty.instances += 1
         self.instance = Faulty.instances
+        if self.instance in makes:
+            fail(fault)
         self.note("made")
 
     def note(self, what: str) -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import gymnasium
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from lifelong.envs.adapters import gymnasium as adapter
+from lifelong.envs.adapters.guard import Guards
 from lifelong.envs.adapters.gymnasium import GymnasiumEnv
 from lifelong.envs.border import Restarts
 from lifelong.envs.errors import EnvError, EnvStepError
@@ -231,6 +237,21 @@ class Stubborn(VectorEnv):
 gymnasium.register("tests/Stubborn-v0", entry_point=Faulty, vector_entry_point=Stubborn)
 
 
+@pytest.mark.parametrize("fault", ["sys.exit", "OSError"])
+def test_a_worker_that_cannot_make_its_environment_says_why_and_none_is_left(
+    fault: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first instance is made here, to know the spaces from."""
+    with warnings.catch_warnings(), pytest.raises(EnvError) as caught:
+        warnings.simplefilter("error")
+        task_env(vectorization="async", kwargs={"fault": fault, "makes": [2]})
+    mark = "sys.exit(3)" if fault == "sys.exit" else "raise OSError"
+    assert f"task 't' (env {ID}): {FILE}:{line_of(mark)}: " in str(caught.value)
+    del caught
+    gc.collect()
+    assert not multiprocessing.active_children() and not capfd.readouterr().err
+
+
 def test_one_that_cannot_be_closed_is_told_of_and_the_others_are_closed(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -255,6 +276,22 @@ def test_a_start_that_fails_closes_what_was_made(tmp_path: Path) -> None:
         TaskEnv([Task.from_spec("a", good, 1), Task.from_spec("b", other, 1)], 2)
     entries = diary(tmp_path / "diary")
     assert entries["closed"] == entries["made"] and len(entries["made"]) == 4
+
+
+def test_copies_that_were_made_before_one_that_cannot_be_are_closed(tmp_path: Path) -> None:
+    with pytest.raises(EnvError, match="KeyError"):
+        task_env(copies=4, kwargs={"fault": "KeyError", "makes": [3], "diary": str(tmp_path / "diary")})
+    entries = diary(tmp_path / "diary")
+    assert entries["closed"] == entries["made"] and len(entries["made"]) == 2
+
+
+def test_environments_do_not_travel_to_processes_that_make_their_own() -> None:
+    """Where workers are spawned, what they need is pickled."""
+    guards = Guards(partial(gymnasium.make, ID), 3)
+    guards(gymnasium.make(ID))
+    guards.made[0].env.unwrapped.window = (_ for _ in ())  # type: ignore[attr-defined]  # cannot be pickled
+    copy = cloudpickle.loads(cloudpickle.dumps(guards))
+    assert not copy.made and copy.restarts == 3 and copy.make().reset(seed=0)[0].shape == (2,)
 
 
 def test_a_worker_that_is_killed_or_hangs_is_gone_after_closing(
@@ -291,12 +328,14 @@ def test_workers_leave_termination_to_the_parent_but_not_when_it_terminates_them
 
 
 PARENT = """
-import torch
 from lifelong.envs.adapters.gymnasium import GymnasiumEnv
-envs = [GymnasiumEnv(2, id="CartPole-v1", vectorization="async") for _ in range(2)]
+busy = {{"fault": "hangs", "at": [1]}}
+envs = [
+    GymnasiumEnv(2, id="tests.envs.faulty:faulty-v0", vectorization="async", kwargs=kwargs) for kwargs in ({{}}, busy)
+]
 for env in envs:
     env.reset(seed=0)
-    env.step(torch.zeros(2))
+    env.env.step_async([0, 0])
 print(*(p.pid for env in envs for p in env.env.processes), flush=True)
 {end}
 """
@@ -311,17 +350,21 @@ def running(pid: int) -> bool:
 
 @pytest.mark.parametrize("end", ["input()", ""], ids=["killed", "unclosed"])
 def test_no_worker_outlives_its_parent(end: str) -> None:
-    """Not one that is killed, nor one that ends without having closed its environments."""
+    """Not one that is killed, nor one that ends without having closed its environments; be they idle or busy."""
+    words = [sys.executable, "-c", PARENT.format(end=end)]
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(end=end)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
     )
     assert parent.stdout is not None
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 4
-    if end:
-        assert all(map(running, pids))
+    try:
+        if end:
+            assert all(map(running, pids))
+            parent.kill()
+        parent.wait(timeout=20)
+    finally:
         parent.kill()
-    parent.wait(timeout=20)
     deadline = time.monotonic() + 10
     while any(map(running, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
