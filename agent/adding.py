@@ -19,6 +19,8 @@ def load(folder: Path, assignments: Sequence[str] = (), add: Sequence[str] = ())
         ConfigError: a file without tasks, or an override that cannot be.
     """
     raw = reading.read(str((folder / "config.yaml").resolve()))
+    if add:
+        configs.check(raw)  # it may be damaged
     for name in add:
         tasks, stream = tasks_in(name), raw["stream"]
         added = [*stream.get("added", []), len(tasks)]

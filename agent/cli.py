@@ -170,7 +170,7 @@ def _main(arguments: Sequence[str] | None, closing: ExitStack) -> int:
         return 0
     except OSError as error:
         what = error.filename or ("standard output" if _refuses_output() else "")
-        print(f"lifelong: {error.strerror or error}{what and ': '}{what}", file=sys.stderr)
+        _tell(DiskError(f"{error.strerror or error}{what and ': '}{what}"), arguments)
         _silence()
         return 1
 

@@ -266,14 +266,14 @@ def check(raw: Mapping[str, Any]) -> Config:
         ConfigError: one sentence about the first mistake.
     """
     config: Config = from_mapping(Config, raw)
-    _check_name("name", config.name)
+    check_label("name", config.name)
     if not config.stream.tasks:
         raise ConfigError("stream.tasks is empty; name at least one task, such as `- env: TMaze`")
     names: dict[str, str] = {}
     for index, task in enumerate(config.stream.tasks):
         check_part("env", task.env, f"stream.tasks.{index}.env")
         task.name = task.name or str(task.env["kind"])
-        _check_name(f"stream.tasks.{index}.name", task.name)
+        check_label(f"stream.tasks.{index}.name", task.name)
         tag = re.sub(r"[^-/\w.]", "_", task.name)  # as TensorBoard writes it
         if names.get(tag) == task.name:
             raise ConfigError(f"stream.tasks.{index}.name {task.name!r} is used twice; give every task its own name")
@@ -302,7 +302,7 @@ def check(raw: Mapping[str, Any]) -> Config:
     return config
 
 
-def _check_name(where: str, name: str) -> None:
+def check_label(where: str, name: str) -> None:
     """Refuse a name that could leave its folder, or break a terminal, a plot or a table."""
     unfit = not name.isprintable() or any(mark in name for mark in "/\\$") or name.strip(" .") != name
     if unfit or len(name) > 100 or len(name.encode()) > 200:  # file systems take 255 bytes, and more is put behind it

@@ -30,7 +30,7 @@ from lifelong.agent.sweep import plan as sweep_plan
 from lifelong.agent.sweep import report as sweep_report
 from lifelong.agent.sweep import trials
 from lifelong.agent.sweep.ledger import Ledger
-from lifelong.agent.sweep.plan import TUNING, Trial
+from lifelong.agent.sweep.plan import TUNING, SweepConfig, Trial
 from tests.agent.sweep.test_sweep import write_sweep
 
 pytestmark = pytest.mark.slow
@@ -145,9 +145,9 @@ def start(say: Say, raw: dict[str, Any]) -> None:
         assert not Path("runs").exists(), told
 
 
-def with_value(key: str, value: Any) -> dict[str, Any]:
-    """The small config with `value` at a dotted key."""
-    raw: Any = copy.deepcopy(TINY)
+def with_value(key: str, value: Any, base: dict[str, Any] = TINY) -> dict[str, Any]:
+    """The small config, or another, with `value` at a dotted key."""
+    raw: Any = copy.deepcopy(base)
     *steps, last = (int(step) if step.isdecimal() else step for step in key.split("."))
     place = raw
     for step in steps:
@@ -176,6 +176,11 @@ def test_every_key_survives_every_value(key: str, say: Say) -> None:
     assert len(HOSTILE) == 32
     for value in HOSTILE:
         start(say, with_value(key, value))
+
+
+@pytest.mark.parametrize("address", [value for value in HOSTILE if isinstance(value, str) and value])
+def test_no_address_of_a_cluster_surprises(address: str, say: Say) -> None:
+    start(say, {**TINY, "runtime": {"backend": "ray", "address": address}})
 
 
 PARTS = [(kind, name) for kind, names in REGISTRY.items() for name in names]
@@ -359,6 +364,27 @@ def test_every_file_is_added_or_refused(number: int, say: Say, whole_run: Path, 
 SWEEP: dict[str, Any] = {"groups": {}, "seeds": [0], "overrides": {"stream.steps_per_task": 128}}
 
 
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that would start Ray ends there."""
+
+    def connect(*_: Any) -> Any:
+        raise ClusterError("there is no Ray here")
+
+    monkeypatch.setattr(trials, "connect", connect)
+
+
+@pytest.mark.parametrize("key", list(keys(SweepConfig)))
+def test_every_key_of_a_sweep_survives_every_value(key: str, say: Say, no_ray: None, tmp_path: Path) -> None:
+    raw = yaml.safe_load(write_sweep(tmp_path, **SWEEP).read_text())
+    for value in HOSTILE:
+        Path("hostile.yaml").write_text(yaml.safe_dump(with_value(key, value, raw), allow_unicode=True))
+        code, told = say("sweep", "hostile.yaml", "--quiet")
+        assert code == 2 or "there is no Ray here" in told, told
+        assert (code == 2) == (not Path("sweeps").exists()), told
+        shutil.rmtree("sweeps", ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
 def whole_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished sweep of two phases, run without Ray; its config lies beside it."""
@@ -386,12 +412,8 @@ def whole_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("number", range(100))
 def test_a_damaged_sweep_is_never_taken_for_a_whole_one(
-    number: int, say: Say, whole_sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, say: Say, no_ray: None, whole_sweep: Path, tmp_path: Path
 ) -> None:
-    def no_ray(*_: Any) -> Any:
-        raise ClusterError("there is no Ray here")
-
-    monkeypatch.setattr(trials, "connect", no_ray)
     sweep = shutil.copytree(whole_sweep, tmp_path / "out")
     hurt = damage(sweep, random.Random(number), ["*", "ledger.jsonl", "frozen.json"][number % 3])
     proof = [name for name in hurt if Path(name).name in ("ledger.jsonl", "frozen.json", "evaluation.npz")]

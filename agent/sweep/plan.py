@@ -23,6 +23,7 @@ from lifelong.agent.config import Config, bounded
 from lifelong.agent.errors import ConfigError, choice
 from lifelong.agent.runtime import metrics
 from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.envs.options import brief, problem
 
 #: metric -> (how it is computed, which direction is better)
 METRICS: dict[str, tuple[Callable[[Evaluations], float], str]] = {
@@ -31,6 +32,8 @@ METRICS: dict[str, tuple[Callable[[Evaluations], float], str]] = {
     "continual/backward_transfer": (metrics.backward_transfer, "max"),
 }
 
+#: settings that are tried in a group
+MOST_CANDIDATES = 1_000
 TUNING, EVALUATION = 1, 2  # the phases
 PHASE_FOLDERS = {TUNING: "trials", EVALUATION: "evaluation"}
 
@@ -41,7 +44,7 @@ class SearchConfig:
 
     kind: str = field(default="grid", metadata={"choices": ("grid", "random", "asha", "optuna")})
     #: settings that are drawn in each group (not for grid)
-    trials: int = bounded(16, 1)
+    trials: int = bounded(16, 1, MOST_CANDIDATES)
     seed: int = bounded(0, 0)
     #: asha: no trial is stopped before so many environment steps
     grace_steps: int = bounded(50_000, 1)
@@ -194,6 +197,12 @@ class Plan:
         kind, space = self.sweep.search.kind, self.spaces[group]
         if kind == "grid":
             lists = [values for values in space.values() if isinstance(values, list)]
+            count = math.prod(map(len, lists))
+            if count > MOST_CANDIDATES:
+                raise ConfigError(
+                    f"the grid of group {group} has {count:,} candidates, more than {MOST_CANDIDATES:,}; list fewer "
+                    "values, or set search.kind to random"
+                )
             return [dict(zip(space, values, strict=True)) for values in itertools.product(*lists)]
         if kind == "optuna" and space:
             return []
@@ -327,15 +336,18 @@ def _values(raw: Any, where: str) -> list[Any] | Range:
     if isinstance(raw, list) and raw:
         return raw
     if not isinstance(raw, Mapping) or not {"low", "high"} <= set(raw):
-        raise ConfigError(f"{where} is {raw!r}; it must be a list of values, or {{low: ..., high: ..., log: true}}")
+        raise ConfigError(
+            f"{where} is {brief(raw)}; it must be a list of values, or {{low: ..., high: ..., log: true}}"
+        )
     for key in raw:
         choice(f"key in {where}", key, ("low", "high", "log"))
     low, high, log = raw["low"], raw["high"], raw.get("log", False)
     for key, value in (("low", low), ("high", high)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(f"{where}.{key} is {value!r}; it must be a number")
+        wrong = problem(float, value)
+        if wrong is not None:
+            raise ConfigError(f"{where}.{key} is {brief(value)}; it must be {wrong}")
     if not isinstance(log, bool):
-        raise ConfigError(f"{where}.log is {log!r}; it must be true or false")
+        raise ConfigError(f"{where}.log is {brief(log)}; it must be true or false")
     if low >= high or (log and low <= 0):
         raise ConfigError(f"{where} goes from {low} to {high}; low must lie below high, and above 0 with log")
     return Range(low, high, log, isinstance(low, int) and isinstance(high, int))
@@ -344,9 +356,12 @@ def _values(raw: Any, where: str) -> list[Any] | Range:
 def _check(plan: Plan) -> None:
     """Refuse what no single key can show."""
     sweep = plan.sweep
+    configs.check_label("name", sweep.name)
     for group in plan.groups:
-        if not re.fullmatch(r"[\w.+-]+", group):
-            raise ConfigError(f"groups.{group}: a name of a group is made of letters, digits and . _ + -")
+        if not re.fullmatch(r"[\w.+-]+", group) or len(group.encode()) > 80:  # runs are called after it
+            raise ConfigError(
+                f"groups.{group}: a name of a group is made of letters, digits and . _ + -, of 80 bytes at most"
+            )
     for where, seeds in (("seeds", sweep.seeds), ("protocol.seeds", sweep.protocol.seeds)):
         if len(set(seeds)) < len(seeds) or min(seeds, default=0) < 0:
             raise ConfigError(f"{where} is {seeds}; seeds are different integers of at least 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -141,6 +142,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "tuned seed": ({"space": {"seed": [1, 2]}}, ["space.seed", "seeds"]),
     "values that are no list": ({"space": {"optimizer.lr": 0.1}}, ["space.optimizer.lr", "0.1", "list"]),
     "range in a grid": ({"space": {"optimizer.lr": {"low": 0.1, "high": 1}}}, ["optimizer.lr", "grid", "random"]),
+    "range that is none": ({"space": {"optimizer.lr": {"low": math.nan, "high": 1}}}, ["optimizer.lr.low", "nan"]),
+    "grid that is too large": (
+        {"space": {"optimizer.lr": [i * 1e-6 for i in range(1, 40)], "policy.cell.size": list(range(1, 40))}},
+        ["1,521 candidates", "random"],
+    ),
+    "too many trials": ({"search": {"kind": "random", "trials": 10**9}}, ["search.trials", "at most 1,000"]),
+    "name of a sweep": ({"name": "../up"}, ["name", "../up", "printable"]),
+    "long name of a group": ({"groups": {"g" * 99: {}}}, ["ggg", "80 bytes"]),
     "range upside down": ({"space": {"optimizer.lr": {"low": 1, "high": 0.1}}}, ["optimizer.lr", "below"]),
     "key of a range": ({"space": {"optimizer.lr": {"low": 1, "high": 2, "lgo": True}}}, ["lgo", "log"]),
     "nothing to tune": ({"space": {}, **PLAIN}, ["space", "empty"]),
