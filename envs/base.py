@@ -56,7 +56,7 @@ class Param:
 
 def select(mask_B: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """`new` where `mask_B`, else `old`; the mask [B] is broadcast over trailing dimensions."""
-    return torch.where(mask_B.view(-1, *([1] * (new.dim() - 1))), new, old)
+    return torch.where(mask_B if new.dim() == 1 else mask_B.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 def select_state(mask_B: Tensor, new: Any, old: Any) -> Any:
@@ -293,8 +293,7 @@ class BatchedEnv(VectorEnv):
         done_B = terminated_B | truncated_B
         final_obs = self._kept("obs", self.observe(state))
         self.state = select_state(done_B, self.draw_state(), state)
-        self.age_B = torch.where(done_B, torch.zeros_like(age_B), age_B)
-        self.return_B = torch.where(done_B, torch.zeros_like(return_B), return_B)
+        self.age_B, self.return_B = age_B.masked_fill(done_B, 0), return_B.masked_fill(done_B, 0.0)
         info = {
             **info,
             "final_obs": final_obs,

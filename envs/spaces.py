@@ -67,6 +67,7 @@ class ObservationBorder:
                 "the environment through the gymnasium adapter, which flattens Dict and Tuple"
             )
         self.dtype = getattr(torch, str(self.space.dtype))
+        self._plain: torch.Size | None = None  # of observations that are as `space` has them
 
     def __call__(self, obs: Tensor) -> Tensor:
         """The observations as `space` has them; the same tensor if they are so already.
@@ -74,6 +75,8 @@ class ObservationBorder:
         Raises:
             EnvError: no tensor, or another shape or kind of number.
         """
+        if type(obs) is Tensor and obs.shape == self._plain and obs.dtype is self.dtype:
+            return obs
         if not isinstance(obs, Tensor):
             raise EnvError(f"an observation is a {type(obs).__name__}, not a torch tensor")
         if obs.shape[1:] != (self.source.shape or ()):
@@ -86,7 +89,11 @@ class ObservationBorder:
             if self.start.device != obs.device:  # once
                 self.start = self.start.to(obs.device)
             obs = (obs.flatten(1) if obs.dim() > 1 else obs.unsqueeze(1)) - self.start
-        return obs if obs.shape[1:] == self.space.shape else obs.reshape(len(obs), *self.space.shape)
+        if obs.shape[1:] != self.space.shape:
+            return obs.reshape(len(obs), *self.space.shape)
+        if self.start is None:
+            self._plain = obs.shape
+        return obs
 
 
 class ActionBorder:

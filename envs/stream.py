@@ -292,9 +292,7 @@ class TaskStream:
 
     def tasks_at(self, step: int, copies: int) -> Tensor:
         """The task of every one of `copies` copies at `step`, int64 [B] on the host."""
-        shares = torch.tensor(self.schedule.proportions(step), dtype=torch.float64)
-        edges = shares.cumsum(0)[:-1]
-        return torch.searchsorted(edges, quantiles(copies), right=True)
+        return spread(tuple(self.schedule.proportions(step)), copies)
 
     def never_trained(self, copies: int, frames: int) -> list[int]:
         """Tasks in the stream that no chunk of `frames` steps is on, with so many copies."""
@@ -370,6 +368,13 @@ class TaskStream:
             for index, segment in enumerate(self.segments)
             if segment.start < step
         ]
+
+
+@functools.lru_cache(maxsize=16)
+def spread(shares: tuple[float, ...], copies: int) -> Tensor:
+    """The task of every one of `copies` copies where each task has its share of them, int64 [B] on the host."""
+    edges = torch.tensor(shares, dtype=torch.float64).cumsum(0)[:-1]
+    return torch.searchsorted(edges, quantiles(copies), right=True)
 
 
 @functools.cache

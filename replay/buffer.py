@@ -54,11 +54,12 @@ class SequenceReplay:
             return
         device = chunk.reward.device
         target = torch.tensor(list(last), device=device)
-        source = torch.tensor(list(last.values()), device=device)
+        if len(last) < chunk.copies:
+            chunk = chunk.select(torch.tensor(list(last.values()), device=device))
         for name, new in vars(chunk).items():
             if new.numel():
                 dim = copies_dim(name)
-                getattr(self.storage, name).index_copy_(dim, target, new.index_select(dim, source))
+                getattr(self.storage, name).index_copy_(dim, target, new)
         self.stamp[target.cpu()] = step
         self.size = max(self.size, int(max(last)) + 1)
 

@@ -116,7 +116,7 @@ class Moment:
 
 @contextmanager
 def rescue(trainer: Trainer, log: RunLog | NoLog) -> Iterator[None]:
-    """Save a checkpoint of the last finished chunk if anything raises, and say in one sentence what did.
+    """Save a checkpoint of the last finished chunk if code that is not ours raises, and say in one sentence what did.
 
     An error while acting or evaluating leaves a checkpoint from which the run goes on bit for bit. After one while
     learning, parameters and optimiser are those of the last finished chunk and the episodes start afresh.
@@ -124,7 +124,7 @@ def rescue(trainer: Trainer, log: RunLog | NoLog) -> Iterator[None]:
     Raises:
         PartError: instead of whatever was raised, `sys.exit` too; errors that say all themselves pass.
     """
-    before = Moment(trainer)
+    before = Moment(trainer) if trainer.fragile or trainer.foreign else None
     try:
         yield
     except _TOLD:
@@ -135,10 +135,10 @@ def rescue(trainer: Trainer, log: RunLog | NoLog) -> Iterator[None]:
         raise kind(f"{told(error)}; {saved}") from error
 
 
-def _save(trainer: Trainer, before: Moment, log: RunLog | NoLog) -> str:
+def _save(trainer: Trainer, before: Moment | None, log: RunLog | NoLog) -> str:
     """Save what can be saved; says what that is."""
     kept = "the last checkpoint is kept"
-    if trainer.workers.count > 1:  # the others do not know of it
+    if before is None or trainer.workers.count > 1:  # the others do not know of it
         return kept
     if before.step == 0:
         return "nothing had been learned yet"

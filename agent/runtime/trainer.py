@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lifelong.agent.parallel import ALONE, Workers
-from lifelong.agent.registry import is_foreign
+from lifelong.agent.registry import REGISTRY, is_foreign
 from lifelong.agent.runtime import checkpoint, state
 from lifelong.agent.runtime.capture import ChunkRunner, Graph
 from lifelong.agent.runtime.evaluation import Evaluator
@@ -26,6 +26,7 @@ from lifelong.agent.runtime.rescue import check_returns, drop, look, rescue
 from lifelong.agent.runtime.rollout import Acting, Experience
 from lifelong.agent.runtime.source import Fresh, whole_episodes
 from lifelong.agent.strategies.base import Context, Strategy, overrides
+from lifelong.envs.registry import ADAPTERS
 from lifelong.envs.stream import TaskStream
 
 
@@ -69,6 +70,10 @@ class Trainer:
         config = self.config
         parts = [config.policy.encoder, config.policy.cell, config.gradient, config.objective, config.optimizer]
         self.foreign = any(map(is_foreign, [*parts, *config.strategy]))
+        kinds = [task.env["kind"] for task in config.stream.tasks]
+        #: whether acting may raise: environments are not ours, or elsewhere
+        self.fragile = not (rollout.owns_environments and set(kinds) <= REGISTRY["env"].keys() - {*ADAPTERS})
+        self._performance: tuple[int, dict[str, float]] = 0, {}  # number of evaluations, the last one
         self.copies, self.steps = self.config.rollout.copies, self.config.rollout.steps
         #: acts for T steps and learns from them; with a `graph`, as one CUDA graph
         self.chunk = ChunkRunner(rollout, learner, strategies, self.steps, graph)
@@ -234,8 +239,12 @@ class Trainer:
 
     def performance(self) -> dict[str, float]:
         """The last evaluation of every task."""
-        last = self.evaluations.performance_at(-1)
-        return {task.name: float(value) for task, value in zip(self.stream.tasks, last, strict=True)}
+        count, performance = self._performance
+        if count != len(self.evaluations.steps):
+            last = self.evaluations.performance_at(-1)
+            performance = {task.name: float(value) for task, value in zip(self.stream.tasks, last, strict=True)}
+            self._performance = len(self.evaluations.steps), performance
+        return performance
 
     # ---- the checkpoint ------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ AUTORESETS = {
     "disabled": AutoresetMode.DISABLED,
 }
 #: seconds that an asynchronous copy has to end the step it is in, when it is closed
-CLOSE_TIMEOUT = 5.0
+CLOSE_TIMEOUT = 1.0
 
 
 class GymnasiumEnv(ExternalEnv):
@@ -120,7 +120,8 @@ class GymnasiumEnv(ExternalEnv):
         processes = self.env.processes if isinstance(self.env, AsyncVectorEnv) else []
         try:
             if all(process.is_alive() for process in processes):  # else it would wait for an answer
-                self.env.close(**({"timeout": CLOSE_TIMEOUT} if processes else {}), **kwargs)
+                with _quiet("Calling `close` while waiting for a pending call"):  # an interrupt may come at any time
+                    self.env.close(**({"timeout": CLOSE_TIMEOUT} if processes else {}), **kwargs)
         finally:
             self.env.closed = True
             for process in processes:
@@ -193,9 +194,7 @@ class GymnasiumEnv(ExternalEnv):
             vector_kwargs["worker"] = _worker
         guards = Guards(partial(gymnasium.make, id, **kwargs), self.restarts.limit)
         try:
-            with warnings.catch_warnings():
-                for told in ("Received the following error", "Raising the last exception", "\x1b"):  # by EnvError
-                    warnings.filterwarnings("ignore", rf"(\x1b\[\d+m)?ERROR: {re.escape(told)}")
+            with _quiet("Received the following error", "Raising the last exception", "\x1b"):  # an EnvError says it
                 env = gymnasium.make_vec(id, num_envs, vectorization, vector_kwargs, [] if own else [guards], **kwargs)
         except BaseException as error:
             guards.close()
@@ -207,6 +206,15 @@ class GymnasiumEnv(ExternalEnv):
             for process in env.processes:  # what `terminate` sends is ignored
                 process._popen.terminate = process._popen.kill  # type: ignore[attr-defined]
         return env
+
+
+@contextmanager
+def _quiet(*beginnings: str) -> Iterator[None]:
+    """Without those warnings of Gymnasium that begin so."""
+    with warnings.catch_warnings():
+        for beginning in beginnings:
+            warnings.filterwarnings("ignore", rf"(\x1b\[\d+m)?(ERROR|WARN): {re.escape(beginning)}")
+        yield
 
 
 def _worker(index: int, make: Callable[[], gymnasium.Env[Any, Any]], *arguments: Any) -> None:

@@ -311,7 +311,9 @@ def test_a_worker_that_is_killed_or_hangs_is_gone_after_closing(
     inner = env.envs[0].env  # type: ignore[attr-defined]
     inner.step_async([0, 0])
     monkeypatch.setattr(adapter, "CLOSE_TIMEOUT", 0.2)
-    env.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env.close()
     assert not any(p.is_alive() for p in inner.processes)
 
 

@@ -223,6 +223,24 @@ def test_an_error_leaves_the_last_finished_chunk_from_which_the_run_goes_on(
     assert finished and trainer.step == 256
 
 
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_an_environment_under_wrappers_is_trained_on_and_told_of(
+    vectorization: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FrameStackObservation, RecordEpisodeStatistics and TimeLimit, registered by the module that the id names."""
+    wrapped = "tests.envs.faulty:faulty-wrapped-v0"
+    assert start(tmp_path / "good", settings(env(id=wrapped, vectorization=vectorization))).step == 256
+    assert lines(tmp_path / "good")[-1]["evaluation/t"] == 4.0  # the time limit
+    reset_counts()
+    call = 100 if vectorization == "sync" else 40  # of all copies, or of each
+    bad = env(id=wrapped, vectorization=vectorization, kwargs={"fault": "OSError", "at": [call]})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings(bad)))
+    assert main(["run", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "bad"), "--quiet"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and len(told[0]) <= 300 and "faulty.py:" in told[0]
+    assert "OSError: [Errno 28] No space left on the licence server; what was learned until step" in told[0]
+
+
 def test_an_evaluation_that_was_broken_off_is_made_when_the_run_goes_on(tmp_path: Path) -> None:
     """The last one: nothing else is left to do."""
     last = EVALUATED + 256 + 3
