@@ -419,4 +419,5 @@ def test_a_damaged_sweep_is_never_taken_for_a_whole_one(
     proof = [name for name in hurt if Path(name).name in ("ledger.jsonl", "frozen.json", "evaluation.npz")]
     for command in (["verify", sweep], ["sweep", whole_sweep.parent / "small.yaml", "--out", sweep, "--quiet"]):
         code, told = say(*command)
-        assert code == 1 if proof else code in (0, 1, 2), (proof, told)
+        known = (0, 1, 2) if not proof else (1, 2) if "sweep.yaml" in hurt else (1,)
+        assert code in known, (proof, told)

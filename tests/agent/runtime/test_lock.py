@@ -32,8 +32,8 @@ import os, sys, time
 from pathlib import Path
 from lifelong.agent.runtime.lock import held
 with held(Path(sys.argv[1])):
-    if os.fork():
-        print("held", flush=True)
+    if not os.fork():
+        print("held", flush=True)  # the child has let go
     time.sleep(60)
 """
 CONFIG = """
