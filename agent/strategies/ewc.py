@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lifelong.agent.growth import grown
-from lifelong.agent.policy import Outputs, Policy
-from lifelong.agent.strategies.base import Context, Source, Strategy
+from lifelong.agent.policy import Policy
+from lifelong.agent.strategies.base import Context, Source
+from lifelong.agent.strategies.consolidation import QuadraticPenalty, normalized
 from lifelong.envs.options import Count, Share, Steps, Weight
 from lifelong.replay.chunk import Chunk
 
@@ -66,7 +66,7 @@ def fisher_diagonal(
     return fisher
 
 
-class EWC(Strategy):
+class EWC(QuadraticPenalty):
     """Adds strength/2 * sum_i F_i (theta_i - anchor_i)^2 to the loss.
 
     At every boundary (or every `every` steps when boundaries are hidden) F <- decay * F + F_new and the anchor becomes
@@ -93,40 +93,23 @@ class EWC(Strategy):
         value_weight: Weight = 0.0,
         every: Steps = 0,
     ) -> None:
-        if strength < 0 or not 0 <= decay <= 1 or sequences < 1 or every < 0:
-            raise ValueError("strength and every must not be negative, decay must lie in [0, 1], sequences at least 1")
-        self.strength, self.decay, self.sequences = strength, decay, sequences
-        self.normalize, self.value_weight, self.every = normalize, value_weight, every
-        self.needs_boundaries = every == 0
-        self.fisher: dict[str, Tensor] = {}
-        self.anchor: dict[str, Tensor] = {}
-        self.last_clock = 0
-        self.penalty: Tensor | None = None
+        super().__init__(strength, value_weight > 0, every)
+        if not 0 <= decay <= 1 or sequences < 1:
+            raise ValueError("decay must lie in [0, 1], sequences must be at least 1")
+        self.decay, self.sequences, self.normalize, self.value_weight = decay, sequences, normalize, value_weight
 
     def fresh_sequences(self, copies: int) -> int:
         return -(-self.sequences // copies) * copies
 
     def setup(self, ctx: Context, seed: int) -> None:
-        self.generator = torch.Generator(device=ctx.device)
-        self.generator.manual_seed(seed)
+        super().setup(ctx, seed)
+        self.generator = torch.Generator(device=ctx.device).manual_seed(seed)
         self.seed = seed
-        self.parameters = dict(ctx.policy.named_parameters())
-        self.names = [n for n, _ in ctx.policy.named_parameters() if self.value_weight or not n.startswith("critic.")]
-
-    def on_task_end(self, ctx: Context, source: Source) -> None:
-        if not self.every:
-            self.consolidate(ctx, source)
-
-    def on_clock(self, ctx: Context, source: Source) -> None:
-        if self.every and ctx.step - self.last_clock >= self.every:
-            self.last_clock = ctx.step
-            self.consolidate(ctx, source)
 
     def consolidate(self, ctx: Context, source: Source) -> None:
         """Estimate the Fisher of the current task and move the anchor here."""
         share = len(range(self.sequences)[ctx.workers.share(self.sequences)])
-        new = {name: torch.zeros_like(p) for name, p in ctx.policy.named_parameters() if name in self.names}
-        steps = torch.zeros((), device=ctx.device)
+        new, steps = self.zeros(), torch.zeros((), device=ctx.device)
         generator = self._generator(ctx)
         for experience in source(-(-share // ctx.copies)):
             chunk, weight_TB = experience.chunk, ctx.objective.weight(experience.chunk)
@@ -134,7 +117,7 @@ class EWC(Strategy):
                 ctx.policy,
                 chunk,
                 generator,
-                self.names,
+                list(new),
                 self.value_weight,
                 weight=weight_TB,
                 start=experience.start,
@@ -145,10 +128,9 @@ class EWC(Strategy):
         ctx.workers.sum_([*new.values(), steps])
         new = {name: f / steps.clamp(min=1.0) for name, f in new.items()}
         if self.normalize:
-            scale = torch.cat([f.flatten() for f in new.values()]).mean().clamp(min=1e-12)
-            new = {name: f / scale for name, f in new.items()}
-        self.fisher = {name: self.decay * self.fisher.get(name, torch.zeros_like(f)) + f for name, f in new.items()}
-        self.anchor = {n: p.detach().clone() for n, p in ctx.policy.named_parameters() if n in self.names}
+            new = normalized(new)
+        old = self.importance or self.zeros()
+        self.hold({name: self.decay * old[name] + f for name, f in new.items()})
 
     def _generator(self, ctx: Context) -> torch.Generator:
         """Every worker draws its own actions, and what is saved stays equal on all: rank 0's generator."""
@@ -156,30 +138,9 @@ class EWC(Strategy):
             return self.generator
         return torch.Generator(device=ctx.device).manual_seed(self.seed + 1_000_003 * ctx.workers.rank + ctx.step)
 
-    def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
-        if not self.fisher:
-            return None
-        parameters = dict(ctx.policy.named_parameters())
-        terms = [(self.fisher[n] * (parameters[n] - self.anchor[n]).square()).sum() for n in self.fisher]
-        penalty = 0.5 * self.strength * torch.stack(terms).sum()
-        self.penalty = penalty.detach()
-        return penalty
-
-    def report(self) -> dict[str, float]:
-        return {} if self.penalty is None else {"penalty": float(self.penalty)}
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "fisher": self.fisher,
-            "anchor": self.anchor,
-            "penalty": self.penalty,
-            "last_clock": self.last_clock,
-            "generator": self.generator.get_state(),
-        }
+        return {**super().state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.fisher = {n: grown(f, torch.zeros_like(self.parameters[n])) for n, f in saved["fisher"].items()}
-        self.anchor = {n: grown(a, self.parameters[n].detach()) for n, a in saved["anchor"].items()}
-        self.penalty = saved["penalty"]
-        self.last_clock = saved["last_clock"]
+        super().load_state_dict(saved)
         self.generator.set_state(saved["generator"].cpu())

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lifelong.agent.modules.encoders import OneHotLinear
 from lifelong.agent.policy import Policy, inputs_of
 from lifelong.agent.runtime.rollout import Experience
-from lifelong.agent.strategies.base import Context, Source, Strategy
+from lifelong.agent.strategies.base import Context, Source
+from lifelong.agent.strategies.consolidation import Consolidating
 from lifelong.envs.options import Count, Range, Steps
 from lifelong.kernels.project import project
 
@@ -110,7 +111,7 @@ class Taps:
         return torch.cat([vectors, torch.ones_like(vectors[:, :1])], 1)
 
 
-class GPM(Strategy):
+class GPM(Consolidating):
     """Projects every realised update onto the complement of the old tasks' presynaptic subspaces.
 
     Weight matrices of the encoder, the cell (input, recurrent and output gates) and a shared actor head are projected.
@@ -128,12 +129,11 @@ class GPM(Strategy):
     def __init__(
         self, *, threshold: Annotated[float, Range(0.0, 1.0, above=True)] = 0.99, chunks: Count = 16, every: Steps = 0
     ) -> None:
-        if not 0 < threshold <= 1 or chunks < 1 or every < 0:
-            raise ValueError("threshold must lie in (0, 1], chunks must be at least 1 and every not negative")
-        self.threshold, self.chunks, self.every = threshold, chunks, every
-        self.needs_boundaries = every == 0
+        super().__init__(every)
+        if not 0 < threshold <= 1 or chunks < 1:
+            raise ValueError("threshold must lie in (0, 1] and chunks must be at least 1")
+        self.threshold, self.chunks = threshold, chunks
         self.basis: dict[str, Tensor] = {}
-        self.last_clock = 0
 
     def fresh_sequences(self, copies: int) -> int:
         return self.chunks * copies
@@ -147,15 +147,6 @@ class GPM(Strategy):
         if self.heads == 1 and "actor.log_std" in self.of_heads:
             self.frozen.append("actor.log_std")
         self.needs_task_id = self.heads > 1
-
-    def on_task_end(self, ctx: Context, source: Source) -> None:
-        if not self.every:
-            self.consolidate(ctx, source)
-
-    def on_clock(self, ctx: Context, source: Source) -> None:
-        if self.every and ctx.step - self.last_clock >= self.every:
-            self.last_clock = ctx.step
-            self.consolidate(ctx, source)
 
     def consolidate(self, ctx: Context, source: Source) -> None:
         """Grow every basis by what the current policy's layers see on the current task."""
@@ -196,12 +187,12 @@ class GPM(Strategy):
         return {f"rank/{tap}": basis.shape[1] / basis.shape[0] for tap, basis in self.basis.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"basis": self.basis, "last_clock": self.last_clock}
+        return {**super().state_dict(), "basis": self.basis}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
         taps = self.taps.weights  # a single head is a tap, several are not
         self.basis = {tap: self._widened(tap, basis) for tap, basis in saved["basis"].items() if tap in taps}
-        self.last_clock = saved["last_clock"]
 
     def _widened(self, tap: str, basis_nk: Tensor) -> Tensor:
         """A saved basis with a row of zeros for every input that the first weight matrix of `tap` has got since then,

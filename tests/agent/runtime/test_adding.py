@@ -197,8 +197,8 @@ def test_what_strategies_protect_stays_protected(cell: str, tmp_path: Path) -> N
     before = begin(tmp_path / "run", 256, gradient=gradient, policy=policy, strategy=["ewc", "gpm"])
     after = opened(tmp_path / "run", NEW)
     (ewc, gpm), (old_ewc, old_gpm) = after.strategies, before.strategies
-    for name, fisher in old_ewc.fisher.items():  # type: ignore[attr-defined]
-        grown = ewc.fisher[name]  # type: ignore[attr-defined]
+    for name, fisher in old_ewc.importance.items():  # type: ignore[attr-defined]
+        grown = ewc.importance[name]  # type: ignore[attr-defined]
         assert torch.equal(grown[_region(fisher)], fisher) and grown.count_nonzero() == fisher.count_nonzero()
     seen = old_gpm.taps.vectors(before.rollout.collect(4))  # type: ignore[attr-defined]
     with_task = gpm.taps.vectors(after.rollout.collect(4))  # type: ignore[attr-defined]

@@ -161,7 +161,7 @@ def stairs(folder: Path, gradient: str, sequences: int) -> tuple[dict[str, Tenso
         policy.actor.linear.weight.normal_(std=2.0, generator=torch.Generator().manual_seed(1))
         policy.actor.linear.bias.copy_(torch.tensor([1.0, -1.0]))
     ewc.consolidate(trainer.context(), trainer.source)
-    parameters = {n: p for n, p in policy.named_parameters() if n in ewc.names}
+    parameters = {n: p for n, p in policy.named_parameters() if n in ewc.parameters}
     chunk = next(trainer.source(1)).chunk
     one = chunk.select(torch.zeros(1, dtype=torch.int64))
     rows = torch.zeros(5, dtype=torch.int64)
@@ -181,7 +181,7 @@ def stairs(folder: Path, gradient: str, sequences: int) -> tuple[dict[str, Tenso
                 exact[name] += probability * gradient_of.square()
         reached *= float(log_p[step, 0].detach().exp())
     assert 1.5 < length < 4.5
-    return ewc.fisher, {n: f / length for n, f in exact.items()}
+    return ewc.importance, {n: f / length for n, f in exact.items()}
 
 
 def test_the_fisher_of_a_small_task_is_that_of_all_its_histories(tmp_path: Path) -> None:
@@ -227,13 +227,13 @@ def test_the_penalty_and_its_gradient_are_the_quadratic_form() -> None:
             p += shift[n]
     penalty = penalty_of(ewc, policy, ctx)
     assert penalty is not None
-    expected = 3.5 * sum(float((f.double() * shift[n].double() ** 2).sum()) for n, f in ewc.fisher.items())
+    expected = 3.5 * sum(float((f.double() * shift[n].double() ** 2).sum()) for n, f in ewc.importance.items())
     assert float(penalty) == pytest.approx(expected, rel=1e-5)
     assert ewc.report()["penalty"] == float(penalty)
     penalty.backward()
     for n, p in policy.named_parameters():
-        if n in ewc.fisher:
-            torch.testing.assert_close(p.grad, 7.0 * ewc.fisher[n] * shift[n], rtol=1e-4, atol=1e-6)
+        if n in ewc.importance:
+            torch.testing.assert_close(p.grad, 7.0 * ewc.importance[n] * shift[n], rtol=1e-4, atol=1e-6)
         else:
             assert n.startswith("critic.") and p.grad is None
 
@@ -248,7 +248,7 @@ def test_there_is_no_penalty_before_the_first_task_has_ended() -> None:
 
 def test_normalised_importance_has_mean_one_and_the_raw_one_does_not() -> None:
     means = [
-        float(torch.cat([f.flatten() for f in consolidated(normalize=flag)[0].fisher.values()]).mean())
+        float(torch.cat([f.flatten() for f in consolidated(normalize=flag)[0].importance.values()]).mean())
         for flag in (True, False)
     ]
     assert means[0] == pytest.approx(1.0, rel=1e-4) and abs(means[1] - 1) > 0.1
@@ -257,24 +257,24 @@ def test_normalised_importance_has_mean_one_and_the_raw_one_does_not() -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
 def test_a_second_task_adds_to_the_decayed_importance_and_moves_the_anchor(decay: float) -> None:
     ewc, policy, ctx, source = consolidated(decay=decay)
-    first = {n: f.clone() for n, f in ewc.fisher.items()}
+    first = {n: f.clone() for n, f in ewc.importance.items()}
     with torch.no_grad():
         for p in policy.parameters():
             p += 0.05
     alone, _, _, _ = consolidated(decay=decay)
-    alone.fisher = {}
+    alone.importance = {}
     alone.generator.set_state(ewc.generator.get_state())
     fresh = make_context(policy, ctx.objective, 8, 4)
     alone.consolidate(fresh, source)
     ewc.consolidate(fresh, source)
-    for n, f in ewc.fisher.items():
-        torch.testing.assert_close(f, decay * first[n] + alone.fisher[n])
+    for n, f in ewc.importance.items():
+        torch.testing.assert_close(f, decay * first[n] + alone.importance[n])
         assert torch.equal(ewc.anchor[n], dict(policy.named_parameters())[n])
 
 
 def test_the_critic_counts_only_when_asked_for() -> None:
-    assert not any(n.startswith("critic.") for n in consolidated()[0].fisher)
-    weighted = consolidated(value_weight=1.0)[0].fisher
+    assert not any(n.startswith("critic.") for n in consolidated()[0].importance)
+    weighted = consolidated(value_weight=1.0)[0].importance
     assert bool((weighted["critic.weight"] > 0).any())
 
 

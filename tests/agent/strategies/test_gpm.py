@@ -266,5 +266,5 @@ def test_with_a_head_a_task_only_the_head_in_training_moves() -> None:
 
 @pytest.mark.parametrize("options", [{"threshold": 0.0}, {"threshold": 1.1}, {"chunks": 0}, {"every": -1}])
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="threshold must"):
+    with pytest.raises(ValueError, match=r"must not be negative|threshold must"):
         GPM(**options)
