@@ -21,7 +21,7 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "ewc": {"sequences": 8},
     "gpm": {"chunks": 2},
 }
-ON_A_CLOCK: dict[str, dict[str, Any]] = {"ewc": {"every": 64}, "gpm": {"every": 64}}
+ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in ("ewc", "si", "l2", "gpm")}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
 every_strategy = pytest.mark.parametrize(
     ("name", "options"), STRATEGIES, ids=[f"{n}-{'clock' if o else 'boundary'}" for n, o in STRATEGIES]
