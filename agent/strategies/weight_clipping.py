@@ -1,4 +1,4 @@
-"""Weight clipping: Elsayed, Lan, Lyle, Mahmood 2024, "Weight Clipping for Deep Continual and Reinforcement Learning"."""
+"""Weight clipping (Elsayed et al. 2024, "Weight Clipping for Deep Continual and Reinforcement Learning")."""
 
 from __future__ import annotations
 
