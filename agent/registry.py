@@ -53,6 +53,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "l2_init": "lifelong.agent.strategies.l2_init:L2Init",
         "clear": "lifelong.agent.strategies.clear:CLEAR",
         "gpm": "lifelong.agent.strategies.gpm:GPM",
+        "shrink_perturb": "lifelong.agent.strategies.shrink_perturb:ShrinkPerturb",
+        "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
+        "freeze_at": "lifelong.agent.strategies.freeze_at:FreezeAt",
+        "reset_on_task": "lifelong.agent.strategies.reset_on_task:ResetOnTask",
     },
     "optimizer": {
         "adam": "torch.optim:Adam",

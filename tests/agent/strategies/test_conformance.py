@@ -20,8 +20,11 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "clear": {"capacity": 24, "start": 8},
     "ewc": {"sequences": 8},
     "gpm": {"chunks": 2},
+    "shrink_perturb": {"shrink": 0.01, "noise": 0.02},
+    "weight_clipping": {"kappa": 1.0},
 }
-ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in ("ewc", "si", "l2", "gpm")}
+CLOCKED = ("ewc", "si", "l2", "gpm", "reset_on_task")
+ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in CLOCKED}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
 every_strategy = pytest.mark.parametrize(
     ("name", "options"), STRATEGIES, ids=[f"{n}-{'clock' if o else 'boundary'}" for n, o in STRATEGIES]
