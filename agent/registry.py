@@ -49,6 +49,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "finetune": "lifelong.agent.strategies.finetune:Finetune",
         "ewc": "lifelong.agent.strategies.ewc:EWC",
         "clear": "lifelong.agent.strategies.clear:CLEAR",
+        "der": "lifelong.agent.strategies.der:DER",
+        "der_pp": "lifelong.agent.strategies.der:DERPlusPlus",
+        "er": "lifelong.agent.strategies.er:ER",
         "gpm": "lifelong.agent.strategies.gpm:GPM",
     },
     "optimizer": {
