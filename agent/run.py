@@ -86,6 +86,7 @@ def resume(
     with held(folder):
         config = session.load_config(folder, assignments, add)
         asked = changes.between(session.load_config(folder), config)
+        changes.read(folder)  # a damaged record is told before anything is written
         trains_here = config.runtime.backend == "inline"
         trainer, sizes = session.reopen(
             config, folder, _planned(config), _acting(config), inexact if trains_here else None

@@ -312,8 +312,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_damaged_run_folder_is_resumed_or_refused(number: int, say: Say, whole_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole_run, tmp_path / "run")
     damage(run, random.Random(number))
-    for command in (["eval", run], ["report", run, "--out", tmp_path / "page"], ["resume", run, "--quiet"]):
-        say(*command)
+    before = contents(run)
+    change = ["optimizer.lr=0.5"] if number % 2 else []
+    for command in (["eval", run], ["report", run, "--out", tmp_path / "page"], ["resume", run, "--quiet", *change]):
+        code, told = say(*command)
+        assert code != 2 or contents(run) == before, told
 
 
 def keys_of_a_run() -> list[str]:

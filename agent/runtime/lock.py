@@ -128,7 +128,7 @@ def _acquire(folder: Path, file: str = FILE) -> int | None:
     path = folder / file
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # it is emptied below
         except OSError as error:
             raise DiskError(f"cannot write to {folder}: {error.strerror}") from error
         try:

@@ -178,7 +178,9 @@ def _points(path: Path, size: int = -1) -> list[tuple[int, np.ndarray]]:
     """(step, returns [tasks, episodes]) of the whole lines among the first `size` bytes of `evaluation.jsonl`."""
     try:
         with open(path, "rb") as file:
-            *whole, _ = file.read(size).split(b"\n")
+            *whole, rest = file.read(size).split(b"\n")
+        if rest and size >= 0:
+            raise ValueError(f"no line ends at byte {size:,}, where the checkpoint has one")
         points = [parse_json(line, path, {"step": int, "returns": [[NUMBER]]}) for line in whole]
         return [(point["step"], np.array(point["returns"], dtype=np.float64)) for point in points]
     except CheckpointError:

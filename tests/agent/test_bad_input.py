@@ -219,6 +219,52 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_the_last_checkpoint(
     assert subprocess.run([*big, "--resume"], capture_output=True, env=environment, check=False).returncode == 0
 
 
+#: a file of a run, what it holds after it was damaged, and words of the sentence
+DAMAGED: dict[str, tuple[str, bytes, list[str]]] = {
+    "the record of changes": ("changes.jsonl", b'{"step": 1}\n', ["changes.jsonl", "damaged", "kind"]),
+    "changes that are no text": ("changes.jsonl", b"\xff\n", ["changes.jsonl", "damaged"]),
+    "evaluations": ("evaluation.jsonl", b"x" * 10_000, ["checkpoint", "evaluation"]),
+    "evaluations of another shape": ("evaluation.jsonl", b'{"step": 1}\n' * 500, ["evaluation.jsonl"]),
+    "the config": ("config.yaml", b"stream: []\n", ["stream"]),
+    "a config that is no text": ("config.yaml", b"\xff", ["config.yaml", "UTF-8"]),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_run_with_a_damaged_file_is_refused_before_anything_is_written(
+    case: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    name, damage, words = DAMAGED[case]
+    (run / name).write_bytes(damage)
+    (tmp_path / "task.yaml").write_text("{name: new, env: {kind: TMaze, corridor: 4}}")
+    before = contents(run)
+    for changes in (["optimizer.lr=0.5"], ["--add", str(tmp_path / "task.yaml")]):
+        assert cli.main(["resume", str(run), "--quiet", *changes]) == 2
+        assert_one_sentence(capsys, words)
+        assert contents(run) == before
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"config": 1}', b"\xff"])
+def test_a_damaged_summary_is_written_again(damage: bytes, finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "summary.json").write_bytes(damage)
+    assert cli.main(["resume", str(run), "--quiet"]) == 0
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run, finished))
+    assert {**ours, "steps_per_second": 0} == {**theirs, "steps_per_second": 0}
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"files": []}', b'{"step": "x", "workers": 1, "files": {}}', b"\xff"])
+def test_a_checkpoint_with_a_damaged_manifest_falls_back_to_the_one_before(
+    damage: bytes, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    newest = sorted((run / "checkpoints").iterdir())[-1] / "manifest.json"
+    newest.write_bytes(damage)
+    assert cli.main(["resume", str(run), "--quiet"]) == 0
+    assert "manifest.json is damaged" in capsys.readouterr().out
+
+
 def test_a_report_on_a_full_disk_names_the_file_and_keeps_the_old_one(finished: Path, tmp_path: Path) -> None:
     """Files may not grow beyond 10 kB: a plot is larger."""
 

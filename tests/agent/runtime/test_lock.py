@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from lifelong.agent import cli
-from lifelong.agent.errors import ConfigError
+from lifelong.agent.errors import ConfigError, DiskError
 from lifelong.agent.runtime import lock
 
 HOLD = """
@@ -234,3 +234,13 @@ def test_a_run_in_training_is_neither_resumed_nor_started_over_but_can_be_evalua
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_points_to_is_kept(tmp_path: Path) -> None:
+    """A run folder may come from somebody else."""
+    (run := tmp_path / "run").mkdir()
+    (mine := tmp_path / "mine").write_text("precious")
+    (run / lock.FILE).symlink_to(mine)
+    with pytest.raises(DiskError, match="cannot write to"), lock.held(run):
+        pass
+    assert mine.read_text() == "precious"
