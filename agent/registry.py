@@ -50,7 +50,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "ewc": "lifelong.agent.strategies.ewc:EWC",
         "clear": "lifelong.agent.strategies.clear:CLEAR",
         "der": "lifelong.agent.strategies.der:DER",
-        "der_pp": "lifelong.agent.strategies.der:DERPlusPlus",
+        "der_pp": "lifelong.agent.strategies.der_pp:DERPlusPlus",
         "er": "lifelong.agent.strategies.er:ER",
         "gpm": "lifelong.agent.strategies.gpm:GPM",
     },

@@ -1,4 +1,4 @@
-"""Dark experience replay: old outputs are matched, not labels (Buzzega et al. 2020, arXiv 2004.07211, eqs. 5 and 6)."""
+"""Dark experience replay: old outputs are matched, not labels (Buzzega et al. 2020, arXiv 2004.07211, eq. 5)."""
 
 from __future__ import annotations
 
@@ -56,29 +56,3 @@ class DER(Replaying):
         value_loss = mean((value - drawn.value).square())
         self.metrics |= {"matching": policy_loss.detach(), "value_matching": value_loss.detach()}
         return (self.matching * policy_loss + self.value_matching * value_loss) / (1.0 + self.replay_weight)
-
-
-class DERPlusPlus(DER):
-    """DER that replays a second, independent draw through the objective, with the weight beta. Everything is divided by
-    1 + beta, so that the loss remains a mean:
-
-        L = (objective(live) + beta objective(second draw) + DER's matching of the first draw) / (1 + beta)
-
-    Args:
-        replay_weight: beta.
-        options: see `DER`.
-    """
-
-    def __init__(self, *, replay_weight: Weight = 0.5, **options: Any) -> None:
-        super().__init__(**options)
-        self.replay_weight = replay_weight
-
-    def transform_batch(self, ctx: Context, chunk: Chunk) -> Chunk:
-        batch = super().transform_batch(ctx, chunk)
-        second = None if batch is chunk else self.draw(ctx, chunk.copies)
-        if second is None:
-            return batch
-        # beta times as much as the live steps, however many were drawn and however many of them count
-        counted = second.copies * (second.steps - self.burn_in)
-        weight = second.weight * (self.replay_weight * chunk.copies * chunk.steps / counted)
-        return concatenate([batch, replace(second, weight=weight)])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lifelong.agent.strategies.der import DER, DERPlusPlus
+from lifelong.agent.strategies.der import DER
+from lifelong.agent.strategies.der_pp import DERPlusPlus
 from lifelong.agent.strategies.er import ER
 from tests.agent.support import filled, perturb, random_chunk
 
