@@ -53,6 +53,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "der_pp": "lifelong.agent.strategies.der_pp:DERPlusPlus",
         "er": "lifelong.agent.strategies.er:ER",
         "gpm": "lifelong.agent.strategies.gpm:GPM",
+        "shrink_perturb": "lifelong.agent.strategies.shrink_perturb:ShrinkPerturb",
+        "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
+        "freeze_at": "lifelong.agent.strategies.freeze_at:FreezeAt",
+        "reset_on_task": "lifelong.agent.strategies.reset_on_task:ResetOnTask",
     },
     "optimizer": {
         "adam": "torch.optim:Adam",

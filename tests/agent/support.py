@@ -198,7 +198,8 @@ def make_rollout(env: TaskEnv, policy: Policy, seed: int = 0, **options: Any) ->
 
 
 def make_context(policy: Policy, objective: Objective, copies: int, steps: int, **changes: Any) -> Context:
-    ctx = Context(policy, objective, 0, 0, None, copies, steps, torch.device("cpu"))
+    optimizer = torch.optim.SGD(policy.parameters(), 0.0)
+    ctx = Context(policy, objective, 0, 0, None, copies, steps, torch.device("cpu"), optimizer)
     return replace(ctx, **changes)
 
 

@@ -23,8 +23,10 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "er": {"capacity": 24, "start": 8, "writing": "task_quota", "sampling": "task_balanced"},
     "ewc": {"sequences": 8},
     "gpm": {"chunks": 2},
+    "shrink_perturb": {"shrink": 0.01, "noise": 0.02},
+    "weight_clipping": {"kappa": 1.0},
 }
-ON_A_CLOCK: dict[str, dict[str, Any]] = {"ewc": {"every": 64}, "gpm": {"every": 64}}
+ON_A_CLOCK: dict[str, dict[str, Any]] = {"ewc": {"every": 64}, "gpm": {"every": 64}, "reset_on_task": {"every": 64}}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
 every_strategy = pytest.mark.parametrize(
     ("name", "options"), STRATEGIES, ids=[f"{n}-{'clock' if o else 'boundary'}" for n, o in STRATEGIES]
