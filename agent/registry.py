@@ -48,6 +48,9 @@ REGISTRY: dict[str, dict[str, str]] = {
     "strategy": {
         "finetune": "lifelong.agent.strategies.finetune:Finetune",
         "ewc": "lifelong.agent.strategies.ewc:EWC",
+        "si": "lifelong.agent.strategies.si:SI",
+        "l2": "lifelong.agent.strategies.l2:L2",
+        "l2_init": "lifelong.agent.strategies.l2_init:L2Init",
         "clear": "lifelong.agent.strategies.clear:CLEAR",
         "der": "lifelong.agent.strategies.der:DER",
         "der_pp": "lifelong.agent.strategies.der_pp:DERPlusPlus",

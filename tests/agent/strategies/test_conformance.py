@@ -26,7 +26,8 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "shrink_perturb": {"shrink": 0.01, "noise": 0.02},
     "weight_clipping": {"kappa": 1.0},
 }
-ON_A_CLOCK: dict[str, dict[str, Any]] = {"ewc": {"every": 64}, "gpm": {"every": 64}, "reset_on_task": {"every": 64}}
+CLOCKED = ("ewc", "si", "l2", "gpm", "reset_on_task")
+ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in CLOCKED}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
 every_strategy = pytest.mark.parametrize(
     ("name", "options"), STRATEGIES, ids=[f"{n}-{'clock' if o else 'boundary'}" for n, o in STRATEGIES]
