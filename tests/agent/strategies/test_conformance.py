@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lifelong.agent.registry import REGISTRY
+from lifelong.agent.registry import REGISTRY, load
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy, overrides
@@ -18,6 +18,9 @@ from tests.agent.support import assert_identical, make_trainer, run
 #: options under which a strategy is fully at work within a few chunks
 AT_WORK: dict[str, dict[str, Any]] = {
     "clear": {"capacity": 24, "start": 8},
+    "der": {"capacity": 24, "start": 8},
+    "der_pp": {"capacity": 24, "start": 8, "burn_in": 1},
+    "er": {"capacity": 24, "start": 8, "writing": "task_quota", "sampling": "task_balanced"},
     "ewc": {"sequences": 8},
     "gpm": {"chunks": 2},
     "mas": {"sequences": 8, "value_weight": 1.0},
@@ -99,8 +102,8 @@ def test_every_hook_it_overrides_is_one_of_the_contract(name: str, options: dict
 def test_it_works_with_dense_cells_and_every_objective_it_allows(
     name: str, options: dict[str, Any], objective: str, cell: str, tmp_path: Path
 ) -> None:
-    if name == "clear" and objective == "ppo":
-        pytest.skip("refused; see test_clear")
+    if load("strategy", name).needs_off_policy and objective == "ppo":
+        pytest.skip("refused; see test_replaying")
     changes = {"policy": {"cell": {"kind": cell, "size": 6}}, "gradient": "bptt", "objective": {"kind": objective}}
     trainer = trainer_with(tmp_path, name, options, **changes)
     run(trainer, until=256)
