@@ -50,6 +50,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "ewc": "lifelong.agent.strategies.ewc:EWC",
         "si": "lifelong.agent.strategies.si:SI",
         "mas": "lifelong.agent.strategies.mas:MAS",
+        "functional": "lifelong.agent.strategies.functional:Functional",
         "l2": "lifelong.agent.strategies.l2:L2",
         "l2_init": "lifelong.agent.strategies.l2_init:L2Init",
         "clear": "lifelong.agent.strategies.clear:CLEAR",
