@@ -54,6 +54,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
         "freeze_at": "lifelong.agent.strategies.freeze_at:FreezeAt",
         "reset_on_task": "lifelong.agent.strategies.reset_on_task:ResetOnTask",
+        "redo": "lifelong.agent.strategies.redo:ReDo",
+        "continual_backprop": "lifelong.agent.strategies.continual_backprop:ContinualBackprop",
     },
     "optimizer": {
         "adam": "torch.optim:Adam",

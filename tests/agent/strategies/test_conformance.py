@@ -22,6 +22,8 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "gpm": {"chunks": 2},
     "shrink_perturb": {"shrink": 0.01, "noise": 0.02},
     "weight_clipping": {"kappa": 1.0},
+    "redo": {"tau": 0.5, "period": 2},
+    "continual_backprop": {"rate": 0.1, "maturity": 1},
 }
 ON_A_CLOCK: dict[str, dict[str, Any]] = {"ewc": {"every": 64}, "gpm": {"every": 64}, "reset_on_task": {"every": 64}}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
