@@ -51,6 +51,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "si": "lifelong.agent.strategies.si:SI",
         "l2": "lifelong.agent.strategies.l2:L2",
         "l2_init": "lifelong.agent.strategies.l2_init:L2Init",
+        "agem": "lifelong.agent.strategies.agem:AGEM",
         "clear": "lifelong.agent.strategies.clear:CLEAR",
         "der": "lifelong.agent.strategies.der:DER",
         "der_pp": "lifelong.agent.strategies.der_pp:DERPlusPlus",

@@ -17,6 +17,7 @@ from tests.agent.support import assert_identical, make_trainer, run
 
 #: options under which a strategy is fully at work within a few chunks
 AT_WORK: dict[str, dict[str, Any]] = {
+    "agem": {"capacity": 24, "start": 8},
     "clear": {"capacity": 24, "start": 8},
     "der": {"capacity": 24, "start": 8},
     "der_pp": {"capacity": 24, "start": 8, "burn_in": 1},
