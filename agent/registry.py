@@ -49,6 +49,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "finetune": "lifelong.agent.strategies.finetune:Finetune",
         "ewc": "lifelong.agent.strategies.ewc:EWC",
         "si": "lifelong.agent.strategies.si:SI",
+        "mas": "lifelong.agent.strategies.mas:MAS",
         "l2": "lifelong.agent.strategies.l2:L2",
         "l2_init": "lifelong.agent.strategies.l2_init:L2Init",
         "agem": "lifelong.agent.strategies.agem:AGEM",

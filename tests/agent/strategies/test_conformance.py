@@ -24,10 +24,11 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "er": {"capacity": 24, "start": 8, "writing": "task_quota", "sampling": "task_balanced"},
     "ewc": {"sequences": 8},
     "gpm": {"chunks": 2},
+    "mas": {"sequences": 8, "value_weight": 1.0},
     "shrink_perturb": {"shrink": 0.01, "noise": 0.02},
     "weight_clipping": {"kappa": 1.0},
 }
-CLOCKED = ("ewc", "si", "l2", "gpm", "reset_on_task")
+CLOCKED = ("ewc", "si", "mas", "l2", "gpm", "reset_on_task")
 ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in CLOCKED}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
 every_strategy = pytest.mark.parametrize(
