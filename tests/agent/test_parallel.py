@@ -278,7 +278,7 @@ def consolidated(workers: Workers, folder: Path = Path()) -> dict[str, Any]:
         for _ in range(chunks):
             yield part_of(whole, workers.share(B))
 
-    ewc, gpm = EWC(sequences=B, normalize=False), GPM(threshold=0.9, chunks=1)
+    ewc, gpm = EWC(sequences=B, normalize="none"), GPM(threshold=0.9, chunks=1)
     for strategy in (ewc, gpm):
         strategy.setup(ctx, 5)
         strategy.consolidate(ctx, source)
@@ -308,7 +308,9 @@ class Half(Workers):
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "finetune": {},
+    "agem": {"capacity": 25, "start": 8},
     "clear": {"capacity": 25, "start": 8},
+    "der_pp": {"capacity": 25, "start": 8, "burn_in": 1},
     "ewc": {"sequences": 7},
     "gpm": {"chunks": 2},
     "ewc-clock": {"kind": "ewc", "sequences": 5, "every": 64},
@@ -368,9 +370,9 @@ def test_shared_state_is_equal_on_all_workers_after_training_and_shards_differ(
     assert not torch.equal(
         first["own"]["rollout"]["env"]["envs"][0]["generator"], second["own"]["rollout"]["env"]["envs"][0]["generator"]
     )
-    if name == "clear":
-        sizes = [r["own"]["strategy_shards"]["clear"]["replay"]["size"] for r in (first, second)]
-        assert sizes == [12, 12] and first["seen"]["strategy/clear/replay_size"] == 24
+    if name in ("agem", "clear", "der_pp"):
+        sizes = [r["own"]["strategy_shards"][name]["replay"]["size"] for r in (first, second)]
+        assert sizes == [12, 12] and first["seen"][f"strategy/{name}/replay_size"] == 24
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
