@@ -53,6 +53,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "functional": "lifelong.agent.strategies.functional:Functional",
         "l2": "lifelong.agent.strategies.l2:L2",
         "l2_init": "lifelong.agent.strategies.l2_init:L2Init",
+        "agem": "lifelong.agent.strategies.agem:AGEM",
         "clear": "lifelong.agent.strategies.clear:CLEAR",
         "der": "lifelong.agent.strategies.der:DER",
         "der_pp": "lifelong.agent.strategies.der_pp:DERPlusPlus",
@@ -62,6 +63,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
         "freeze_at": "lifelong.agent.strategies.freeze_at:FreezeAt",
         "reset_on_task": "lifelong.agent.strategies.reset_on_task:ResetOnTask",
+        "redo": "lifelong.agent.strategies.redo:ReDo",
+        "continual_backprop": "lifelong.agent.strategies.continual_backprop:ContinualBackprop",
     },
     "optimizer": {
         "adam": "torch.optim:Adam",
