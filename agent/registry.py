@@ -50,6 +50,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "ewc": "lifelong.agent.strategies.ewc:EWC",
         "clear": "lifelong.agent.strategies.clear:CLEAR",
         "gpm": "lifelong.agent.strategies.gpm:GPM",
+        "explore": "lifelong.agent.strategies.explore:Explore",
     },
     "optimizer": {
         "adam": "torch.optim:Adam",

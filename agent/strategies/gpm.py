@@ -8,11 +8,12 @@ matrix W only moves in the complement: dW <- dW - dW M M^T, so what W says to an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lifelong.agent.errors import choice
 from lifelong.agent.modules.encoders import OneHotLinear
 from lifelong.agent.policy import Policy, inputs_of
 from lifelong.agent.runtime.rollout import Experience
@@ -127,12 +128,18 @@ class GPM(Consolidating):
     data_parallel: ClassVar[str] = "reduce"
 
     def __init__(
-        self, *, threshold: Annotated[float, Range(0.0, 1.0, above=True)] = 0.99, chunks: Count = 16, every: Steps = 0
+        self,
+        *,
+        threshold: Annotated[float, Range(0.0, 1.0, above=True)] = 0.99,
+        elementwise: Literal["frozen", "free"] = "frozen",
+        chunks: Count = 16,
+        every: Steps = 0,
     ) -> None:
         super().__init__(every)
         if not 0 < threshold <= 1 or chunks < 1:
             raise ValueError("threshold must lie in (0, 1] and chunks must be at least 1")
-        self.threshold, self.chunks = threshold, chunks
+        choice("elementwise of strategy gpm", elementwise, ("frozen", "free"))
+        self.threshold, self.chunks, self.elementwise = threshold, chunks, elementwise
         self.basis: dict[str, Tensor] = {}
 
     def fresh_sequences(self, copies: int) -> int:
@@ -142,6 +149,8 @@ class GPM(Consolidating):
         self.device, self.parameters = ctx.device, dict(ctx.policy.named_parameters())
         self.taps = Taps(ctx.policy)
         self.frozen = [f"cell.{name}" for name in ctx.policy.cell.elementwise_parameters()]
+        if self.elementwise == "free":
+            self.frozen = []
         self.heads = ctx.policy.actor.tasks
         self.of_heads = [name for name, _ in ctx.policy.named_parameters() if name.startswith("actor.")]
         if self.heads == 1 and "actor.log_std" in self.of_heads:
