@@ -117,10 +117,11 @@ class GPM(Consolidating):
 
     Weight matrices of the encoder, the cell (input, recurrent and output gates) and a shared actor head are projected.
     Element-wise recurrent weights and free log standard deviations have no subspace and are frozen after the first
-    task. The critic is free: acting on old tasks does not use it. With one head a task, only the current task's moves.
+    task (the former may be left free). The critic is free: acting on old tasks does not use it. With one head a task, only the current task's moves.
 
     Args:
         threshold: share of the energy of the presynaptic vectors that is protected.
+        elementwise: whether element-wise recurrent weights are frozen after the first task, or free.
         chunks: chunks of fresh experience the subspace is estimated from.
         every: consolidate every so many steps instead of at boundaries; 0: at boundaries.
     """
@@ -148,9 +149,8 @@ class GPM(Consolidating):
     def setup(self, ctx: Context, seed: int) -> None:
         self.device, self.parameters = ctx.device, dict(ctx.policy.named_parameters())
         self.taps = Taps(ctx.policy)
-        self.frozen = [f"cell.{name}" for name in ctx.policy.cell.elementwise_parameters()]
-        if self.elementwise == "free":
-            self.frozen = []
+        frozen = ctx.policy.cell.elementwise_parameters() if self.elementwise == "frozen" else []
+        self.frozen = [f"cell.{name}" for name in frozen]
         self.heads = ctx.policy.actor.tasks
         self.of_heads = [name for name, _ in ctx.policy.named_parameters() if name.startswith("actor.")]
         if self.heads == 1 and "actor.log_std" in self.of_heads:

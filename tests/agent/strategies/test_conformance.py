@@ -19,9 +19,10 @@ from tests.agent.support import assert_identical, make_trainer, run
 AT_WORK: dict[str, dict[str, Any]] = {
     "clear": {"capacity": 24, "start": 8},
     "ewc": {"sequences": 8},
+    "explore": {"steps": 100},
     "gpm": {"chunks": 2},
 }
-ON_A_CLOCK: dict[str, dict[str, Any]] = {"ewc": {"every": 64}, "gpm": {"every": 64}}
+ON_A_CLOCK: dict[str, dict[str, Any]] = {"ewc": {"every": 64}, "gpm": {"every": 64}, "explore": {"every": 64}}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
 every_strategy = pytest.mark.parametrize(
     ("name", "options"), STRATEGIES, ids=[f"{n}-{'clock' if o else 'boundary'}" for n, o in STRATEGIES]
