@@ -117,7 +117,8 @@ class GPM(Consolidating):
 
     Weight matrices of the encoder, the cell (input, recurrent and output gates) and a shared actor head are projected.
     Element-wise recurrent weights and free log standard deviations have no subspace and are frozen after the first
-    task (the former may be left free). The critic is free: acting on old tasks does not use it. With one head a task, only the current task's moves.
+    task (the former may be left free). The critic is free: acting on old tasks does not use it. With one head a task,
+    only the current task's moves.
 
     Args:
         threshold: share of the energy of the presynaptic vectors that is protected.
