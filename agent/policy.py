@@ -80,6 +80,7 @@ class Policy(nn.Module):
         task_observed: bool = False,
     ) -> None:
         super().__init__()
+        self._made_of = config, observation_space, action_space, tasks, task_observed
         #: of one copy: what is read, what is done
         self.spaces = observation_space, action_space
         self.distribution: Distribution = distribution_of(action_space, config.squash)
@@ -98,6 +99,13 @@ class Policy(nn.Module):
         self._read_parts = (self.actor.linear.weight, self.critic.weight, self.actor.linear.bias, self.critic.bias)
         self._read: tuple[Tensor, Tensor]
         self._read_versions: list[tuple[int, int]] = []
+
+    def redrawn(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Parameters as they would be in a new policy, drawn by `generator` (on the host): name -> tensor."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            new = Policy(*self._made_of).to(self.critic.weight)
+        return {name: parameter.detach() for name, parameter in new.named_parameters()}
 
     def encode(self, inputs: Inputs) -> Tensor:
         """The cell's input x [..., D]."""

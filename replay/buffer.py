@@ -38,6 +38,9 @@ class SequenceReplay:
         self.size = 0  # rows in use
         self.seen = 0  # sequences offered so far
         self.stamp = torch.zeros(capacity, dtype=torch.int64)  # environment step at which a row was written
+        #: whether the tasks of sequences are asked for, for which the host waits for the device
+        self.by_task = writing.by_task or sampling.by_task
+        self.task = torch.full((capacity,), -1)  # of a row in its last step, -1: not in use
 
     def write(self, chunk: Chunk, step: int) -> None:
         """Offer every copy of `chunk` (made at environment step `step`) to the buffer."""
@@ -46,7 +49,8 @@ class SequenceReplay:
         slots = max(self.storage.slots, chunk.slots)
         self.storage, chunk = self.storage.with_slots(slots), chunk.with_slots(slots)
         self.storage = self.storage.masking(chunk.action_mask.shape[-1])
-        rows = self.writing.rows(chunk.copies, self.seen, self.capacity, self.generator)
+        task = self._tasks(chunk)
+        rows = self.writing.rows(task, self.task, self.seen, self.generator)
         self.seen += chunk.copies
         # a row that two copies of this chunk claim goes to the later one
         last = {row: copy for copy, row in enumerate(rows.tolist()) if row >= 0}
@@ -60,14 +64,18 @@ class SequenceReplay:
             if new.numel():
                 dim = copies_dim(name)
                 getattr(self.storage, name).index_copy_(dim, target, new)
-        self.stamp[target.cpu()] = step
+        written = list(last)
+        self.stamp[written] = step
+        self.task[written] = task[list(last.values())]
         self.size = max(self.size, int(max(last)) + 1)
 
-    def sample(self, count: int) -> tuple[Chunk, Tensor]:
-        """`count` sequences, drawn with replacement: `(chunk with `count` copies, their rows int64 on the host)`."""
+    def sample(self, count: int, now: int) -> tuple[Chunk, Tensor]:
+        """`count` sequences, drawn with replacement at environment step `now`: `(chunk with `count` copies, their rows
+        int64 on the host)`."""
         if self.storage is None or self.size == 0:
             raise ValueError("cannot sample from an empty replay buffer")
-        rows = self.sampling.rows(count, self.size, self.stamp[: self.size], self.generator)
+        stamp, task = self.stamp[: self.size], self.task[: self.size]
+        rows = self.sampling.rows(count, stamp, task, now, self.generator)
         return self.storage.select(rows.to(self.storage.reward.device)), rows
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,6 +91,7 @@ class SequenceReplay:
             "seen": self.seen,
             "stamp": self.stamp,
             "generator": self.generator.get_state(),
+            "writing": self.writing.state_dict(),
         }
 
     def load_state_dict(self, saved: dict[str, Any], device: torch.device, steps: int | None = None) -> None:
@@ -99,20 +108,30 @@ class SequenceReplay:
             )
         self.seen = saved["seen"]
         self.generator.set_state(saved["generator"])
+        self.writing.load_state_dict(saved["writing"])
         had = len(saved["stamp"])
         rows = torch.arange(saved["size"])
+        held = rows
+        if saved["storage"] is not None:
+            stored = Chunk(**{name: tensor.to(device) for name, tensor in saved["storage"].items()})
+            held = self._tasks(stored)
         if had != self.capacity:
-            rows, self.seen = self.writing.resized(saved["size"], saved["seen"], had, self.capacity, self.generator)
+            rows, self.seen = self.writing.resized(held, saved["seen"], had, self.capacity, self.generator)
         self.size = len(rows)
         self.stamp = torch.zeros(self.capacity, dtype=torch.int64)
         self.stamp[: self.size] = saved["stamp"][rows]
+        self.task = torch.full((self.capacity,), -1)
+        self.task[: self.size] = held[rows]
         if saved["storage"] is not None:
-            stored = Chunk(**{name: tensor.to(device) for name, tensor in saved["storage"].items()})
             kept = stored.select(rows.to(device))
             self.storage = kept.map(lambda name, x, dim: _allocate(x, dim, self.capacity))
             into = torch.arange(self.size, device=device)
             for f in fields(kept):
                 getattr(self.storage, f.name).index_copy_(copies_dim(f.name), into, getattr(kept, f.name))
+
+    def _tasks(self, chunk: Chunk) -> Tensor:
+        """The task of every sequence in its last step, int64 [B] on the host, or zeros where nobody asks."""
+        return chunk.task[-1].cpu() if self.by_task else torch.zeros(chunk.copies, dtype=torch.int64)
 
 
 def _allocate(like: Tensor, dim: int, capacity: int) -> Tensor:

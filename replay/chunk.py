@@ -97,6 +97,30 @@ def copies_dim(name: str) -> int:
     return 0 if name in _ONE_A_COPY else 1
 
 
+def resumed(chunk: Chunk, first: int, state: Tensor) -> Chunk:
+    """The steps from `first` (1 to T - 1) on, starting from the memory `state` [B, S]; those before stand behind them
+    with weight 0, so there are still T.
+
+    To whoever looks ahead the last step that counts is truncated, unless its episode ended there, so it is followed by
+    the observation after the chunk and not by what stands behind it.
+    """
+    last, steps = chunk.steps - first - 1, chunk.steps
+    moved = chunk.map(lambda name, x, dim: x if dim == 0 or name in SLOTS else x.roll(-first, 0))
+    goes_on = ~(chunk.terminated[-1] | chunk.truncated[-1])
+    moved.truncated[last] |= goes_on
+    moved.final_value[last] = torch.where(goes_on, chunk.bootstrap_value, moved.final_value[last])
+    moved.is_init[last + 1] = True
+    moved.weight[last + 1 :] = 0.0
+    final_step = torch.where(chunk.final_step < steps, (chunk.final_step - first) % steps, chunk.final_step)
+    slot = torch.where(goes_on, last, steps).to(final_step.dtype).unsqueeze(0)
+    return replace(
+        moved,
+        final_step=torch.cat([final_step, slot]),
+        final_obs=torch.cat([chunk.final_obs, chunk.next_obs.unsqueeze(0)]),
+        state=state,
+    )
+
+
 def concatenate(chunks: list[Chunk]) -> Chunk:
     """Chunks of the same length side by side, as one chunk with all their copies."""
     actions = max(chunk.action_mask.shape[-1] for chunk in chunks)

@@ -97,8 +97,13 @@ def test_every_part_is_documented_with_its_options(kind: str, name: str) -> None
     section = re.search(rf"^### {name}$(.*?)(?=^##)", text, re.MULTILINE | re.DOTALL)
     entry = section or re.search(rf"^- `{name}`(.*?)(?=^- |^$)", text, re.MULTILINE | re.DOTALL)
     assert entry, f"{kind} {name} has no section in docs/methods.md"
+    said = entry[1]
+    for anchor in re.findall(r"\(#([a-z_]+)\)", said):  # what several share is said once, and linked
+        shared = re.search(rf"^### {anchor}$(.*?)(?=^##)", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
+        assert shared, f"{kind} {name} links to #{anchor}, which is not in docs/methods.md"
+        said += shared[1]
     for option in registry.options_of(registry.load(kind, name)):
-        assert f"`{option}`" in entry[1], f"option {option} of {kind} {name} is missing in docs/methods.md"
+        assert f"`{option}`" in said, f"option {option} of {kind} {name} is missing in docs/methods.md"
 
 
 @pytest.mark.parametrize("name", registry.REGISTRY["schedule"])

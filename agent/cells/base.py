@@ -137,6 +137,11 @@ class Cell(nn.Module):
         """Recurrent parameters that multiply the state element by element, which have no matrix to project."""
         return []
 
+    def time_parameters(self) -> list[str]:
+        """The parameters that set how long a unit remembers: biases of its gates and element-wise weights."""
+        biases = [name for name, parameter in self.named_parameters() if parameter.dim() == 1]
+        return list(dict.fromkeys([*biases, *self.elementwise_parameters()]))
+
 
 class ElementwiseCell(Cell):
     """A cell that couples no two units: what `DiagonalCell` and `BlockCell` share.

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lifelong.agent.moments import moments
 from lifelong.kernels.categorical import categorical_log_prob, categorical_sample
 
 NEGATIVE = -1e9  # logit of a masked action: zero probability, finite gradients
@@ -325,19 +326,13 @@ class Heads:
         for parameter in self.parameters if self.tasks > 1 else ():
             if parameter.grad is not None:
                 rows = parameter.grad.reshape(self.tasks, -1).eq(0).all(1)
-                held = {name: x.clone() for name, x in self._states(optimizer, parameter).items()}
+                held = {name: x.clone() for name, x in moments(optimizer, parameter).items()}
                 before.append((parameter, rows, parameter.detach().clone(), held))
         yield
         for parameter, idle, value, held in before:
             parameter.data.copy_(self._merge(idle, value, parameter.data))
-            for name, state in self._states(optimizer, parameter).items():
+            for name, state in moments(optimizer, parameter).items():
                 state.copy_(self._merge(idle, held.get(name, torch.zeros_like(state)), state))
-
-    @staticmethod
-    def _states(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The optimiser's tensors that have an entry for every entry of the parameter."""
-        state = optimizer.state.get(parameter, {})
-        return {name: x for name, x in state.items() if isinstance(x, Tensor) and x.shape == parameter.shape}
 
     def _merge(self, idle: Tensor, kept: Tensor, moved: Tensor) -> Tensor:
         """`kept` in the rows of idle heads, `moved` in the others."""

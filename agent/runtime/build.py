@@ -138,9 +138,10 @@ def check_strategies(config: Config, strategies: list[Strategy], objective: Obje
     for strategy, spec in zip(strategies, config.strategy, strict=True):
         kind = spec["kind"]
         if strategy.needs_boundaries and config.stream.boundaries != "given":
+            clock = f", or {kind}'s `{strategy.clock_option}` to a number of steps" if strategy.clock_option else ""
             raise ConfigError(
                 f"strategy {kind} needs task boundaries, but stream.boundaries is {config.stream.boundaries}; set it "
-                f"to given, or {kind}'s `every` to a number of steps"
+                f"to given{clock}"
             )
         if strategy.needs_task_id and config.stream.task_id != "observed":
             raise ConfigError(f"strategy {kind} needs the task id here; set stream.task_id to observed")

@@ -134,7 +134,8 @@ class FiniteCheck:
                 self._mark(row, place.found, torch.stack([began, place.step, place.copy, task]))
         nowhere = torch.stack([began, torch.zeros_like(began), *[torch.full_like(began, -1)] * 2])
         for row, name in enumerate(("loss/total", "gradient/norm"), start=len(DATA)):
-            self._mark(row, ~metrics[name].isfinite(), nowhere)
+            if name in metrics:  # it was learned from
+                self._mark(row, ~metrics[name].isfinite(), nowhere)
 
     def _mark(self, row: int, found: Tensor, place: Tensor) -> None:
         new = found & (self.marks[row, 0] < 0)

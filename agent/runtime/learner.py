@@ -57,14 +57,20 @@ class Learner:
         self.gradient_hooks = overrides(strategies, "transform_gradients")
         self.update_hooks = overrides(strategies, "transform_update")
         self.after_hooks = overrides(strategies, "after_update")
+        self.learn_hooks = overrides(strategies, "learns")
         #: whether a strategy takes part in the update
-        self.hooked = any((self.batch_hooks, self.loss_hooks, self.gradient_hooks, self.update_hooks, self.after_hooks))
+        hooks = (self.batch_hooks, self.loss_hooks, self.gradient_hooks, self.update_hooks, self.after_hooks)
+        self.hooked = any((*hooks, self.learn_hooks))
         self.named = dict(policy.named_parameters())
         self.parameters = list(self.named.values())
         self.finite = FiniteCheck(self.parameters[0].device, skip)
         self.heads = Heads(list(policy.actor.parameters()), policy.actor.tasks)
         #: optimiser's steps so far
         self.steps = 0
+
+    def learns(self, ctx: Context) -> bool:
+        """Whether the next chunk is to be learned from."""
+        return all(strategy.learns(ctx) for strategy in self.learn_hooks)
 
     def orders(self, copies: int) -> Tensor | None:
         """The order of the copies in every epoch, which is cut into minibatches, int64 [epochs, copies] on the device
@@ -85,11 +91,17 @@ class Learner:
             orders: what `orders` returned for these copies; drawn here by default.
 
         Returns:
-            Scalars, each the mean over all minibatches, and the units that strategies re-initialised.
+            Scalars, each the mean over all minibatches, and the units that strategies re-initialised; nothing if the
+            chunk is not to be learned from.
         """
         chunk, copies = experience.chunk, experience.copies
+        learns = self.learns(ctx)
         once = self.objective.epochs == self.objective.minibatches == 1
-        trace = self.engine.trace(experience.x_TBD, experience.state_TBS, chunk.is_init, copies, only_pass=once)
+        only_pass = learns and once
+        trace = self.engine.trace(experience.x_TBD, experience.state_TBS, chunk.is_init, copies, only_pass=only_pass)
+        if not learns:
+            self.engine.advance(trace)
+            return {}, []
         with torch.no_grad():
             prepared = self.objective.prepare(chunk)
         reset_units: list[Tensor] = []

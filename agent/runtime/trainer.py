@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.registry import REGISTRY, is_foreign
@@ -127,8 +128,9 @@ class Trainer:
         self.learner.finite.mark(self.step, experience, metrics)
         for units in reset_units:
             self.rollout.reset_units(units)
-        for strategy in self.strategies:
-            strategy.after_chunk(self.context(), experience)
+        if self.learner.learns(self.context()):
+            for strategy in self.strategies:
+                self.forget(strategy.after_chunk(self.context(), experience))
         self.frames = experience.chunk.copies * experience.chunk.steps * self.workers.count
         self.step += self.frames
         for strategy in self.clocked:
@@ -152,10 +154,16 @@ class Trainer:
             self.segment = segment
             if told:
                 for strategy in self.strategies:
-                    strategy.on_task_start(self.context())
+                    self.forget(strategy.on_task_start(self.context()))
         task_B = self.stream.tasks_at(self.step, self.copies)[self.workers.share(self.copies)]
         self.rollout.switch(task_B, fresh=not self.stream.smooth)
         self.rollout.env.set_params(**self.stream.params_at(self.step))
+
+    def forget(self, units: Tensor | None) -> None:
+        """The `units` (int64) of the cell have been re-initialised between two chunks: memory and carry lose them."""
+        if units is not None:
+            self.learner.engine.reset_units(units)
+            self.rollout.reset_units(units)
 
     def context(self, segment: int | None = None) -> Context:
         """What the hooks may know now; of `segment` instead of the one in training if it is given."""
@@ -171,6 +179,7 @@ class Trainer:
             copies=self.rollout.env.num_envs,
             steps=self.steps,
             device=self.rollout.env.device,
+            optimizer=self.learner.optimizer,
             workers=self.workers,
         )
 

@@ -4,7 +4,10 @@ Order of the hooks in one chunk, for a list of strategies in the order of the co
 
     transform_batch -> (loss) extra_loss -> (backward) transform_gradients -> (optimiser) transform_update
     -> after_update ... once a minibatch; then after_chunk and on_clock once a chunk. on_task_start and on_task_end fire
-    at boundaries that are given.
+    at boundaries that are given. A chunk that `learns` declines is lived through: none of these but on_clock is called.
+
+Whoever re-initialises units of the cell says which (on_task_start, after_update, after_chunk): the memory of every copy
+and the carry of the gradient engine must forget what these units were.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ class Context:
     copies: int
     steps: int
     device: torch.device
+    #: for those that re-initialise parameters: what it keeps of them must go (see `agent.moments`)
+    optimizer: torch.optim.Optimizer
     #: `copies` are this worker's; what a strategy learns from them must become equal everywhere, or stay its shard
     workers: Workers = ALONE
 
@@ -50,6 +55,8 @@ class Strategy:
 
     #: boundaries must be given (may depend on options, then set on the instance)
     needs_boundaries: bool = False
+    #: the option that makes it work without boundaries: a number of steps; empty if there is none
+    clock_option: ClassVar[str] = "every"
     #: the task id must be observed
     needs_task_id: bool = False
     #: the objective must correct for data of older policies
@@ -70,14 +77,19 @@ class Strategy:
     def setup(self, ctx: Context, seed: int) -> None:
         """Called once before training, when the policy exists."""
 
-    def on_task_start(self, ctx: Context) -> None:
-        """A segment of the stream starts."""
+    def on_task_start(self, ctx: Context) -> Tensor | None:
+        """A segment of the stream starts; return the units (int64) of the cell that were re-initialised, if any."""
+        return None
 
     def on_task_end(self, ctx: Context, source: Source) -> None:
         """A segment of the stream has ended; `source` gives fresh experience on its task."""
 
     def on_clock(self, ctx: Context, source: Source) -> None:
         """Called after every chunk, for strategies that consolidate on a clock instead of at boundaries."""
+
+    def learns(self, ctx: Context) -> bool:
+        """Whether the policy learns from the next chunk; with data-parallel workers, the same on all."""
+        return True
 
     def transform_batch(self, ctx: Context, chunk: Chunk) -> Chunk:
         """The minibatch with replayed copies appended after the live ones."""
@@ -97,8 +109,10 @@ class Strategy:
         """Change parameters directly; return the units (int64) of the cell that were re-initialised, if any."""
         return None
 
-    def after_chunk(self, ctx: Context, experience: Experience) -> None:
-        """A chunk has been learned from: store it, look at activations."""
+    def after_chunk(self, ctx: Context, experience: Experience) -> Tensor | None:
+        """A chunk has been learned from: store it, look at activations; return the units (int64) of the cell that were
+        re-initialised, if any."""
+        return None
 
     def evaluation_view(self, ctx: Context, task: int) -> AbstractContextManager[None]:
         """Masks, heads or averaged weights while `task` is evaluated."""

@@ -1,17 +1,23 @@
-"""What strategies share that look back: when they do, and a quadratic penalty around the parameters of then."""
+"""What strategies share that look back: when they do, how they go through sequences, a quadratic penalty around the
+parameters of then, and how importances of several tasks become one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from lifelong.agent.growth import grown
-from lifelong.agent.policy import Outputs
+from lifelong.agent.policy import Outputs, Policy
 from lifelong.agent.strategies.base import Context, Source, Strategy
 from lifelong.replay.chunk import Chunk
+
+#: what a new importance is divided by: the mean of every tensor, the mean over all parameters, nothing
+Normalize = Literal["tensor", "all", "none"]
+#: how the importances of several tasks become one
+Tasks = Literal["sum", "mean"]
 
 
 class Consolidating(Strategy):
@@ -42,23 +48,22 @@ class Consolidating(Strategy):
             self.consolidate(ctx, source)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last_clock": self.last_clock}
+        return {**super().state_dict(), "last_clock": self.last_clock}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
         self.last_clock = saved["last_clock"]
 
 
-class QuadraticPenalty(Consolidating):
-    """Adds strength/2 * sum_i importance_i (theta_i - anchor_i)^2 to the loss.
+class QuadraticPenalty(Strategy):
+    """Adds strength/2 * sum_i importance_i (theta_i - anchor_i)^2 to the loss, as soon as something is held.
 
     Args:
         strength: of the penalty.
         critic: whether the critic is held, too; acting on old tasks does not use it.
-        every: see `Consolidating`.
     """
 
-    def __init__(self, strength: float, critic: bool, every: int) -> None:
-        super().__init__(every)
+    def __init__(self, strength: float, critic: bool) -> None:
         if strength < 0:
             raise ValueError(f"strength is {strength}; it must not be negative")
         self.strength, self.critic = strength, critic
@@ -74,10 +79,17 @@ class QuadraticPenalty(Consolidating):
         """A zero for every number that is held: name -> tensor of the parameter's shape."""
         return {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
 
+    def now(self) -> dict[str, Tensor]:
+        """A copy of the parameters that are held, as they are now."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
     def hold(self, importance: Mapping[str, Tensor]) -> None:
         """From now on, the parameters as they are now, with this importance."""
-        self.importance = dict(importance)
-        self.anchor = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.importance, self.anchor = dict(importance), self.now()
+
+    def hold_all_alike(self) -> None:
+        """From now on, the parameters as they are now, all with importance 1."""
+        self.hold({name: torch.ones_like(parameter) for name, parameter in self.parameters.items()})
 
     def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
         if not self.importance:
@@ -105,7 +117,130 @@ class QuadraticPenalty(Consolidating):
         return {name: grown(tensor, torch.zeros_like(self.parameters[name])) for name, tensor in saved.items()}
 
 
-def normalized(importance: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Divided by the mean over all parameters, so that a strength means the same in every task."""
+class ImportancePenalty(Consolidating, QuadraticPenalty):
+    """A quadratic penalty whose importance is learned from every task in turn.
+
+    At every boundary (or every `every` steps) I <- decay * I + I_new, normalised, and the anchor becomes the current
+    parameters; with `tasks` mean, I is divided by the sum of the tasks' weights, so that the penalty does not grow with
+    their number.
+
+    Args:
+        strength: of the penalty.
+        critic: whether the critic is held, too.
+        every: see `Consolidating`.
+        decay: of what was there before; 1 keeps all tasks alike.
+        normalize: what a new importance is divided by, so that `strength` means the same in every task.
+        tasks: whether the tasks' importances are added up or averaged.
+    """
+
+    def __init__(
+        self, strength: float, critic: bool, every: int, decay: float, normalize: Normalize, tasks: Tasks
+    ) -> None:
+        Consolidating.__init__(self, every)
+        QuadraticPenalty.__init__(self, strength, critic)
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay is {decay}; it must lie in [0, 1]")
+        self.decay, self.normalize, self.tasks = decay, normalize, tasks
+        self.total = 0.0  # of the tasks' weights
+
+    def accumulate(self, new: Mapping[str, Tensor]) -> None:
+        """Take the importance of one more task into account, and move the anchor here."""
+        new, old = normalized(new, self.normalize), self.importance or self.zeros()
+        past = self.decay * self.total
+        self.total = past + 1
+        keep, share = (past / self.total, 1 / self.total) if self.tasks == "mean" else (self.decay, 1.0)
+        self.hold({name: keep * old[name] + share * f for name, f in new.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "total": self.total}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
+        self.total = saved["total"]
+
+
+class SequenceImportance(ImportancePenalty):
+    """A learned importance that is a mean over the steps of whole episodes, estimated from so many sequences of them.
+
+    Args:
+        sequences: that a new importance is estimated from, at least; every copy gives equally many.
+        options: see `ImportancePenalty`.
+    """
+
+    data_parallel: ClassVar[str] = "reduce"
+
+    def __init__(self, sequences: int, **options: Any) -> None:
+        super().__init__(**options)
+        if sequences < 1:
+            raise ValueError(f"sequences is {sequences}; it must be at least 1")
+        self.sequences = sequences
+
+    def fresh_sequences(self, copies: int) -> int:
+        return -(-self.sequences // copies) * copies
+
+    def measure(
+        self, ctx: Context, chunk: Chunk, weight_TB: Tensor, start: Callable[[int], Tensor]
+    ) -> dict[str, Tensor]:
+        """The importance of every parameter, summed over the steps of `chunk` that count.
+
+        Args:
+            ctx: as in every hook.
+            chunk: sequences of whole episodes.
+            weight_TB: 0 for steps that do not count.
+            start: copy -> the memory [1, S] its sequence starts from (see `Experience.start`).
+        """
+        raise NotImplementedError
+
+    def consolidate(self, ctx: Context, source: Source) -> None:
+        share = len(range(self.sequences)[ctx.workers.share(self.sequences)])
+        new, steps = self.zeros(), torch.zeros((), device=ctx.device)
+        for experience in source(-(-share // ctx.copies)):
+            weight_TB = ctx.objective.weight(experience.chunk)
+            for name, value in self.measure(ctx, experience.chunk, weight_TB, experience.start).items():
+                new[name] += value
+            steps += weight_TB.sum()
+        ctx.workers.sum_([*new.values(), steps])
+        self.accumulate({name: f / steps.clamp(min=1.0) for name, f in new.items()})
+
+
+def sequence_gradients(
+    policy: Policy,
+    chunk: Chunk,
+    names: list[str],
+    score: Callable[[Outputs, Tensor], Tensor],
+    weight: Tensor | None = None,
+    start: Callable[[int], Tensor] | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """The gradient of a score of one sequence after the other, for all of them that have a step that counts.
+
+    Args:
+        policy: whose.
+        chunk: the sequences.
+        names: of the parameters.
+        score: (outputs of one sequence [T, 1, ...], weight [T, 1]) -> scalar.
+        weight: [T, B], 0 for steps that do not count; by default that of the chunk.
+        start: copy -> the memory [1, S] its sequence starts from; what came before counts if that is a function of the
+            parameters. By default a constant.
+
+    Yields:
+        name -> gradient; parameters that the score does not depend on are left out.
+    """
+    parameters = dict(policy.named_parameters())
+    weight_TB = chunk.weight if weight is None else weight
+    for copy in weight_TB.any(0).nonzero().flatten().tolist():
+        one = chunk.select(torch.tensor([copy], device=chunk.reward.device))
+        outputs = policy.sequence(one, one.state if start is None else start(copy))
+        value = score(outputs, weight_TB[:, copy : copy + 1])
+        gradients = torch.autograd.grad(value, [parameters[name] for name in names], allow_unused=True)
+        yield {name: g for name, g in zip(names, gradients, strict=True) if g is not None}
+
+
+def normalized(importance: Mapping[str, Tensor], how: Normalize = "all") -> dict[str, Tensor]:
+    """Divided by the mean over all parameters, or each tensor by its own, so that a strength means the same in every
+    task; or as it is."""
+    if how == "none":
+        return dict(importance)
+    if how == "tensor":
+        return {name: f / f.mean().clamp(min=1e-12) for name, f in importance.items()}
     scale = torch.cat([f.flatten() for f in importance.values()]).mean().clamp(min=1e-12)
     return {name: f / scale for name, f in importance.items()}

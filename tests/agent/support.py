@@ -16,6 +16,7 @@ from torch import Tensor
 from lifelong.agent import config as configuration
 from lifelong.agent.cells.base import BlockCell, DiagonalCell
 from lifelong.agent.config import PolicyConfig
+from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.objectives.base import Objective
 from lifelong.agent.policy import Policy, inputs_of
 from lifelong.agent.registry import REGISTRY
@@ -23,6 +24,7 @@ from lifelong.agent.runtime.build import build
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context
+from lifelong.agent.strategies.replaying import Replaying
 from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.tasks import Task, TaskEnv
 from lifelong.replay.chunk import SLOTS, Chunk
@@ -196,8 +198,28 @@ def make_rollout(env: TaskEnv, policy: Policy, seed: int = 0, **options: Any) ->
 
 
 def make_context(policy: Policy, objective: Objective, copies: int, steps: int, **changes: Any) -> Context:
-    ctx = Context(policy, objective, 0, 0, None, copies, steps, torch.device("cpu"))
+    optimizer = torch.optim.SGD(policy.parameters(), 0.0)
+    ctx = Context(policy, objective, 0, 0, None, copies, steps, torch.device("cpu"), optimizer)
     return replace(ctx, **changes)
+
+
+def filled(strategy: Replaying, copies: int = 6, steps: int = 4) -> tuple[Policy, Context]:
+    """Three real chunks of a policy in the buffer of a strategy, and the policy."""
+    env = task_env({"kind": "TMaze", "corridor": 3, "distractors": 2}, copies=copies)
+    policy = policy_for(env)
+    ctx = make_context(policy, ActorCritic(policy.distribution), copies, steps, step=100)
+    strategy.setup(ctx, 0)
+    rollout = make_rollout(env, policy)
+    for _ in range(3):
+        strategy.after_chunk(ctx, rollout.collect(steps))
+    return policy, ctx
+
+
+@torch.no_grad()
+def perturb(policy: Policy, by: float = 0.1) -> None:
+    """Move every parameter."""
+    for parameter in policy.parameters():
+        parameter += by * torch.randn_like(parameter)
 
 
 def random_chunk(policy: Policy, steps: int, copies: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Chunk:

@@ -278,7 +278,7 @@ def consolidated(workers: Workers, folder: Path = Path()) -> dict[str, Any]:
         for _ in range(chunks):
             yield part_of(whole, workers.share(B))
 
-    ewc, gpm = EWC(sequences=B, normalize=False), GPM(threshold=0.9, chunks=1)
+    ewc, gpm = EWC(sequences=B, normalize="none"), GPM(threshold=0.9, chunks=1)
     for strategy in (ewc, gpm):
         strategy.setup(ctx, 5)
         strategy.consolidate(ctx, source)

@@ -11,8 +11,8 @@ import torch
 
 from lifelong.replay.buffer import SequenceReplay
 from lifelong.replay.chunk import SLOTS, Chunk, concatenate, copies_dim
-from lifelong.replay.sampling import SAMPLING
-from lifelong.replay.writing import WRITING, Reservoir, Ring
+from lifelong.replay.sampling import SAMPLING, PowerLaw, TaskBalanced
+from lifelong.replay.writing import WRITING, Reservoir, Ring, TaskQuota
 
 T = 3
 FIELDS = [f.name for f in fields(Chunk)]
@@ -35,6 +35,10 @@ def chunk_of(*numbers: int) -> Chunk:
 
 def make(capacity: int, writing: str = "ring", seed: int = 0) -> SequenceReplay:
     return SequenceReplay(capacity, WRITING[writing](), SAMPLING["uniform"](), seed)
+
+
+def zeros(count: int) -> torch.Tensor:
+    return torch.zeros(count, dtype=torch.int64)
 
 
 def contents(buffer: SequenceReplay) -> list[int]:
@@ -62,7 +66,7 @@ def test_a_chunk_larger_than_the_ring_leaves_its_last_sequences() -> None:
 def test_a_sequence_comes_back_whole() -> None:
     buffer = make(6)
     buffer.write(chunk_of(*range(6)), 1)
-    sample, rows = buffer.sample(20)
+    sample, rows = buffer.sample(20, 1)
     assert sample.copies == 20 and sample.steps == T
     expected = chunk_of(*rows.tolist())
     for name in FIELDS:
@@ -72,7 +76,7 @@ def test_a_sequence_comes_back_whole() -> None:
 def test_writing_into_a_sample_does_not_change_the_buffer() -> None:
     buffer = make(6)
     buffer.write(chunk_of(*range(6)), 1)
-    sample, _ = buffer.sample(6)
+    sample, _ = buffer.sample(6, 1)
     sample.weight.zero_()
     sample.task.fill_(-1)
     assert contents(buffer) == list(range(6))
@@ -96,7 +100,7 @@ def test_a_reservoir_keeps_every_sequence_ever_offered_with_the_same_probability
         generator = torch.Generator().manual_seed(seed)
         place = torch.full((20,), -1)
         for start in range(0, 1000, batch):
-            rows = Reservoir().rows(min(batch, 1000 - start), start, 20, generator)
+            rows = Reservoir().rows(zeros(min(batch, 1000 - start)), zeros(20), start, generator)
             for offset, row in enumerate(rows.tolist()):
                 if row >= 0:
                     place[row] = start + offset
@@ -107,7 +111,7 @@ def test_a_reservoir_keeps_every_sequence_ever_offered_with_the_same_probability
 
 
 def test_the_reservoir_test_would_see_a_ring() -> None:
-    kept = torch.bincount((Ring().rows(1000, 0, 20, torch.Generator()) * 0 + 999) // 100, minlength=10)
+    kept = torch.bincount((Ring().rows(zeros(1000), zeros(20), 0, torch.Generator()) * 0 + 999) // 100, minlength=10)
     assert chi_square_p(kept) < 1e-6
 
 
@@ -124,7 +128,7 @@ def test_a_long_stream_through_a_reservoir_buffer_is_uniform_in_time() -> None:
 def test_sampling_is_uniform_over_the_rows_in_use_and_touches_no_other() -> None:
     buffer = make(50)
     buffer.write(chunk_of(*range(20)), 1)
-    _, rows = buffer.sample(20_000)
+    _, rows = buffer.sample(20_000, 1)
     counts = torch.bincount(rows, minlength=20)
     assert counts.numel() == 20 and chi_square_p(counts) > 0.01
 
@@ -141,7 +145,7 @@ def test_a_buffer_goes_through_a_file_and_goes_on_alike() -> None:
     for each in (buffer, other):
         each.write(chunk_of(40, 41, 42, 43), 40)
     assert contents(buffer) == contents(other) and torch.equal(buffer.stamp, other.stamp)
-    (first, rows), (second, others) = buffer.sample(30), other.sample(30)
+    (first, rows), (second, others) = buffer.sample(30, 40), other.sample(30, 40)
     assert torch.equal(rows, others)
     for name in FIELDS:
         assert torch.equal(getattr(first, name), getattr(second, name)), name
@@ -159,7 +163,7 @@ def test_an_empty_buffer_can_be_saved_but_not_sampled() -> None:
     buffer, other = make(10), make(10)
     other.load_state_dict(buffer.state_dict(), torch.device("cpu"))
     with pytest.raises(ValueError, match="empty"):
-        other.sample(1)
+        other.sample(1, 1)
     with pytest.raises(ValueError, match="at least 1"):
         make(0)
 
@@ -178,7 +182,7 @@ def test_sequences_with_more_truncated_steps_than_any_before_make_room_for_them(
     none, one, some = with_truncations(0, 0), with_truncations(1, 0), with_truncations(2, 3)
     for step, chunk in enumerate((none, one, some)):
         buffer.write(chunk, step)
-        sample, rows = buffer.sample(30)
+        sample, rows = buffer.sample(30, step)
         for copy, row in enumerate(rows.tolist()):
             source, index = (none, one, some)[row // 2], row % 2
             filled = sample.final_step[:, copy] < T
@@ -269,3 +273,90 @@ def test_chunks_that_mask_no_action_go_with_those_that_do() -> None:
     buffer.write(plain, 1)
     buffer.write(masked, 2)
     assert buffer.storage is not None and torch.equal(buffer.storage.action_mask[:, :3], both.action_mask)
+
+
+def test_of_a_hundred_thousand_sequences_a_reservoir_keeps_a_uniform_sample() -> None:
+    place, generator = torch.full((5000,), -1), torch.Generator().manual_seed(3)
+    for start in range(0, 100_000, 100):
+        rows = Reservoir().rows(zeros(100), zeros(5000), start, generator)
+        for offset, row in enumerate(rows.tolist()):
+            if row >= 0:
+                place[row] = start + offset
+    assert len(place.unique()) == 5000
+    assert chi_square_p(torch.bincount(place // 1000, minlength=100)) > 0.01
+
+
+def offer(writing: TaskQuota, held: torch.Tensor, task: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """What `held` is after sequences of the tasks `task` were offered, and their rows."""
+    rows = writing.rows(task, held, 0, generator)
+    for row, new in zip(rows.tolist(), task.tolist(), strict=True):
+        if row >= 0:
+            held[row] = new
+    return rows
+
+
+def test_under_a_quota_every_task_seen_has_equally_many_rows() -> None:
+    writing, held, generator = TaskQuota(), torch.full((30,), -1), torch.Generator().manual_seed(0)
+    for tasks, expected in [([0], [30]), ([1], [15, 15]), ([0, 2], [10, 10, 10]), ([3], [8, 8, 7, 7]), ([1], None)]:
+        for _ in range(20):
+            offer(writing, held, torch.tensor(tasks).repeat(4), generator)
+        counts = torch.bincount(held).sort(descending=True).values.tolist()
+        assert counts == (expected or [8, 8, 7, 7])
+    assert writing.offered == {0: 160, 1: 160, 2: 80, 3: 80}
+
+
+def test_under_a_quota_the_sequences_of_a_task_are_kept_with_the_same_probability() -> None:
+    """500 of the first task, of which the first had all rows to themselves, then 500 of two tasks in turn."""
+    kept = torch.zeros(10, dtype=torch.int64)
+    for seed in range(150):
+        writing, held, generator = TaskQuota(), torch.full((20,), -1), torch.Generator().manual_seed(seed)
+        place = torch.full((20,), -1)
+        for start in range(0, 1000, 50):
+            task = zeros(50) if start < 500 else torch.arange(50) % 2
+            rows = offer(writing, held, task, generator)
+            for offset, row in enumerate(rows.tolist()):
+                if row >= 0:
+                    place[row] = start + offset
+        first = place[held == 0]
+        assert len(first) == 10
+        number = torch.where(first < 500, first, 500 + (first - 500) // 2)  # among those of the first task
+        kept += torch.bincount(number // 75, minlength=10)
+    assert chi_square_p(kept) > 0.01
+
+
+@pytest.mark.parametrize("capacity", [6, 7])
+def test_a_smaller_buffer_with_a_quota_keeps_it_and_a_larger_one_keeps_all(capacity: int) -> None:
+    buffer = make(12, "task_quota")
+    for start, task in ((0, 0), (20, 1), (40, 0), (60, 2)):
+        chunk = chunk_of(*range(start, start + 20))
+        chunk.task = torch.full_like(chunk.task, task)
+        buffer.write(chunk, start)
+    assert torch.bincount(torch.tensor(contents(buffer))).tolist() == [4, 4, 4]
+    smaller, larger = resized(buffer, capacity, "task_quota"), resized(buffer, 20, "task_quota")
+    counts = torch.bincount(torch.tensor(contents(smaller))).tolist()
+    assert sum(counts) == capacity and max(counts) - min(counts) <= 1
+    assert contents(larger) == contents(buffer)
+    same = resized(buffer, 12, "task_quota")
+    for each in (buffer, same):
+        each.generator.manual_seed(1)
+        each.write(chunk_of(*range(0, 400)), 100)
+    assert contents(same) == contents(buffer) and torch.equal(same.task, buffer.task)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
+def test_a_power_law_draws_rows_of_age_a_in_proportion_to_its_power(exponent: float) -> None:
+    """The slope of log count over log age, by least squares over ages that are drawn often enough."""
+    age = torch.tensor([2**k for k in range(7)])
+    rows = PowerLaw(exponent).rows(400_000, 1000 - age, zeros(7), 1000, torch.Generator().manual_seed(0))
+    x, y = age.double().log(), torch.bincount(rows, minlength=7).double().log()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    assert float(slope) == pytest.approx(-exponent, rel=0.1, abs=0.01)
+
+
+def test_balanced_sampling_draws_every_task_alike_and_every_row_of_a_task_alike() -> None:
+    task = torch.tensor([0] * 5 + [7] * 50 + [3] * 20)
+    rows = TaskBalanced().rows(30_000, zeros(75), task, 0, torch.Generator().manual_seed(1))
+    counts = torch.bincount(rows, minlength=75)
+    assert chi_square_p(torch.stack([counts[task == k].sum() for k in (0, 3, 7)])) > 0.01
+    for k in (0, 3, 7):
+        assert chi_square_p(counts[task == k]) > 0.01

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lifelong.agent.registry import REGISTRY
+from lifelong.agent.registry import REGISTRY, load
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy, overrides
@@ -18,11 +18,17 @@ from tests.agent.support import assert_identical, make_trainer, run
 #: options under which a strategy is fully at work within a few chunks
 AT_WORK: dict[str, dict[str, Any]] = {
     "clear": {"capacity": 24, "start": 8},
+    "der": {"capacity": 24, "start": 8},
+    "der_pp": {"capacity": 24, "start": 8, "burn_in": 1},
+    "er": {"capacity": 24, "start": 8, "writing": "task_quota", "sampling": "task_balanced"},
     "ewc": {"sequences": 8},
     "explore": {"steps": 100},
     "gpm": {"chunks": 2},
+    "shrink_perturb": {"shrink": 0.01, "noise": 0.02},
+    "weight_clipping": {"kappa": 1.0},
 }
-ON_A_CLOCK: dict[str, dict[str, Any]] = {"ewc": {"every": 64}, "gpm": {"every": 64}, "explore": {"every": 64}}
+CLOCKED = ("ewc", "si", "l2", "gpm", "explore", "reset_on_task")
+ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in CLOCKED}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
 every_strategy = pytest.mark.parametrize(
     ("name", "options"), STRATEGIES, ids=[f"{n}-{'clock' if o else 'boundary'}" for n, o in STRATEGIES]
@@ -96,8 +102,8 @@ def test_every_hook_it_overrides_is_one_of_the_contract(name: str, options: dict
 def test_it_works_with_dense_cells_and_every_objective_it_allows(
     name: str, options: dict[str, Any], objective: str, cell: str, tmp_path: Path
 ) -> None:
-    if name == "clear" and objective == "ppo":
-        pytest.skip("refused; see test_clear")
+    if load("strategy", name).needs_off_policy and objective == "ppo":
+        pytest.skip("refused; see test_replaying")
     changes = {"policy": {"cell": {"kind": cell, "size": 6}}, "gradient": "bptt", "objective": {"kind": objective}}
     trainer = trainer_with(tmp_path, name, options, **changes)
     run(trainer, until=256)

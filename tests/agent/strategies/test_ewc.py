@@ -94,24 +94,36 @@ def test_the_fisher_of_the_softmax_layer_has_its_textbook_form(monkeypatch: pyte
     torch.testing.assert_close(got["actor.linear.weight"], variance.T @ y.square(), rtol=1e-5, atol=1e-12)
 
 
-def test_the_sampled_fisher_of_a_linear_gaussian_policy_tends_to_its_closed_form() -> None:
-    """y_j^2 / sigma^2 for the weight, 1 / sigma^2 for the bias, 2 for log sigma, summed over the steps."""
+def test_the_fisher_of_a_linear_gaussian_policy_is_its_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """y_j^2 / sigma^2 for the weight, 1 / sigma^2 for the bias, 2 for log sigma, summed over the steps; the mean over
+    actions is by quadrature, exact up to the fourth power of the noise."""
     policy = make_policy("elstm", 5, action=Box(-9, 9, (2,), np.float32)).double()
     with torch.no_grad():
         policy.actor.log_std.copy_(torch.tensor([[0.3, -0.4]]))
-    chunk = random_chunk(make_policy().double(), 3, 1, dtype=torch.float64)
+    chunk = random_chunk(make_policy().double(), STEPS, 1, dtype=torch.float64)
     chunk.is_init[:] = False
     chunk.state = torch.zeros(1, 5, dtype=torch.float64)
-    copies = chunk.select(torch.zeros(2500, dtype=torch.int64))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(3)
     names = ["actor.linear.weight", "actor.linear.bias", "actor.log_std"]
-    got = fisher_diagonal(policy, copies, torch.Generator().manual_seed(0), names)
-    got = {name: fisher / 2500 for name, fisher in got.items()}
+    got: dict[str, Any] = dict.fromkeys(names, 0.0)
+    for drawn in itertools.product(range(3), repeat=2 * STEPS):
+        noise = torch.tensor(nodes[list(drawn)]).view(STEPS, 1, 2)
+
+        def sample(params: Tensor, generator: torch.Generator, noise: Tensor = noise) -> Tensor:
+            mean, log_std = params.chunk(2, -1)
+            return mean + log_std.exp() * noise
+
+        monkeypatch.setattr(policy.distribution, "sample", sample)
+        share = float(np.prod(weights[list(drawn)] / weights.sum()))
+        for name, fisher in fisher_diagonal(policy, chunk, torch.Generator(), names).items():
+            got[name] = got[name] + share * fisher
     with torch.no_grad():
         y = policy.cell.sequence(chunk.obs, chunk.state, chunk.is_init)[0][:, 0]
     precision = torch.exp(-2 * policy.actor.log_std.detach()[0])
-    torch.testing.assert_close(got["actor.linear.bias"], 3 * precision, rtol=0.1, atol=0)
-    torch.testing.assert_close(got["actor.linear.weight"], precision[:, None] * y.square().sum(0), rtol=0.12, atol=0)
-    torch.testing.assert_close(got["actor.log_std"], torch.full((1, 2), 6.0, dtype=torch.float64), rtol=0.2, atol=0)
+    torch.testing.assert_close(got["actor.linear.bias"], STEPS * precision, rtol=1e-6, atol=0)
+    torch.testing.assert_close(got["actor.linear.weight"], precision[:, None] * y.square().sum(0), rtol=1e-6, atol=0)
+    expected = torch.full((1, 2), 2.0 * STEPS, dtype=torch.float64)
+    torch.testing.assert_close(got["actor.log_std"], expected, rtol=1e-6, atol=0)
 
 
 def test_steps_that_do_not_count_add_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +164,7 @@ def stairs(folder: Path, gradient: str, sequences: int) -> tuple[dict[str, Tenso
         {"name": "stairs", "env": {"kind": f"{__name__}:Stairs"}},
         {"name": "b", "env": {"kind": f"{__name__}:Stairs"}},
     ]
-    ewc_options = {"kind": "ewc", "sequences": sequences, "normalize": False}
+    ewc_options = {"kind": "ewc", "sequences": sequences, "normalize": "none"}
     changes = {"stream": {"tasks": tasks}, "rollout": {"copies": 50, "steps": 2}, "gradient": gradient}
     trainer = make_trainer(folder, strategy=[ewc_options], **changes)
     policy, ewc = trainer.rollout.policy, trainer.strategies[0]
@@ -246,12 +258,13 @@ def test_there_is_no_penalty_before_the_first_task_has_ended() -> None:
     assert penalty_of(ewc, policy, ctx) is None and ewc.report() == {}
 
 
-def test_normalised_importance_has_mean_one_and_the_raw_one_does_not() -> None:
-    means = [
-        float(torch.cat([f.flatten() for f in consolidated(normalize=flag)[0].importance.values()]).mean())
-        for flag in (True, False)
-    ]
-    assert means[0] == pytest.approx(1.0, rel=1e-4) and abs(means[1] - 1) > 0.1
+def test_normalised_importance_has_mean_one_overall_or_in_every_tensor() -> None:
+    raw, overall, each = (consolidated(normalize=how)[0].importance for how in ("none", "all", "tensor"))
+    mean = torch.cat([f.flatten() for f in raw.values()]).mean()
+    assert abs(float(mean) - 1) > 0.1
+    for name, fisher in raw.items():
+        torch.testing.assert_close(overall[name], fisher / mean)
+        torch.testing.assert_close(each[name], fisher / fisher.mean().clamp(min=1e-12))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
@@ -270,6 +283,21 @@ def test_a_second_task_adds_to_the_decayed_importance_and_moves_the_anchor(decay
     for n, f in ewc.importance.items():
         torch.testing.assert_close(f, decay * first[n] + alone.importance[n])
         assert torch.equal(ewc.anchor[n], dict(policy.named_parameters())[n])
+
+
+def test_the_mean_over_tasks_weighs_them_alike_however_many_there_were() -> None:
+    added, policy, ctx, source = consolidated(tasks="sum")
+    averaged, _, _, _ = consolidated(tasks="mean")
+    averaged.parameters = added.parameters
+    for _ in range(2):
+        with torch.no_grad():
+            for p in policy.parameters():
+                p += 0.05
+        for ewc in (added, averaged):
+            ewc.generator.manual_seed(3)
+            ewc.consolidate(ctx, source)
+    for n, f in added.importance.items():
+        torch.testing.assert_close(averaged.importance[n], f / 3)
 
 
 def test_the_critic_counts_only_when_asked_for() -> None:
