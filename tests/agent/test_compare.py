@@ -143,7 +143,7 @@ def test_a_comparison_that_is_stopped_saves_its_runs_and_goes_on(config: Path, t
         "compare",
         "tiny.yaml",
         "strategy=finetune",
-        "stream.steps_per_task=15000",
+        "stream.steps_per_task=8000",
         "evaluation.every=100000",
         "--seeds",
         "1",
