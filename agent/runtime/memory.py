@@ -86,7 +86,8 @@ def needs_of(
     ]
     for spec, strategy in zip(config.strategy, strategies, strict=True):
         fresh = 2 * strategy.fresh_sequences(copies) * (chunk + carry)  # as many again while they are drawn
-        needs.append((f"options of strategy {spec['kind']}", strategy.replay_sequences() * sequence + fresh))
+        stored = sequence + 4 * policy.cell.state_size * (strategy.replay_memories() - 1)
+        needs.append((f"options of strategy {spec['kind']}", strategy.replay_sequences() * stored + fresh))
     return needs
 
 

@@ -69,6 +69,10 @@ class Strategy:
         """How many sequences of a chunk's length it will keep at most; the memory for them is asked for beforehand."""
         return 0
 
+    def replay_memories(self) -> int:
+        """How many memories of the cell it keeps with each of them: the one it starts from, and maybe later ones."""
+        return 1
+
     def fresh_sequences(self, copies: int) -> int:
         """How many fresh sequences of a chunk's length it asks a source for at once, with so many copies; the memory
         for them is asked for beforehand, too."""

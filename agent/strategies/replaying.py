@@ -64,6 +64,9 @@ class Replaying(Strategy):
     def replay_sequences(self) -> int:
         return self.capacity
 
+    def replay_memories(self) -> int:
+        return 2 if self.burn_in else 1
+
     def setup(self, ctx: Context, seed: int) -> None:
         if self.burn_in >= ctx.steps:
             raise ValueError(f"burn_in is {self.burn_in}; it must be below rollout.steps ({ctx.steps})")

@@ -308,7 +308,9 @@ class Half(Workers):
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "finetune": {},
+    "agem": {"capacity": 25, "start": 8},
     "clear": {"capacity": 25, "start": 8},
+    "der_pp": {"capacity": 25, "start": 8, "burn_in": 1},
     "ewc": {"sequences": 7},
     "gpm": {"chunks": 2},
     "ewc-clock": {"kind": "ewc", "sequences": 5, "every": 64},
@@ -368,9 +370,9 @@ def test_shared_state_is_equal_on_all_workers_after_training_and_shards_differ(
     assert not torch.equal(
         first["own"]["rollout"]["env"]["envs"][0]["generator"], second["own"]["rollout"]["env"]["envs"][0]["generator"]
     )
-    if name == "clear":
-        sizes = [r["own"]["strategy_shards"]["clear"]["replay"]["size"] for r in (first, second)]
-        assert sizes == [12, 12] and first["seen"]["strategy/clear/replay_size"] == 24
+    if name in ("agem", "clear", "der_pp"):
+        sizes = [r["own"]["strategy_shards"][name]["replay"]["size"] for r in (first, second)]
+        assert sizes == [12, 12] and first["seen"][f"strategy/{name}/replay_size"] == 24
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

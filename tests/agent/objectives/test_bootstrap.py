@@ -16,6 +16,8 @@ from lifelong.agent.policy import Inputs, Outputs, Policy, inputs_of
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.agent.strategies.clear import CLEAR
+from lifelong.agent.strategies.er import ER
+from lifelong.agent.strategies.replaying import Replaying
 from lifelong.replay.chunk import Chunk, concatenate
 from tests.agent.support import CELLS, COUNT, Constant, make_context, make_rollout, policy_for, random_truncations
 from tests.agent.support import task_env as make_env
@@ -163,12 +165,13 @@ def make_learner(rollout: Rollout, strategies: list[Any], gradient: str = "rtrl"
     return Learner(policy, engine, objective, optimizer, strategies, 0.0, torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parametrize("kind", [CLEAR, ER])
 @pytest.mark.parametrize("gradient", ["bptt", "rtrl"])
 def test_live_copies_keep_the_values_that_acting_gave_them_bit_for_bit(
-    gradient: str, monkeypatch: pytest.MonkeyPatch
+    gradient: str, kind: type[Replaying], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollout = cut_rollout()
-    clear = CLEAR(capacity=50, start=1, ratio=2.0)
+    clear = kind(capacity=50, start=1, ratio=2.0)
     learner = make_learner(rollout, [clear], gradient)
     ctx = make_context(rollout.policy, learner.objective, B, T)
     clear.setup(ctx, 0)

@@ -12,7 +12,7 @@ import torch
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.runtime import build as building
 from lifelong.agent.runtime import memory
-from lifelong.agent.runtime.memory import needs_of, sequence_bytes
+from lifelong.agent.runtime.memory import needs_of
 from lifelong.agent.runtime.walk import tensors_of
 from tests.agent.support import make_config, make_trainer, run
 
@@ -24,19 +24,22 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("inputs", [False, True])
-def test_the_estimate_of_a_stored_sequence_is_what_it_takes(name: str, inputs: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("inputs", "burn_in"), [(False, 0), (True, 0), (True, 1)])
+def test_the_estimate_of_a_stored_sequence_is_what_it_takes(
+    name: str, inputs: bool, burn_in: int, tmp_path: Path
+) -> None:
     trainer = make_trainer(
         tmp_path,
         stream={"tasks": [{"name": "one", "env": TASKS[name]}], "task_id": "hidden"},
-        policy={"previous_action": inputs, "previous_reward": inputs},
-        strategy=[{"kind": "clear", "capacity": 40, "start": 8}],
+        policy={"previous_action": inputs, "previous_reward": inputs, "cell": {"size": 48 if burn_in else 6}},
+        strategy=[{"kind": "clear", "capacity": 40, "start": 8, "burn_in": burn_in}],
     )
     run(trainer, until=192)
     (clear,) = trainer.strategies
     storage = clear.replay.storage  # type: ignore[attr-defined]
     takes = sum(tensor.nbytes for tensor in vars(storage).values()) / 40
-    estimate = sequence_bytes(trainer.config, trainer.rollout.env, trainer.rollout.policy)  # type: ignore[arg-type]
+    needs = needs_of(trainer.config, trainer.rollout.env, trainer.rollout.policy, [clear], 8)  # type: ignore[arg-type]
+    estimate = dict(needs)["options of strategy clear"] / 40
     assert takes / 1.1 < estimate < 1.35 * takes
 
 

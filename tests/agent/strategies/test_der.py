@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from lifelong.agent.strategies.der import DER
 from lifelong.agent.strategies.der_pp import DERPlusPlus
 from lifelong.agent.strategies.er import ER
-from tests.agent.support import filled, perturb, random_chunk
+from tests.agent.support import filled, make_trainer, perturb, random_chunk, run
 
 B, T = 6, 4
 
@@ -85,3 +86,25 @@ def test_beside_er_each_has_its_own_sequences(first: bool) -> None:
     got = der.extra_loss(ctx, batch, outputs, B)
     z, v = outputs.policy - batch.policy, outputs.value - batch.value
     torch.testing.assert_close(got, 0.1 * (z[:, muted].pow(2).sum(-1) + v[:, muted].pow(2)).mean())
+
+
+@pytest.mark.parametrize("kind", ["der", "der_pp"])
+def test_on_prediction_tasks_the_steps_that_have_a_target_are_matched(kind: str, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        stream={"tasks": [{"name": "rows", "env": {"kind": "ImageRows", "rows_per_step": 7}}]},
+        objective={"kind": "supervised"},
+        strategy=[{"kind": kind, "capacity": 24, "start": 8}],
+    )
+    run(trainer, until=96)
+    (strategy,) = trainer.strategies
+    assert isinstance(strategy, DER)
+    ctx, policy = trainer.context(), trainer.rollout.policy
+    batch = strategy.transform_batch(ctx, trainer.rollout.collect(T).chunk)
+    assert strategy.matched is not None
+    drawn = strategy.matched[0]
+    outputs = policy.sequence(batch, batch.state)
+    got = strategy.extra_loss(ctx, batch, outputs, 8)
+    z = (outputs.policy[:, 8:16] - drawn.policy).square().sum(-1) + (outputs.value[:, 8:16] - drawn.value).square()
+    assert 0 < int(drawn.target_mask.sum()) < drawn.target_mask.numel()
+    torch.testing.assert_close(got, 0.1 * z[drawn.target_mask].mean() / (1 + strategy.replay_weight))

@@ -112,7 +112,7 @@ def test_under_a_quota_every_task_of_a_run_keeps_its_rows(tmp_path: Path) -> Non
     assert torch.bincount(strategy.replay.storage.task[-1]).tolist() == [8, 8]
 
 
-@pytest.mark.parametrize("kind", ["clear", "er", "der", "der_pp"])
+@pytest.mark.parametrize("kind", ["agem", "clear", "er", "der", "der_pp"])
 def test_with_ppo_it_is_refused_naming_the_objectives_that_work(kind: str, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=f"{kind} replays old data, which objective ppo .* actor_critic or supervised"
@@ -142,3 +142,13 @@ def test_er_gives_live_and_replayed_steps_the_same_weight() -> None:
 
     torch.testing.assert_close(loss(slice(None)), (loss(slice(0, B)) + loss(slice(B, None))) / 2)
     assert strategy.extra_loss(ctx, both, policy.sequence(both, both.state), B) is None
+
+
+def test_beside_l2_init_the_loss_of_each_is_there(tmp_path: Path) -> None:
+    spec = [{"kind": "er", "capacity": 24, "start": 8}, {"kind": "l2_init", "strength": 1.0}]
+    seen = run(make_trainer(tmp_path / "both", strategy=spec)).seen
+    alone = run(make_trainer(tmp_path / "alone", strategy=spec[:1])).seen
+    assert seen["strategy/l2_init/penalty"] > 0
+    assert (
+        seen["strategy/er/replay_age"] == alone["strategy/er/replay_age"] and seen["loss/total"] != alone["loss/total"]
+    )
