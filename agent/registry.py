@@ -59,6 +59,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "der_pp": "lifelong.agent.strategies.der_pp:DERPlusPlus",
         "er": "lifelong.agent.strategies.er:ER",
         "gpm": "lifelong.agent.strategies.gpm:GPM",
+        "explore": "lifelong.agent.strategies.explore:Explore",
         "shrink_perturb": "lifelong.agent.strategies.shrink_perturb:ShrinkPerturb",
         "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
         "freeze_at": "lifelong.agent.strategies.freeze_at:FreezeAt",
