@@ -32,7 +32,7 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "redo": {"tau": 0.5, "period": 2},
     "continual_backprop": {"rate": 0.1, "maturity": 1},
 }
-CLOCKED = ("ewc", "si", "mas", "functional", "l2", "gpm", "explore", "reset_on_task")
+CLOCKED = ("ewc", "si", "mas", "functional", "lwf", "l2", "gpm", "explore", "reset_on_task")
 ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in CLOCKED}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
 every_strategy = pytest.mark.parametrize(
