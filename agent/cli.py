@@ -90,6 +90,22 @@ def parser() -> Parser:
     report.add_argument("folders", metavar="RUN", type=Path, nargs="+", help="run folders, or folders of runs")
     report.add_argument("--out", type=Path, metavar="DIR", help="where the page goes; default: the first folder")
 
+    compare = commands.add_parser("compare", help="train a config in several variants and seeds, and one table of them")
+    compare.add_argument("config", metavar="CONFIG", help="a bundled name (see `lifelong list config`) or a path")
+    compare.add_argument(
+        "overrides",
+        metavar="a.b=x,y",
+        nargs="*",
+        help="overrides; of several values each is tried, in all combinations",
+    )
+    compare.add_argument("--row", action="append", default=[], metavar="'a.b=x c.d=y'", help="one more row; repeatable")
+    compare.add_argument("--controls", action="store_true", help="add finetune, reset, freeze and interleaved")
+    compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1; default 3")
+    compare.add_argument("--parallel", type=int, metavar="N", help="runs at once; default: the number of cores")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs; default compare/<config>")
+    compare.add_argument("--csv", type=Path, metavar="FILE", help="write every task of every run there")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write every row, with machine and versions, there")
+
     sweep = commands.add_parser("sweep", help="tune a run config with Ray Tune; the same command goes on")
     sweep.add_argument("config", metavar="CONFIG", help="a bundled name (see `lifelong list sweep`) or a path")
     sweep.add_argument("--out", type=Path, metavar="DIR", help="folder of the sweep; default sweeps/<name>")
@@ -117,9 +133,9 @@ def parser() -> Parser:
         )
     for command in (run, resume, evaluate, show, sweep):
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
-    for command in (run, resume, sweep):
+    for command in (run, resume, sweep, compare):
         command.add_argument("--quiet", action="store_true", help="no progress")
-    for command in (run, resume, evaluate, report, sweep):
+    for command in (run, resume, evaluate, report, sweep, compare):
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands.add_parser("schema", help="the JSON schema of configs, for editors")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
@@ -298,6 +314,38 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from lifelong.agent import compare
+
+    for name in ("seeds", "parallel"):
+        given = vars(options)[name]
+        if given is not None and given < 1:
+            raise ConfigError(f"--{name} is {given}; it must be at least 1")
+    chosen = compare.rows(options.overrides, options.row, options.controls)
+    out: Path = options.out or Path("compare") / Path(options.config).stem
+    runs = compare.plan(options.config, chosen, options.seeds, out.absolute())
+    from lifelong.agent.files import write, write_json
+    from lifelong.agent.report import tables
+    from lifelong.agent.report.runs import load_runs
+    from lifelong.agent.runtime.session import stop_signals
+
+    def tell(line: str) -> None:
+        if not options.quiet:
+            print(line, file=sys.stderr)
+
+    with stop_signals() as stop:
+        if not compare.train(options.config, runs, options.parallel or os.cpu_count() or 1, tell, stop):
+            print("stopped; what was trained is saved; the same command goes on", file=sys.stderr)
+            return STOPPED
+    tables.console().print(tables.comparison(load_runs([run.folder for run in runs])))
+    if options.csv:
+        write(options.csv, compare.as_csv(runs))
+    if options.json:
+        write_json(options.json, compare.as_json(options.config, runs))
+    print(f"runs: {out}\nreport: {_command('lifelong')} report {out}")
+    return 0
+
+
 def _sweep(options: argparse.Namespace) -> int:
     from lifelong.agent.sweep.plan import load
 
@@ -410,6 +458,7 @@ COMMANDS = {
     "resume": _resume,
     "eval": _eval,
     "report": _report,
+    "compare": _compare,
     "sweep": _sweep,
     "verify": _verify,
     "bench": _bench,

@@ -11,7 +11,7 @@ from typing import get_type_hints
 
 import pytest
 
-from lifelong.agent import cli
+from lifelong.agent import cli, compare
 from lifelong.agent import config as configs
 from lifelong.agent.registry import REGISTRY
 from lifelong.agent.sweep import plan as sweep_plan
@@ -107,16 +107,10 @@ def test_every_command_line_is_understood(page: Path, tmp_path: Path, monkeypatc
             assert (ROOT / "benchmarks" / f"{options.name}.py").is_file(), line
         elif options.command == "list" and options.kind:
             assert options.kind in {"config", "sweep", *REGISTRY}, line
+        elif options.command == "compare":
+            assert compare.plan(options.config, compare.rows(options.overrides + rest, options.row), 1, tmp_path), line
         elif options.command == "sweep":
             sweep_plan.load(options.config, options.overrides + rest)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_variant_that_is_compared_is_understood(page: Path) -> None:
-    for line in re.findall(r"^python benchmarks/compare\.py .*$", page.read_text(), re.MULTILINE):
-        words = shlex.split(line)[2:]
-        for variant in (word for word in words[1:] if "=" in word):
-            configs.load(words[0], variant.split())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -137,6 +137,43 @@ class Cell(nn.Module):
         """Recurrent parameters that multiply the state element by element, which have no matrix to project."""
         return []
 
+    def input_weights(self) -> list[str]:
+        """The weights of `taps` whose columns read the cell's input, and not its units."""
+        weight = next(self.parameters())
+        x_1D = torch.linspace(0.1, 0.9, self.input_size).to(weight)[None]
+        state_1S = torch.linspace(-0.9, -0.1, self.state_size).to(weight)[None]
+        seen, found = self.presynaptic(x_1D, state_1S), []
+        for tap, (names, _) in self.taps().items():
+            widths = [self.get_parameter(name).shape[1] for name in names]
+            columns = seen[tap].split(widths, -1)
+            found += [name for name, read in zip(names, columns, strict=True) if torch.equal(read, x_1D)]
+        return found
+
+    @torch.no_grad()
+    def unit_parameters(self) -> tuple[dict[str, int], dict[str, int]]:
+        """What belongs to a unit: `(incoming, outgoing)`, name of a parameter -> dimension. Along it the entries n,
+        N + n, 2N + n ... are those of unit n, one a gate.
+
+        Incoming are the rows of all gates with their biases, and element-wise weights; outgoing are the columns of
+        weights that read the units. What reads the cell's output from outside is not known here.
+
+        Raises:
+            ValueError: a matrix is in no tap, so what it reads is not known.
+        """
+        elementwise, reads_input = self.elementwise_parameters(), self.input_weights()
+        known = {name for names, _ in self.taps().values() for name in names}
+        incoming, outgoing = {}, {}
+        for name, parameter in self.named_parameters():
+            incoming[name] = parameter.dim() - 1 if name in elementwise else 0
+            if parameter.dim() > 1 and name not in elementwise:
+                if name not in known:
+                    raise ValueError(
+                        f"the cell does not say in `taps` what its parameter {name} reads, so its units cannot be reset"
+                    )
+                if name not in reads_input:
+                    outgoing[name] = 1
+        return incoming, outgoing
+
     def time_parameters(self) -> list[str]:
         """The parameters that set how long a unit remembers: biases of its gates and element-wise weights."""
         biases = [name for name, parameter in self.named_parameters() if parameter.dim() == 1]

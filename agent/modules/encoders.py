@@ -96,6 +96,9 @@ class Encoder(nn.Module):
     output_size: int
     #: the features of a vector observation are the observation itself
     transparent: bool = False
+    #: it is made of linear and convolution layers in the order they are defined in, each with an activation after it,
+    #: each read by the next alone, and the last ones are the features
+    chain: ClassVar[bool] = False
 
     def __init__(self, space: Observations) -> None:
         super().__init__()
@@ -107,6 +110,13 @@ class Encoder(nn.Module):
         self.counts: list[int] = space.nvec.tolist() if isinstance(space, gymnasium.spaces.MultiDiscrete) else []
         #: the largest byte, if the observation is made of bytes
         self.largest = byte_scale(space) if isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 else 0.0
+
+    def unit_layers(self) -> list[tuple[str, nn.Module]]:
+        """The layers whose rows are units, each with the module after it, which gives their activations; none if the
+        encoder is no chain."""
+        leaves = [(name, module) for name, module in self.named_modules() if not list(module.children())]
+        layers = [(n, after) for (n, m), (_, after) in pairwise(leaves) if isinstance(m, nn.Linear | nn.Conv2d)]
+        return layers if self.chain else []
 
     def prepare(self, obs: Tensor) -> Tensor:
         """Observations as floats; bytes are scaled to [0, 1] by the largest of the space, categories become one-hot."""
@@ -137,6 +147,8 @@ class MLP(Encoder):
         hidden: width of each layer.
         activation: tanh, relu or silu.
     """
+
+    chain: ClassVar[bool] = True
 
     def __init__(self, space: Observations, *, hidden: Widths = (64,), activation: Activation = "tanh") -> None:
         super().__init__(space)
@@ -205,6 +217,8 @@ class CNN(Encoder):
         hidden: width of the final linear layer.
         activation: tanh, relu or silu.
     """
+
+    chain: ClassVar[bool] = True
 
     def __init__(
         self,

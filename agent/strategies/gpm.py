@@ -8,11 +8,12 @@ matrix W only moves in the complement: dW <- dW - dW M M^T, so what W says to an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lifelong.agent.errors import choice
 from lifelong.agent.modules.encoders import OneHotLinear
 from lifelong.agent.policy import Policy, inputs_of
 from lifelong.agent.runtime.rollout import Experience
@@ -116,10 +117,12 @@ class GPM(Consolidating):
 
     Weight matrices of the encoder, the cell (input, recurrent and output gates) and a shared actor head are projected.
     Element-wise recurrent weights and free log standard deviations have no subspace and are frozen after the first
-    task. The critic is free: acting on old tasks does not use it. With one head a task, only the current task's moves.
+    task (the former may be left free). The critic is free: acting on old tasks does not use it. With one head a task,
+    only the current task's moves.
 
     Args:
         threshold: share of the energy of the presynaptic vectors that is protected.
+        elementwise: whether element-wise recurrent weights are frozen after the first task, or free.
         chunks: chunks of fresh experience the subspace is estimated from.
         every: consolidate every so many steps instead of at boundaries; 0: at boundaries.
     """
@@ -127,12 +130,18 @@ class GPM(Consolidating):
     data_parallel: ClassVar[str] = "reduce"
 
     def __init__(
-        self, *, threshold: Annotated[float, Range(0.0, 1.0, above=True)] = 0.99, chunks: Count = 16, every: Steps = 0
+        self,
+        *,
+        threshold: Annotated[float, Range(0.0, 1.0, above=True)] = 0.99,
+        elementwise: Literal["frozen", "free"] = "frozen",
+        chunks: Count = 16,
+        every: Steps = 0,
     ) -> None:
         super().__init__(every)
         if not 0 < threshold <= 1 or chunks < 1:
             raise ValueError("threshold must lie in (0, 1] and chunks must be at least 1")
-        self.threshold, self.chunks = threshold, chunks
+        choice("elementwise of strategy gpm", elementwise, ("frozen", "free"))
+        self.threshold, self.chunks, self.elementwise = threshold, chunks, elementwise
         self.basis: dict[str, Tensor] = {}
 
     def fresh_sequences(self, copies: int) -> int:
@@ -141,7 +150,8 @@ class GPM(Consolidating):
     def setup(self, ctx: Context, seed: int) -> None:
         self.device, self.parameters = ctx.device, dict(ctx.policy.named_parameters())
         self.taps = Taps(ctx.policy)
-        self.frozen = [f"cell.{name}" for name in ctx.policy.cell.elementwise_parameters()]
+        frozen = ctx.policy.cell.elementwise_parameters() if self.elementwise == "frozen" else []
+        self.frozen = [f"cell.{name}" for name in frozen]
         self.heads = ctx.policy.actor.tasks
         self.of_heads = [name for name, _ in ctx.policy.named_parameters() if name.startswith("actor.")]
         if self.heads == 1 and "actor.log_std" in self.of_heads:

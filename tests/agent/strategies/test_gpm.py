@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -234,10 +234,13 @@ def old_image_experience(policy: Policy) -> Experience:
     return act_through(policy, chunk)[0]
 
 
-def test_element_wise_recurrent_weights_freeze_after_the_first_task_and_not_before() -> None:
+@pytest.mark.parametrize("elementwise", ["frozen", "free"])
+def test_element_wise_recurrent_weights_freeze_after_the_first_task_unless_they_are_free(
+    elementwise: Literal["frozen", "free"],
+) -> None:
     policy = make_policy("elstm", 30, observation=20)
     old = old_experience(policy)
-    gpm = GPM(threshold=0.99, chunks=1)
+    gpm = GPM(threshold=0.99, elementwise=elementwise, chunks=1)
     objective = ActorCritic(policy.distribution)
     ctx = make_context(policy, objective, B, T)
     gpm.setup(ctx, 0)
@@ -246,7 +249,7 @@ def test_element_wise_recurrent_weights_freeze_after_the_first_task_and_not_befo
     assert all(bool((delta == 1).all()) for delta in deltas.values())
     gpm.on_task_end(ctx, lambda chunks: iter([old] * chunks))
     gpm.transform_update(ctx, deltas)
-    assert not deltas["cell.weight_recurrent"].any()
+    assert bool(deltas["cell.weight_recurrent"].any()) == (elementwise == "free")
     assert bool((deltas["critic.weight"] == 1).all())
 
 

@@ -1,0 +1,163 @@
+"""`lifelong compare`: rows from alternatives, runs that are made once, and what comes out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lifelong.agent.cli import main
+from lifelong.agent.compare import CONTROLS, alternatives, folder_name, rows
+from lifelong.agent.errors import ConfigError
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "stream": {
+        "steps_per_task": 64,
+        "tasks": [{"name": "maze", "env": {"kind": "TMaze", "corridor": 2}}, {"name": "pole", "env": "CartPole"}],
+        "spaces": "pad",
+    },
+    "policy": {"encoder": {"kind": "mlp", "hidden": [4]}, "cell": {"kind": "elstm", "size": 4}},
+    "rollout": {"copies": 4, "steps": 4},
+    "evaluation": {"every": 64, "episodes": 2, "max_steps": 8},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return tmp_path / "tiny.yaml"
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("strategy=ewc", ["strategy=ewc"]),
+        ("strategy=ewc,gpm", ["strategy=ewc", "strategy=gpm"]),
+        ("strategy=ewc, [gpm, clear]", ["strategy=ewc", "strategy=[gpm, clear]"]),
+        ("cell={kind: gru, size: 8},lstm", ["cell={kind: gru, size: 8}", "cell=lstm"]),
+        ("name=", ["name="]),
+    ],
+)
+def test_commas_outside_of_brackets_separate_alternatives(word: str, expected: list[str]) -> None:
+    assert alternatives(word) == expected
+
+
+@pytest.mark.parametrize("word", ["strategy", "=ewc", "strategy=ewc,", "strategy=,ewc", "strategy=a,,b"])
+def test_what_is_no_list_of_alternatives_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="write a"):
+        alternatives(word)
+
+
+def test_rows_are_all_combinations_then_those_asked_for_then_the_controls() -> None:
+    assert rows([]) == [()]
+    found = rows(["a=1,2", "b=3", "c=4,5"])
+    assert found == [(f"a={a}", "b=3", f"c={c}") for a in (1, 2) for c in (4, 5)]
+    assert rows([], ["a=1 b={x: 2, y: 3} c=4"]) == [("a=1", "b={x: 2, y: 3}", "c=4")]
+    controls = rows(["strategy=ewc,finetune", "seed=7"], controls=True)
+    assert controls[:2] == [("strategy=ewc", "seed=7"), ("strategy=finetune", "seed=7")]
+    assert controls[2:] == [("seed=7", *control) for control in CONTROLS]
+    assert len(rows(["strategy=finetune"], controls=True)) == len(CONTROLS)  # each row once
+
+
+def test_folders_of_different_rows_are_different_and_short() -> None:
+    names = [folder_name(row) for row in [("a=[1,2]",), ("a=[1_2]",), ("a=1_2",), (), ("x=" + "y" * 300,)]]
+    assert len(set(names)) == len(names) and max(map(len, names)) < 120
+    assert folder_name(("strategy=ewc",)) == "strategy=ewc"
+
+
+def test_runs_are_made_once_and_come_out_as_a_table_csv_and_json(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = [
+        "compare",
+        "tiny.yaml",
+        "strategy=finetune,ewc",
+        "--seeds",
+        "1",
+        "--csv",
+        "out/o.csv",
+        "--json",
+        "o.json",
+    ]
+    (tmp_path / "out").mkdir()
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert "2 of 2" in told.err and "finetune" in told.out and "never learned" in told.out
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
+    assert {path.parent.parent.name for path in made} == {"strategy=finetune", "strategy=ewc"}
+    lines = list(csv.DictReader((tmp_path / "out/o.csv").open()))
+    result = json.loads((tmp_path / "o.json").read_text())
+    assert [(line["row"], line["task"]) for line in lines] == [
+        (row, task) for row in ("strategy=finetune", "strategy=ewc") for task in ("maze", "pole")
+    ]
+    for arm, line in zip(result["arms"], lines[::2], strict=True):
+        summary = json.loads((tmp_path / f"compare/tiny/{arm['variant']}/0/summary.json").read_text())
+        assert arm["tasks"][0]["final"] == [summary["tasks"][0]["final"]] == [float(line["final"])]
+        assert arm["average_performance"] == [summary["average_performance"]]
+    assert main(command) == 0
+    assert "2 of 2 runs are there" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == made
+    config.write_text(yaml.safe_dump({**TINY, "log_every": 7}))
+    assert main(command) == 2
+    assert "another config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["strategy=finetune,ewcc"], "did you mean 'ewc'"),
+        (["strategy"], "no override"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--parallel", "-1"], "--parallel is -1"),
+        (["--row", "strategy"], "no override"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_anything_is_made(
+    words: list[str], said: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "tiny.yaml", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("compare").exists()
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_there(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "tiny.yaml", "policy.cell=elstm,no.such:Cell", "--seeds", "1"]) == 1
+    told = capsys.readouterr().err
+    assert "no.such:Cell seed 0: " in told and "there is no module" in told and "the others are there" in told
+    assert len(list(Path("compare").rglob("summary.json"))) == 1
+
+
+def test_a_comparison_that_is_stopped_saves_its_runs_and_goes_on(config: Path, tmp_path: Path) -> None:
+    words = [
+        "compare",
+        "tiny.yaml",
+        "strategy=finetune",
+        "stream.steps_per_task=8000",
+        "evaluation.every=100000",
+        "--seeds",
+        "1",
+    ]
+    command = [sys.executable, "-m", "lifelong.agent.cli", *words]
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 3 and "the same command goes on" in told, told
+    assert list(tmp_path.rglob("checkpoints/*/manifest.json")) and not list(tmp_path.rglob("summary.json"))
+    assert main(words) == 0
+    assert len(list(tmp_path.rglob("summary.json"))) == 1
