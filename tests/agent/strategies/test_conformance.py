@@ -25,13 +25,16 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "ewc": {"sequences": 8},
     "explore": {"steps": 100},
     "gpm": {"chunks": 2},
+    "owm": {"chunks": 2},
+    "adam_nscl": {"chunks": 2},
+    "recurrent_projection": {"chunks": 2},
     "mas": {"sequences": 8, "value_weight": 1.0},
     "shrink_perturb": {"shrink": 0.01, "noise": 0.02},
     "weight_clipping": {"kappa": 1.0},
     "redo": {"tau": 0.5, "period": 2},
     "continual_backprop": {"rate": 0.1, "maturity": 1},
 }
-CLOCKED = ("ewc", "si", "mas", "l2", "gpm", "explore", "reset_on_task")
+CLOCKED = ("ewc", "si", "mas", "l2", "gpm", "owm", "adam_nscl", "recurrent_projection", "explore", "reset_on_task")
 ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in CLOCKED}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
 every_strategy = pytest.mark.parametrize(
