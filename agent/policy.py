@@ -37,12 +37,13 @@ class Outputs:
     """What the policy says: distribution parameters [..., P] and values [...].
 
     On a chunk, `after` gives its values of what came after the steps (see `Policy.after`); None: those in the chunk are
-    of these parameters.
+    of these parameters. `features` [T, B, H] is what the heads read there.
     """
 
     policy: Tensor
     value: Tensor
     after: Callable[[], tuple[Tensor, Tensor]] | None = None
+    features: Tensor | None = None
 
 
 class Step(NamedTuple):
@@ -181,6 +182,7 @@ class Policy(nn.Module):
         x_TBD = self.encode(inputs)
         y_TBH, last_BS = self.cell.sequence(x_TBD, state_BS, chunk.is_init, acted)
         outputs = self.heads(y_TBH, inputs)
+        outputs.features = y_TBH
         if current < chunk.copies:
 
             def memory(copies: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "ewc": "lifelong.agent.strategies.ewc:EWC",
         "si": "lifelong.agent.strategies.si:SI",
         "mas": "lifelong.agent.strategies.mas:MAS",
+        "functional": "lifelong.agent.strategies.functional:Functional",
+        "lwf": "lifelong.agent.strategies.lwf:LwF",
         "l2": "lifelong.agent.strategies.l2:L2",
         "l2_init": "lifelong.agent.strategies.l2_init:L2Init",
         "agem": "lifelong.agent.strategies.agem:AGEM",

@@ -57,6 +57,10 @@ class Distribution:
         """KL(p(params) || p(other)) in nats, [...]."""
         raise NotImplementedError
 
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        """The parameters of p^(1 / temperature), normalised: flatter above 1."""
+        raise NotImplementedError
+
     def mask(self, params: Tensor, action_mask: Tensor) -> Tensor:
         """`params` with the actions outside `action_mask` [..., A] made impossible."""
         raise ValueError(f"{type(self).__name__} actions cannot be masked")
@@ -108,6 +112,9 @@ class Categorical(Distribution):
         log_p, log_q = torch.log_softmax(params, -1), torch.log_softmax(other, -1)
         return (log_p.exp() * (log_p - log_q)).sum(-1)
 
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        return params / temperature
+
     def mask(self, params: Tensor, action_mask: Tensor) -> Tensor:
         return params.masked_fill(~action_mask, NEGATIVE)
 
@@ -149,6 +156,9 @@ class MultiCategorical(Distribution):
     def kl(self, params: Tensor, other: Tensor) -> Tensor:
         others = other.split(self.counts, -1)
         return torch.stack([part.kl(p, q) for (part, p), q in zip(self._each(params), others, strict=True)]).sum(0)
+
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        return params / temperature
 
     def features(self, action: Tensor) -> Tensor:
         return torch.cat([part.features(action[..., i]) for i, part in enumerate(self.parts)], -1)
@@ -199,6 +209,10 @@ class Gaussian(Distribution):
         (mean_p, log_p), (mean_q, log_q) = params.chunk(2, -1), other.chunk(2, -1)
         variance = (2 * (log_p - log_q)).exp() + ((mean_p - mean_q) * torch.exp(-log_q)).square()
         return (log_q - log_p + 0.5 * (variance - 1)).sum(-1)
+
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        mean, log_std = params.chunk(2, -1)
+        return torch.cat([mean, log_std + 0.5 * math.log(temperature)], -1)
 
     def features(self, action: Tensor) -> Tensor:
         return self.clip(action)

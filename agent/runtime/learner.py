@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -147,10 +148,12 @@ class Learner:
         batch = chunk if index is None else chunk.select(index)
         prepared = prepared if index is None else {name: x.index_select(1, index) for name, x in prepared.items()}
         live = batch.copies
+        rows = index if copies is None else copies if index is None else copies[index]
+        if rows is not None:
+            ctx = replace(ctx, rows=rows)
         for strategy in self.batch_hooks:
             batch = strategy.transform_batch(ctx, batch)
         self.objective.count(batch, live)
-        rows = index if copies is None else copies if index is None else copies[index]  # of the carry
         state = self.engine.attach(batch.state[:live], rows)
         if batch.copies > live:  # replayed sequences start from their stored state and have no carry
             state = torch.cat([state, batch.state[live:]])

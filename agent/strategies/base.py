@@ -48,6 +48,8 @@ class Context:
     optimizer: torch.optim.Optimizer
     #: `copies` are this worker's; what a strategy learns from them must become equal everywhere, or stay its shard
     workers: Workers = ALONE
+    #: in a minibatch: which of the copies its live ones are, int64; None: all of them in order
+    rows: Tensor | None = None
 
 
 class Strategy:

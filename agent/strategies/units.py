@@ -15,6 +15,7 @@ Dohare et al. 2024 use.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -110,6 +111,8 @@ def activations(policy: Policy, layers: list[Layer], experience: Experience) -> 
     ]
     chunk = experience.chunk
     stride = max(1, chunk.steps * chunk.copies // ROWS)
+    while math.gcd(stride, chunk.copies) > 1:  # else some copies, maybe all those of a task, would never be looked at
+        stride += 1
     if hooks:
         policy.encoder(chunk.obs.flatten(0, 1)[::stride])
     for hook in hooks:

@@ -160,6 +160,17 @@ def test_a_captured_run_is_the_eager_one_bit_for_bit(name: str, tmp_path: Path) 
     assert replays(captured) == chunks - 1  # the first makes the optimiser's state; it is not captured
 
 
+@pytest.mark.parametrize("kind", ["continual_backprop", "reset_on_task"])
+def test_what_begins_anew_between_two_replays_is_seen(kind: str, tmp_path: Path) -> None:
+    options = {"continual_backprop": {"rate": 0.1, "maturity": 1}, "reset_on_task": {"every": 128}}[kind]
+    eager, captured = both(tmp_path, **RUNS["two parts of a state"], strategy=[{"kind": kind, **options}])
+    chunks = eager.step // eager.frames
+    resets = sum(value for name, value in eager.strategies[0].report().items() if name.startswith("resets"))
+    assert resets >= 2
+    lost = 1 if kind == "continual_backprop" else 1 + resets  # an optimiser that has begun anew makes its state again
+    assert replays(captured) >= chunks - lost
+
+
 def test_other_environments_are_another_graph(tmp_path: Path) -> None:
     stream = {
         "tasks": tasks(POLE, {"kind": "TMaze", "corridor": 3}),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lifelong.agent.registry import REGISTRY, load
+from lifelong.agent.registry import REGISTRY, load, options_of
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy, overrides
@@ -23,6 +23,7 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "der_pp": {"capacity": 24, "start": 8, "burn_in": 1},
     "er": {"capacity": 24, "start": 8, "writing": "task_quota", "sampling": "task_balanced"},
     "ewc": {"sequences": 8},
+    "functional": {"sequences": 8, "capacity": 12, "batch": 4},
     "explore": {"steps": 100},
     "gpm": {"chunks": 2},
     "owm": {"chunks": 2},
@@ -34,7 +35,7 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "redo": {"tau": 0.5, "period": 2},
     "continual_backprop": {"rate": 0.1, "maturity": 1},
 }
-CLOCKED = ("ewc", "si", "mas", "l2", "gpm", "owm", "adam_nscl", "recurrent_projection", "explore", "reset_on_task")
+CLOCKED = [name for name in REGISTRY["strategy"] if "every" in options_of(load("strategy", name))]
 ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in CLOCKED}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
 every_strategy = pytest.mark.parametrize(

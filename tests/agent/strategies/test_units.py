@@ -186,6 +186,24 @@ def test_a_reset_draws_what_is_incoming_and_zeroes_what_is_outgoing_and_the_opti
         assert float(optimizer.state[parameter]["step"]) == 2  # is the whole tensor's
 
 
+@pytest.mark.parametrize(("betas", "largest"), [((0.9, 0.999), 6.6), ((0.99, 0.99), 1.0)])
+def test_adams_steps_after_a_reset_are_as_large_as_documented(betas: tuple[float, float], largest: float) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = torch.optim.Adam([parameter], 1.0, betas, eps=0.0)
+    steps = []
+    for step in range(3000):
+        if step == 2900:
+            for moment in moments(optimizer, parameter).values():
+                moment[0] = 0.0
+        parameter.grad, before = torch.ones_like(parameter), parameter.detach().clone()
+        optimizer.step()
+        steps.append((before - parameter.detach())[0] / (before - parameter.detach())[1])
+    t = torch.arange(1, 101)
+    expected = (1 - betas[0] ** t) / (1 - betas[1] ** t) ** 0.5
+    torch.testing.assert_close(torch.stack(steps)[2900:], expected.double(), rtol=0.04, atol=0)
+    assert float(torch.stack(steps).max()) == pytest.approx(largest, rel=0.04)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_resetting_units_that_nobody_hears_does_not_move_the_outputs(cell: str) -> None:
     policy = make_policy(cell, 6).double()
@@ -428,6 +446,15 @@ def test_activations_are_what_the_next_layer_reads() -> None:
     torch.testing.assert_close(said["encoder.layers.2"], experience.x_TBD.flatten(0, 1))
     torch.testing.assert_close(said[CELL], experience.state_TBS.flatten(0, 1)[:, :6])
     assert not any(layer.activation._forward_hooks for layer in layers_of(policy) if layer.activation is not None)
+
+
+def test_every_copy_of_a_large_chunk_is_looked_at() -> None:
+    policy = make_policy("gru", 6)
+    experience = lived(policy, 32, 128)
+    experience.state_TBS[..., 0] = torch.arange(128.0)
+    said = activations(policy, layers_of(policy), experience)[CELL]
+    assert 700 <= len(said) <= 1024
+    assert said[:, 0].unique().tolist() == list(range(128))
 
 
 # ---- data-parallel workers -------------------------------------------------------------------------------------------
