@@ -121,6 +121,7 @@ class LwF(Consolidating):
         if self.old is not None:
             now = self.old.state_dict()
             self.old.load_state_dict({name: grown(x, now[name]) for name, x in saved["old"].items()})
-        self.memory_BS = saved["memory"].to(self.memory_BS, copy=True)
-        self.known_B = saved["known"].to(self.known_B, copy=True)
+        if saved["memory"].shape == self.memory_BS.shape:  # else there are other copies, whose memory begins anew
+            self.memory_BS = saved["memory"].to(self.memory_BS, copy=True)
+            self.known_B = saved["known"].to(self.known_B, copy=True)
         self.heads, self.metrics = saved["heads"], saved["metrics"]

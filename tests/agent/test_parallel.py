@@ -312,7 +312,10 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "clear": {"capacity": 25, "start": 8},
     "der_pp": {"capacity": 25, "start": 8, "burn_in": 1},
     "ewc": {"sequences": 7},
+    "functional": {"sequences": 7, "capacity": 25, "batch": 4},
     "gpm": {"chunks": 2},
+    "lwf": {},
+    "si": {},
     "ewc-clock": {"kind": "ewc", "sequences": 5, "every": 64},
 }
 

@@ -87,10 +87,10 @@ def test_a_run_resumed_from_its_checkpoint_is_the_uninterrupted_run_bit_for_bit(
 
 
 @every_strategy
-def test_it_stands_beside_another_strategy(name: str, options: dict[str, Any], tmp_path: Path) -> None:
-    other = "ewc" if name != "ewc" else "gpm"
-    spec = [{"kind": name, **AT_WORK.get(name, {}), **options}, {"kind": other, **AT_WORK[other]}]
-    trainer = make_trainer(tmp_path, strategy=spec)
+def test_it_stands_beside_other_strategies(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    others = [other for other in ("ewc", "er", "l2_init") if other != name]
+    kinds = [{"kind": name, **AT_WORK.get(name, {}), **options}, *({"kind": k, **AT_WORK.get(k, {})} for k in others)]
+    trainer = make_trainer(tmp_path, strategy=kinds)
     run(trainer)
     assert all(bool(p.isfinite().all()) for p in trainer.rollout.policy.parameters())
 

@@ -19,7 +19,7 @@ from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context
 from lifelong.agent.strategies.lwf import LwF
 from lifelong.replay.chunk import Chunk
-from tests.agent.support import make_trainer, run
+from tests.agent.support import MAZES, make_trainer, run
 
 
 def trained(folder: Path, until: int, **changes: Any) -> tuple[Trainer, LwF]:
@@ -123,3 +123,19 @@ def test_a_tempered_distribution_is_its_power_normalised(space: Any) -> None:
     flat = distribution.tempered(params, 3.0)
     gap = distribution.log_prob(params.expand(5, -1), actions) / 3 - distribution.log_prob(flat.expand(5, -1), actions)
     torch.testing.assert_close(gap, gap[:1].expand(5))
+
+
+def test_with_other_copies_and_more_tasks_the_old_policy_stays_and_its_memory_begins_anew(tmp_path: Path) -> None:
+    _, strategy = trained(tmp_path / "run", 224, policy={"heads": "per_task"})
+    tasks = [*MAZES, {"name": "longer", "env": {"kind": "TMaze", "corridor": 4}}]
+    changes = {"stream": {"tasks": tasks}, "rollout": {"copies": 6}, "policy": {"heads": "per_task"}}
+    larger = make_trainer(tmp_path / "larger", strategy=["lwf"], **changes)
+    other = larger.strategies[0]
+    assert isinstance(other, LwF) and strategy.old is not None
+    other.load_state_dict(strategy.state_dict())
+    assert other.old is not None and not bool(other.known_B.any()) and other.heads == [0]
+    before, after = strategy.old.actor.linear.weight, other.old.actor.linear.weight
+    assert torch.equal(after[: len(before)], before) and len(after) == 9
+    chunk = larger.rollout.collect(4).chunk
+    loss = distance(larger, other, chunk)
+    assert loss is not None and bool(loss.isfinite())
