@@ -282,7 +282,7 @@ def consolidated(workers: Workers, folder: Path = Path()) -> dict[str, Any]:
     for strategy in (ewc, gpm):
         strategy.setup(ctx, 5)
         strategy.consolidate(ctx, source)
-    return {"fisher": ewc.importance, "basis": gpm.basis}
+    return {"fisher": ewc.importance, "basis": gpm.protected}
 
 
 def test_fisher_and_bases_are_those_of_all_workers_data(group: dict[str, list[Any]]) -> None:

@@ -202,8 +202,8 @@ def test_what_strategies_protect_stays_protected(cell: str, tmp_path: Path) -> N
         assert torch.equal(grown[_region(fisher)], fisher) and grown.count_nonzero() == fisher.count_nonzero()
     seen = old_gpm.taps.vectors(before.rollout.collect(4))  # type: ignore[attr-defined]
     with_task = gpm.taps.vectors(after.rollout.collect(4))  # type: ignore[attr-defined]
-    for tap, basis in gpm.basis.items():  # type: ignore[attr-defined]
-        narrow = old_gpm.basis[tap]  # type: ignore[attr-defined]
+    for tap, basis in gpm.protected.items():  # type: ignore[attr-defined]
+        narrow = old_gpm.protected[tap]  # type: ignore[attr-defined]
         torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]))
         torch.testing.assert_close(with_task[tap] @ basis, seen[tap] @ narrow)
     trainer, finished = run.resume(tmp_path / "run", add=[str(tmp_path / "opened.yaml")], quiet=True)

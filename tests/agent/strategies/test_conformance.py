@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lifelong.agent.registry import REGISTRY, load
+from lifelong.agent.registry import REGISTRY, load, options_of
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy, overrides
@@ -26,13 +26,16 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "functional": {"sequences": 8, "capacity": 12, "batch": 4},
     "explore": {"steps": 100},
     "gpm": {"chunks": 2},
+    "owm": {"chunks": 2},
+    "adam_nscl": {"chunks": 2},
+    "recurrent_projection": {"chunks": 2},
     "mas": {"sequences": 8, "value_weight": 1.0},
     "shrink_perturb": {"shrink": 0.01, "noise": 0.02},
     "weight_clipping": {"kappa": 1.0},
     "redo": {"tau": 0.5, "period": 2},
     "continual_backprop": {"rate": 0.1, "maturity": 1},
 }
-CLOCKED = ("ewc", "si", "mas", "functional", "lwf", "l2", "gpm", "explore", "reset_on_task")
+CLOCKED = [name for name in REGISTRY["strategy"] if "every" in options_of(load("strategy", name))]
 ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in CLOCKED}
 STRATEGIES = [(name, {}) for name in REGISTRY["strategy"]] + list(ON_A_CLOCK.items())
 every_strategy = pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context
-from lifelong.agent.strategies.gpm import GPM, Taps, append_basis
+from lifelong.agent.strategies.gpm import GPM, append_basis
+from lifelong.agent.strategies.projection import Taps
 from tests.agent.support import act_through, make_context, make_policy, random_chunk
 
 B, T = 6, 8
@@ -269,5 +270,5 @@ def test_with_a_head_a_task_only_the_head_in_training_moves() -> None:
 
 @pytest.mark.parametrize("options", [{"threshold": 0.0}, {"threshold": 1.1}, {"chunks": 0}, {"every": -1}])
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"must not be negative|threshold must"):
+    with pytest.raises(ValueError, match=r"it must"):
         GPM(**options)

@@ -1,0 +1,41 @@
+"""Adam-NSCL: updates in the approximate null space of old inputs (Wang, Li, Sun, Xu, CVPR 2021, algorithm 1)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Tensor
+
+from lifelong.agent.strategies.projection import CovarianceProjection, Elementwise
+from lifelong.envs.options import Count, Range, Steps
+
+
+class AdamNSCL(CovarianceProjection):
+    """Every realised update is projected onto the eigenvectors of C whose eigenvalue is at most `ratio` times the
+    smallest; C has the second moments of a layer's inputs on all old tasks.
+
+    The paper's projector is divided by its norm in its code, which makes the learning rate depend on the rank; that is
+    not done here, and the inputs are those of all steps instead of a batch's mean.
+
+    Args:
+        ratio: a of the paper (10 or 30 there); larger leaves more room and protects less.
+        elementwise, chunks, every: see `Projection`.
+    """
+
+    def __init__(
+        self,
+        *,
+        ratio: Annotated[float, Range(1.0, 1e9)] = 10.0,
+        elementwise: Elementwise = "frozen",
+        chunks: Count = 16,
+        every: Steps = 0,
+    ) -> None:
+        super().__init__(elementwise, chunks, every)
+        if ratio < 1:
+            raise ValueError(f"ratio is {ratio}; it must be at least 1")
+        self.ratio = ratio
+
+    def share(self, eigenvalues_n: Tensor) -> Tensor:
+        # what rounding leaves of a zero: without it a single exact null direction would be all the room there is
+        smallest = eigenvalues_n[0].clamp(min=1e-6 * eigenvalues_n[-1])
+        return (eigenvalues_n <= self.ratio * smallest).to(eigenvalues_n)
