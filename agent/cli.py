@@ -425,8 +425,9 @@ def _list(options: argparse.Namespace) -> int:
         raise ConfigError(unknown_name("kind", options.kind, kinds))
     for kind in [options.kind] if options.kind else kinds:
         print(kind)
+        width = max(18, *map(len, kinds[kind]))
         for name, target in kinds[kind].items():
-            print(f"  {name:<18} {target}")
+            print(f"  {name:<{width}} {target}")
     return 0
 
 
