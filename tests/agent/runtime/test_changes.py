@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -173,6 +173,9 @@ def other(config: dict[str, Any], schema: Any, key: str) -> Any:
         part, option = registry.load(kind, owner["kind"]), key.rpartition(".")[2]
         params = part.all_params() if kind == "env" else {}
         value = params[option].default if option in params else registry.options_of(part)[option].default
+        if isinstance(value, str):
+            _, hint = registry.annotated(kind, part)[option]
+            return next(word for word in get_args(hint) if word != value)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):

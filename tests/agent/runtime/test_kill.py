@@ -160,4 +160,4 @@ def test_a_strategy_can_be_swapped_in_the_middle_of_a_run(tmp_path: Path) -> Non
     finish(lifelong("resume", tmp_path / "run", "--quiet", "strategy=[gpm, clear]"))
     state, _ = checkpoint.load(tmp_path / "run" / "checkpoints")
     assert list(state["strategies"]) == ["gpm"] and list(state["strategy_shards"]) == ["clear"]
-    assert state["strategies"]["gpm"]["basis"] and state["strategy_shards"]["clear"]["replay"]["size"] == 64
+    assert state["strategies"]["gpm"]["protected"] and state["strategy_shards"]["clear"]["replay"]["size"] == 64
