@@ -130,12 +130,13 @@ def _simple(hint: Any, value: Any, allowed: Range) -> str | None:
 
 
 def parameters_of(part: type) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """The options of a part: arguments of its `__init__` (and its bases') with a default, and their annotations."""
+    """The options of a part: arguments of its `__init__` with a default, and their annotations; those of a base are
+    among them as far as they are handed on (`**options`)."""
+    inits = [init for cls in inspect.getmro(part)[:-1] if (init := cls.__dict__.get("__init__"))]
+    closed = [all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(init).parameters.values()) for init in inits]
+    reached = inits[: closed.index(True) + 1] if True in closed else inits
     found: dict[str, tuple[inspect.Parameter, Any]] = {}
-    for cls in reversed(inspect.getmro(part)):
-        init = cls.__dict__.get("__init__")
-        if init is None or cls is object:
-            continue
+    for init in reversed(reached):
         try:
             hints = get_type_hints(init, include_extras=True)
         except Exception:  # annotations of somebody else's code may name what is not there

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from lifelong.agent.strategies.projection import CovarianceProjection, Elementwise
-from lifelong.envs.options import Count, Range, Steps
+from lifelong.agent.strategies.projection import CovarianceProjection
+from lifelong.envs.options import Range
 
 
 class AdamNSCL(CovarianceProjection):
@@ -19,18 +19,11 @@ class AdamNSCL(CovarianceProjection):
 
     Args:
         ratio: a of the paper (10 or 30 there); larger leaves more room and protects less.
-        elementwise, chunks, every: see `Projection`.
+        options: see `Projection`.
     """
 
-    def __init__(
-        self,
-        *,
-        ratio: Annotated[float, Range(1.0, 1e9)] = 10.0,
-        elementwise: Elementwise = "frozen",
-        chunks: Count = 16,
-        every: Steps = 0,
-    ) -> None:
-        super().__init__(elementwise, chunks, every)
+    def __init__(self, *, ratio: Annotated[float, Range(1.0, 1e9)] = 10.0, **options: Any) -> None:
+        super().__init__(**options)
         if ratio < 1:
             raise ValueError(f"ratio is {ratio}; it must be at least 1")
         self.ratio = ratio

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lifelong.agent.growth import grown
 from lifelong.agent.policy import Outputs, Policy
+from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Source, Strategy
+from lifelong.envs.options import Count, Share, Steps, Weight
 from lifelong.replay.chunk import Chunk
 
 #: what a new importance is divided by: the mean of every tensor, the mean over all parameters, nothing
@@ -25,18 +27,30 @@ class Consolidating(Strategy):
 
     Args:
         every: steps; 0: at boundaries, which must be given.
+        sequences: fresh ones that it looks at each time, at least, by all workers together; every copy gives equally
+            many.
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int, sequences: int = 0) -> None:
         if every < 0:
             raise ValueError(f"every is {every}; it must not be negative (0: at boundaries)")
-        self.every = every
+        if sequences < 0:
+            raise ValueError(f"sequences is {sequences}; it must not be negative")
+        self.every, self.sequences = every, sequences
         self.needs_boundaries = every == 0
         self.last_clock = 0
 
     def consolidate(self, ctx: Context, source: Source) -> None:
         """Keep what is needed of the task that ended, or of those in training; `source` gives fresh experience."""
         raise NotImplementedError
+
+    def fresh_sequences(self, copies: int) -> int:
+        return -(-self.sequences // copies) * copies
+
+    def fresh(self, ctx: Context, source: Source) -> Iterator[Experience]:
+        """This worker's share of the `sequences`."""
+        share = len(range(self.sequences)[ctx.workers.share(self.sequences)])
+        return source(-(-share // ctx.copies))
 
     def on_task_end(self, ctx: Context, source: Source) -> None:
         if not self.every:
@@ -131,12 +145,20 @@ class ImportancePenalty(Consolidating, QuadraticPenalty):
         decay: of what was there before; 1 keeps all tasks alike.
         normalize: what a new importance is divided by, so that `strength` means the same in every task.
         tasks: whether the tasks' importances are added up or averaged.
+        sequences: see `Consolidating`.
     """
 
     def __init__(
-        self, strength: float, critic: bool, every: int, decay: float, normalize: Normalize, tasks: Tasks
+        self,
+        strength: float,
+        critic: bool,
+        every: int,
+        decay: float,
+        normalize: Normalize,
+        tasks: Tasks,
+        sequences: int = 0,
     ) -> None:
-        Consolidating.__init__(self, every)
+        Consolidating.__init__(self, every, sequences)
         QuadraticPenalty.__init__(self, strength, critic)
         if not 0 <= decay <= 1:
             raise ValueError(f"decay is {decay}; it must lie in [0, 1]")
@@ -160,23 +182,38 @@ class ImportancePenalty(Consolidating, QuadraticPenalty):
 
 
 class SequenceImportance(ImportancePenalty):
-    """A learned importance that is a mean over the steps of whole episodes, estimated from so many sequences of them.
+    """Adds strength/2 * sum_i I_i (theta_i - anchor_i)^2 to the loss, with an importance I_new that is a mean over the
+    steps of whole episodes of the task that ended.
+
+    At every boundary (or every `every` steps when boundaries are hidden) I <- decay * I + I_new and the anchor becomes
+    the current parameters.
 
     Args:
-        sequences: that a new importance is estimated from, at least; every copy gives equally many.
-        options: see `ImportancePenalty`.
+        strength: lambda.
+        decay: gamma of the running importance; 1 keeps all tasks alike.
+        sequences: sequences that the importance is estimated from, at least; every copy gives equally many.
+        normalize: divide every new importance by its mean over `all` parameters, or every `tensor` of it by its own, so
+            that `strength` means the same in every task; `none`: neither.
+        tasks: whether I is the `sum` of the tasks' importances or their `mean`.
+        value_weight: importance of the critic relative to the policy; 0 leaves the critic free.
+        every: consolidate every so many steps instead of at boundaries; 0: at boundaries.
     """
 
     data_parallel: ClassVar[str] = "reduce"
 
-    def __init__(self, sequences: int, **options: Any) -> None:
-        super().__init__(**options)
-        if sequences < 1:
-            raise ValueError(f"sequences is {sequences}; it must be at least 1")
-        self.sequences = sequences
-
-    def fresh_sequences(self, copies: int) -> int:
-        return -(-self.sequences // copies) * copies
+    def __init__(
+        self,
+        *,
+        strength: Weight = 1.0,
+        decay: Share = 1.0,
+        sequences: Count = 256,
+        normalize: Normalize = "all",
+        tasks: Tasks = "sum",
+        value_weight: Weight = 0.0,
+        every: Steps = 0,
+    ) -> None:
+        super().__init__(strength, value_weight > 0, every, decay, normalize, tasks, sequences)
+        self.value_weight = value_weight
 
     def measure(
         self, ctx: Context, chunk: Chunk, weight_TB: Tensor, start: Callable[[int], Tensor]
@@ -192,9 +229,8 @@ class SequenceImportance(ImportancePenalty):
         raise NotImplementedError
 
     def consolidate(self, ctx: Context, source: Source) -> None:
-        share = len(range(self.sequences)[ctx.workers.share(self.sequences)])
         new, steps = self.zeros(), torch.zeros((), device=ctx.device)
-        for experience in source(-(-share // ctx.copies)):
+        for experience in self.fresh(ctx, source):
             weight_TB = ctx.objective.weight(experience.chunk)
             for name, value in self.measure(ctx, experience.chunk, weight_TB, experience.start).items():
                 new[name] += value

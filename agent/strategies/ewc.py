@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lifelong.agent.policy import Outputs, Policy
 from lifelong.agent.strategies.base import Context, Source
-from lifelong.agent.strategies.consolidation import Normalize, SequenceImportance, Tasks, sequence_gradients
-from lifelong.envs.options import Count, Share, Steps, Weight
+from lifelong.agent.strategies.consolidation import SequenceImportance, sequence_gradients
+from lifelong.envs.options import Weight
 from lifelong.replay.chunk import Chunk
 
 
@@ -64,43 +64,15 @@ def fisher_diagonal(
 
 
 class EWC(SequenceImportance):
-    """Adds strength/2 * sum_i F_i (theta_i - anchor_i)^2 to the loss.
-
-    At every boundary (or every `every` steps when boundaries are hidden) F <- decay * F + F_new and the anchor becomes
-    the current parameters. F_new is the mean over the steps of whole episodes of the task.
+    """The importance is the diagonal of the Fisher information of the policy's actions (see `fisher_diagonal`).
 
     Args:
         strength: lambda.
-        decay: gamma of the running Fisher; 1 keeps all tasks alike.
-        sequences: sequences that the Fisher is estimated from, at least; every copy gives equally many.
-        normalize: divide every new Fisher by its mean over `all` parameters, or every `tensor` of it by its own, so
-            that `strength` means the same in every task; `none`: neither.
-        tasks: whether F is the `sum` of the tasks' Fishers or their `mean`.
-        value_weight: importance of the critic relative to the policy; 0 leaves the critic free.
-        every: consolidate every so many steps instead of at boundaries; 0: at boundaries.
+        options: see `SequenceImportance`.
     """
 
-    def __init__(
-        self,
-        *,
-        strength: Weight = 100.0,
-        decay: Share = 1.0,
-        sequences: Count = 256,
-        normalize: Normalize = "all",
-        tasks: Tasks = "sum",
-        value_weight: Weight = 0.0,
-        every: Steps = 0,
-    ) -> None:
-        super().__init__(
-            sequences,
-            strength=strength,
-            critic=value_weight > 0,
-            every=every,
-            decay=decay,
-            normalize=normalize,
-            tasks=tasks,
-        )
-        self.value_weight = value_weight
+    def __init__(self, *, strength: Weight = 100.0, **options: Any) -> None:
+        super().__init__(strength=strength, **options)
 
     def setup(self, ctx: Context, seed: int) -> None:
         super().setup(ctx, seed)

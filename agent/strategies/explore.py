@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lifelong.agent.policy import Outputs
@@ -49,7 +50,7 @@ class Explore(Strategy):
         if not self.now:
             return None
         _, entropy_TB = ctx.policy.distribution.log_prob_and_entropy(outputs.policy, chunk.action)
-        entropy_TB = entropy_TB * (chunk.task.new_ones(chunk.copies).cumsum(0) <= live)
+        entropy_TB = entropy_TB * (torch.arange(chunk.copies, device=entropy_TB.device) < live)
         return -self.now * ctx.objective.mean(chunk)(entropy_TB)
 
     def weight_at(self, step: int) -> float:

@@ -50,18 +50,15 @@ class Functional(Consolidating):
         batch: Count = 64,
         every: Steps = 0,
     ) -> None:
-        super().__init__(every)
+        super().__init__(every, sequences)
         if capacity < 1 or sequences < 1 or batch < 1:
             raise ValueError("sequences, capacity and batch must be at least 1")
         self.strength, self.value_weight = strength, value_weight
-        self.sequences, self.capacity, self.batch = sequences, capacity, batch
+        self.capacity, self.batch = capacity, batch
         self.metrics: dict[str, Tensor] = {}
 
     def replay_sequences(self) -> int:
         return self.capacity
-
-    def fresh_sequences(self, copies: int) -> int:
-        return -(-self.sequences // copies) * copies
 
     def setup(self, ctx: Context, seed: int) -> None:
         self.device, self.workers, self.steps = ctx.device, ctx.workers.count, ctx.steps
@@ -73,8 +70,7 @@ class Functional(Consolidating):
         self.replay = SequenceReplay(self.capacity // self.workers, *parts, seed)
 
     def consolidate(self, ctx: Context, source: Source) -> None:
-        share = len(range(self.sequences)[ctx.workers.share(self.sequences)])
-        for experience in source(-(-share // ctx.copies)):
+        for experience in self.fresh(ctx, source):
             self.replay.write(experience.chunk, ctx.step)
 
     def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:

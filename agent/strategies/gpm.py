@@ -7,13 +7,13 @@ matrix W only moves in the complement: dW <- dW - dW M M^T, so what W says to an
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from lifelong.agent.strategies.projection import Elementwise, Projection
-from lifelong.envs.options import Count, Range, Steps
+from lifelong.agent.strategies.projection import Projection
+from lifelong.envs.options import Range
 from lifelong.kernels.project import project
 
 
@@ -49,18 +49,11 @@ class GPM(Projection):
 
     Args:
         threshold: share of the energy of the presynaptic vectors that is protected.
-        elementwise, chunks, every: see `Projection`.
+        options: see `Projection`.
     """
 
-    def __init__(
-        self,
-        *,
-        threshold: Annotated[float, Range(0.0, 1.0, above=True)] = 0.99,
-        elementwise: Elementwise = "frozen",
-        chunks: Count = 16,
-        every: Steps = 0,
-    ) -> None:
-        super().__init__(elementwise, chunks, every)
+    def __init__(self, *, threshold: Annotated[float, Range(0.0, 1.0, above=True)] = 0.99, **options: Any) -> None:
+        super().__init__(**options)
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is {threshold}; it must lie in (0, 1]")
         self.threshold = threshold

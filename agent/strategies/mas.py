@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lifelong.agent.policy import Outputs, Policy
 from lifelong.agent.strategies.base import Context
-from lifelong.agent.strategies.consolidation import Normalize, SequenceImportance, Tasks, sequence_gradients
-from lifelong.envs.options import Count, Share, Steps, Weight
+from lifelong.agent.strategies.consolidation import SequenceImportance, sequence_gradients
+from lifelong.envs.options import Weight
 from lifelong.replay.chunk import Chunk
 
 
@@ -52,44 +52,12 @@ def sensitivity(
 
 
 class MAS(SequenceImportance):
-    """Adds strength/2 * sum_i I_i (theta_i - anchor_i)^2 to the loss.
+    """The importance is the mean over sequences of |gradient of the squared norm of the outputs|, a step.
 
-    At every boundary (or every `every` steps) I <- decay * I + I_new. I_new is the mean over sequences of whole
-    episodes of |gradient of the squared norm of the outputs|, a step: the sum over a sequence's steps stands inside,
-    the absolute value outside. Neither rewards nor actions are looked at. Under `rtrl` the gradient has the whole
-    history.
-
-    Args:
-        strength: twice the paper's lambda.
-        decay: of what was there before; 1 keeps all tasks alike.
-        sequences: sequences that the importance is estimated from, at least; every copy gives equally many.
-        normalize: `all`, `tensor` or `none`: see `ewc`.
-        tasks: whether I is the `sum` over the tasks or the `mean`.
-        value_weight: of the squared value among the outputs; 0 leaves the critic free.
-        every: consolidate every so many steps instead of at boundaries; 0: at boundaries.
+    The sum over a sequence's steps stands inside, the absolute value outside. Neither rewards nor actions are looked
+    at; `value_weight` is that of the squared value among the outputs. Under `rtrl` the gradient has the whole history.
+    `strength` is twice the paper's lambda. The options are those of `SequenceImportance`.
     """
-
-    def __init__(
-        self,
-        *,
-        strength: Weight = 1.0,
-        decay: Share = 1.0,
-        sequences: Count = 256,
-        normalize: Normalize = "all",
-        tasks: Tasks = "sum",
-        value_weight: Weight = 0.0,
-        every: Steps = 0,
-    ) -> None:
-        super().__init__(
-            sequences,
-            strength=strength,
-            critic=value_weight > 0,
-            every=every,
-            decay=decay,
-            normalize=normalize,
-            tasks=tasks,
-        )
-        self.value_weight = value_weight
 
     def measure(
         self, ctx: Context, chunk: Chunk, weight_TB: Tensor, start: Callable[[int], Tensor]

@@ -7,7 +7,7 @@ decoupled weight decay is part of the step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from lifelong.agent.policy import Policy, inputs_of
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Source
 from lifelong.agent.strategies.consolidation import Consolidating
+from lifelong.envs.options import Count, Range, Steps
 
 #: what becomes of element-wise recurrent weights, which have no subspace
 Elementwise = Literal["frozen", "free"]
@@ -101,7 +102,7 @@ class Projection(Consolidating):
 
     data_parallel: ClassVar[str] = "reduce"
 
-    def __init__(self, elementwise: Elementwise, chunks: int, every: int) -> None:
+    def __init__(self, *, elementwise: Elementwise = "frozen", chunks: Count = 16, every: Steps = 0) -> None:
         super().__init__(every)
         if chunks < 1:
             raise ValueError(f"chunks is {chunks}; it must be at least 1")
@@ -202,8 +203,8 @@ class CovarianceProjection(Projection):
     """Base of those that keep the second moments C of the presynaptic vectors of old tasks, and let an update through
     along every eigenvector of C by a share that its eigenvalue says: delta <- delta V diag(share) V^T."""
 
-    def __init__(self, elementwise: Elementwise, chunks: int, every: int) -> None:
-        super().__init__(elementwise, chunks, every)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.projectors: dict[str, Tensor] = {}
 
     def share(self, eigenvalues_n: Tensor) -> Tensor:
@@ -238,3 +239,21 @@ class CovarianceProjection(Projection):
 
     def widened(self, tap: str, kept: Tensor) -> Tensor:
         return super().widened(tap, super().widened(tap, kept).T.contiguous())
+
+
+class SoftProjection(CovarianceProjection):
+    """Base of those that cut nothing off: a direction with second moment lambda keeps alpha / (alpha + lambda).
+
+    Args:
+        alpha: beside the eigenvalues of the second moments; small protects more.
+        options: see `Projection`.
+    """
+
+    def __init__(self, *, alpha: Annotated[float, Range(0.0, 1e6, above=True)] = 1e-3, **options: Any) -> None:
+        super().__init__(**options)
+        if alpha <= 0:
+            raise ValueError(f"alpha is {alpha}; it must be above 0")
+        self.alpha = alpha
+
+    def share(self, eigenvalues_n: Tensor) -> Tensor:
+        return self.alpha / (self.alpha + eigenvalues_n)

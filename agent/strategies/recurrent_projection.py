@@ -3,45 +3,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from lifelong.agent.errors import choice
 from lifelong.agent.strategies.base import Context, Source
-from lifelong.agent.strategies.projection import CovarianceProjection, Elementwise
-from lifelong.envs.options import Count, Range, Steps
+from lifelong.agent.strategies.projection import SoftProjection
 
 
-class RecurrentProjection(CovarianceProjection):
+class RecurrentProjection(SoftProjection):
     """delta W <- P(W C W^T) delta W P(C), with P(S) = alpha (alpha I + S)^-1: what old tasks read *and* what the layer
     said to it stay. C is the mean over the tasks of the second moments of a layer's inputs, in a cell of input and
     memory side by side.
 
     Args:
-        alpha: beside the eigenvalues of S; small protects more. The paper has 0.001.
         sides: `both`, or the `input` or `output` side alone, which are the paper's ablations.
-        elementwise, chunks, every: see `Projection`.
+        options: see `SoftProjection`; the paper's alpha is 0.001.
     """
 
-    def __init__(
-        self,
-        *,
-        alpha: Annotated[float, Range(0.0, 1e6, above=True)] = 1e-3,
-        sides: Literal["both", "input", "output"] = "both",
-        elementwise: Elementwise = "frozen",
-        chunks: Count = 16,
-        every: Steps = 0,
-    ) -> None:
-        super().__init__(elementwise, chunks, every)
-        if alpha <= 0:
-            raise ValueError(f"alpha is {alpha}; it must be above 0")
-        self.alpha, self.sides = alpha, choice("sides of strategy recurrent_projection", sides, _SIDES)
+    def __init__(self, *, sides: Literal["both", "input", "output"] = "both", **options: Any) -> None:
+        super().__init__(**options)
+        self.sides = choice("sides of strategy recurrent_projection", sides, _SIDES)
         self.looks = 0  # tasks in C
         self.outputs: dict[str, Tensor] = {}  # tap -> P(W C W^T)
-
-    def share(self, eigenvalues_n: Tensor) -> Tensor:
-        return self.alpha / (self.alpha + eigenvalues_n)
 
     def accumulated(self, old_nn: Tensor | None, moment_nn: Tensor, count: int) -> Tensor:
         mean = moment_nn / count

@@ -63,6 +63,20 @@ def test_a_class_without_options_of_its_own_has_those_of_its_base() -> None:
     assert problem(found["depth"][1], 0.9) is None  # its type is not that of its default
 
 
+def test_options_of_a_base_are_those_that_are_handed_on_to_it() -> None:
+    class Base:
+        def __init__(self, *, width: int = 3) -> None: ...
+
+    class Fixed(Base):
+        def __init__(self, *, depth: int = 1) -> None: ...
+
+    class Open(Fixed):
+        def __init__(self, *, height: int = 1, **options: Any) -> None: ...
+
+    assert list(parameters_of(Fixed)) == ["depth"]
+    assert list(parameters_of(Open)) == ["depth", "height"]
+
+
 @pytest.mark.parametrize("value", ["x" * 1000, list(range(1000)), {"a": "\x1b" * 500}, None, 3])
 def test_a_value_is_shown_briefly_and_printably(value: Any) -> None:
     assert len(brief(value)) <= 60 and brief(value).isprintable()
