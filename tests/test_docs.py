@@ -86,24 +86,46 @@ def test_no_key_is_documented_that_is_not_there() -> None:
         assert key in KEYS or key == "key" or set(key) <= {"-"}, f"docs/configuration.md has {key}"
 
 
+#: the pages that describe parts
+METHODS = "\n## \n".join(
+    page.read_text() for page in (DOCS / "methods.md", *sorted((DOCS / "strategies").glob("*.md")))
+)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [(k, n) for k, names in registry.REGISTRY.items() if k != "env" for n in names]
 )
 def test_every_part_is_documented_with_its_options(kind: str, name: str) -> None:
-    text = (DOCS / "methods.md").read_text()
-    assert re.search(rf"^### {name}$|`{name}`", text, re.MULTILINE), f"{kind} {name} is missing in docs/methods.md"
+    assert re.search(rf"^### {name}$|`{name}`", METHODS, re.MULTILINE), f"{kind} {name} is missing in docs/methods.md"
     if kind in ("optimizer", "schedule"):
         return
-    section = re.search(rf"^### {name}$(.*?)(?=^##)", text, re.MULTILINE | re.DOTALL)
-    entry = section or re.search(rf"^- `{name}`(.*?)(?=^- |^$)", text, re.MULTILINE | re.DOTALL)
-    assert entry, f"{kind} {name} has no section in docs/methods.md"
+    section = re.search(rf"^### {name}$(.*?)(?=^##|\Z)", METHODS, re.MULTILINE | re.DOTALL)
+    entry = section or re.search(rf"^- `{name}`(.*?)(?=^- |^$)", METHODS, re.MULTILINE | re.DOTALL)
+    assert entry, f"{kind} {name} has no section in docs/methods.md or docs/strategies"
     said = entry[1]
-    for anchor in re.findall(r"\(#([a-z_]+)\)", said):  # what several share is said once, and linked
-        shared = re.search(rf"^### {anchor}$(.*?)(?=^##)", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
-        assert shared, f"{kind} {name} links to #{anchor}, which is not in docs/methods.md"
+    for anchor in re.findall(r"\((?:\w+\.md)?#([a-z_]+)\)", said):  # what several share is said once, and linked
+        shared = re.search(rf"^### {anchor}$(.*?)(?=^##|\Z)", METHODS, re.MULTILINE | re.DOTALL | re.IGNORECASE)
+        assert shared, f"{kind} {name} links to #{anchor}, which is on no page of methods"
         said += shared[1]
     for option in registry.options_of(registry.load(kind, name)):
-        assert f"`{option}`" in said, f"option {option} of {kind} {name} is missing in docs/methods.md"
+        assert f"`{option}`" in said, f"option {option} of {kind} {name} is not documented"
+
+
+@pytest.mark.parametrize("name", registry.REGISTRY["strategy"])
+def test_every_strategy_is_in_the_table_of_families(name: str) -> None:
+    families = rows("strategies/overview.md").values()
+    assert name in ("finetune", "explore") or any(f"`{name}`" in row[0] for row in families)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in DOCS.rglob("*.md"):
+        for target, anchor in re.findall(r"\]\((?!https?:)([\w./]*)#?([\w-]*)\)", page.read_text()):
+            file = page.parent / target if target else page
+            assert file.exists(), f"{page.name} links to {target}"
+            if anchor and file.suffix == ".md":
+                titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+                slugs = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+                assert anchor in slugs, f"{page.name} links to #{anchor} of {file.name}"
 
 
 @pytest.mark.parametrize("name", registry.REGISTRY["schedule"])
@@ -135,6 +157,8 @@ def test_every_metric_is_documented() -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    index = (DOCS / "index.md").read_text()
-    for page in DOCS.glob("*.md"):
-        assert page.name == "index.md" or f"({page.name})" in index
+    index, nav = (DOCS / "index.md").read_text(), (DOCS.parent / "mkdocs.yml").read_text()
+    for page in DOCS.rglob("*.md"):
+        path = page.relative_to(DOCS).as_posix()
+        assert path in nav
+        assert path == "index.md" or f"({path})" in index
