@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from lifelong.agent.config import Config
+from lifelong.agent.detectors.base import LOOKBACK
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.detection import chunks_kept
 from lifelong.agent.runtime.walk import tensors_of
 from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.tasks import TaskEnv
@@ -88,6 +90,9 @@ def needs_of(
         fresh = 2 * strategy.fresh_sequences(copies) * (chunk + carry)  # as many again while they are drawn
         stored = sequence + 4 * policy.cell.state_size * (strategy.replay_memories() - 1)
         needs.append((f"options of strategy {spec['kind']}", strategy.replay_sequences() * stored + fresh))
+    if config.stream.boundaries == "detected":
+        kept = chunks_kept(strategies, copies, config.detector.get("lookback", LOOKBACK))
+        needs.append(("what strategies look back on with stream.boundaries detected", kept * copies * sequence))
     return needs
 
 
