@@ -48,7 +48,11 @@ class Kept:
 
 @torch.no_grad()
 def relived(
-    policy: Policy, new_engine: Callable[[int], GradientEngine], kept: Sequence[Kept], count: int
+    policy: Policy,
+    new_engine: Callable[[int], GradientEngine],
+    kept: Sequence[Kept],
+    context: int | None,
+    count: int,
 ) -> Iterator[Experience]:
     """The last `count` of consecutive chunks, or all if there are fewer, as the policy as it is now goes through them.
 
@@ -59,6 +63,7 @@ def relived(
         policy: as it is now.
         new_engine: makes an engine for so many copies.
         kept: the chunks, oldest first.
+        context: stands in place of the task in what is yielded; None: the task is shown.
         count: how many are yielded.
 
     Yields:
@@ -80,6 +85,7 @@ def relived(
             its.load_state_dict({name: tensor.clone() for name, tensor in engine.state_dict().items()})
             now = replace(
                 chunk,
+                task=chunk.task if context is None else torch.full_like(chunk.task, context),
                 policy=outputs.policy,
                 log_prob=policy.distribution.log_prob(outputs.policy, chunk.action),
                 value=outputs.value,
@@ -145,7 +151,8 @@ class Detection:
             return
         before, self.kept = self.kept[:-new], self.kept[-new:]
         last = before[-1].step if before else trainer.step
-        source = functools.partial(relived, trainer.rollout.policy, trainer.fresh.engine, before)
+        context = None if trainer.config.stream.task_id == "observed" else len(self.alarms)
+        source = functools.partial(relived, trainer.rollout.policy, trainer.fresh.engine, before, context)
         for strategy in self.strategies:
             strategy.on_task_end(trainer.context(trainer.stream.segment_at(last - 1)), source)
         self.alarms.append(trainer.step)
