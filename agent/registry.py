@@ -70,6 +70,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "reset_on_task": "lifelong.agent.strategies.reset_on_task:ResetOnTask",
         "redo": "lifelong.agent.strategies.redo:ReDo",
         "continual_backprop": "lifelong.agent.strategies.continual_backprop:ContinualBackprop",
+        "upgd": "lifelong.agent.strategies.upgd:UPGD",
+        "trac": "lifelong.agent.strategies.trac:Trac",
     },
     "optimizer": {
         "adam": "torch.optim:Adam",
