@@ -35,6 +35,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "elstm": "lifelong.agent.cells.elstm:ELSTM",
         "gru": "lifelong.agent.cells.gru:GRU",
         "lstm": "lifelong.agent.cells.lstm:LSTM",
+        "rnn": "lifelong.agent.cells.rnn:RNN",
     },
     "gradient": {
         "bptt": "lifelong.agent.gradients.bptt:BPTT",
