@@ -1,4 +1,4 @@
-"""What is re-initialised is forgotten by everyone: the optimiser, importances and their anchors, paths and utilities."""
+"""What is re-initialised is forgotten by everyone: the optimiser, importances, anchors, paths and utilities."""
 
 from __future__ import annotations
 
