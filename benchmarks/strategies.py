@@ -3,10 +3,10 @@
     lifelong bench strategies [--json FILE]
 
 One process, one thread. Each strategy, at the options that the quickstart has for it, stands alone and is measured in
-its second task, when everything that it does at a boundary and after it is at work; a run of finetune on the same config
-takes turns with it. The median of the ratios of neighbouring turns is reported, in seconds of this process. What happens
-at a boundary is timed by itself, as the number of chunks of finetune that fit into it. Memory is that of the strategy's
-tensors, in units of the policy's parameters.
+its second task, when everything that it does at a boundary and after it is at work; a run of finetune on the same
+config takes turns with it. The median of the ratios of neighbouring turns is reported, in seconds of this process. What
+happens at a boundary is timed by itself, as the number of chunks of finetune that fit into it. Memory is that of the
+strategy's tensors, in units of the policy's parameters.
 """
 
 from __future__ import annotations

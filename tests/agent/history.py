@@ -76,7 +76,7 @@ class History:
         return c, changes
 
     def carried(self, boundary_BN: Tensor) -> list[Tensor]:
-        """The engine's share of the gradient of dL/dc = `boundary_BN`: of input weights, biases, element-wise weights."""
+        """The carry's product with dL/dc = `boundary_BN`: for input weights, biases and element-wise weights."""
         weight, small = self.cell.carry_gradient(self.engine.weight_BGND, self.engine.small_BMN, boundary_BN, None)
         gates = len(self.cell.GATES)
         return [weight.flatten(0, 1), small[:gates].flatten(), small[gates:]]
