@@ -182,6 +182,7 @@ class Trainer:
             optimizer=self.learner.optimizer,
             workers=self.workers,
             folder=self.record.folder,
+            strategies=tuple(self.strategies),
         )
 
     def source(self, chunks: int, task: int | None = None) -> Iterator[Experience]:

@@ -34,6 +34,7 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "weight_clipping": {"kappa": 1.0},
     "redo": {"tau": 0.5, "period": 2},
     "continual_backprop": {"rate": 0.1, "maturity": 1},
+    "upgd": {"sigma": 0.1, "per": "unit"},
 }
 CLOCKED = [name for name in REGISTRY["strategy"] if "every" in options_of(load("strategy", name))]
 ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in CLOCKED}
