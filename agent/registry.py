@@ -35,6 +35,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "elstm": "lifelong.agent.cells.elstm:ELSTM",
         "gru": "lifelong.agent.cells.gru:GRU",
         "lstm": "lifelong.agent.cells.lstm:LSTM",
+        "rnn": "lifelong.agent.cells.rnn:RNN",
     },
     "gradient": {
         "bptt": "lifelong.agent.gradients.bptt:BPTT",
@@ -63,6 +64,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "owm": "lifelong.agent.strategies.owm:OWM",
         "adam_nscl": "lifelong.agent.strategies.adam_nscl:AdamNSCL",
         "recurrent_projection": "lifelong.agent.strategies.recurrent_projection:RecurrentProjection",
+        "hlop": "lifelong.agent.strategies.hlop:HLOP",
+        "trgp": "lifelong.agent.strategies.trgp:TRGP",
+        "ogd": "lifelong.agent.strategies.ogd:OGD",
         "explore": "lifelong.agent.strategies.explore:Explore",
         "shrink_perturb": "lifelong.agent.strategies.shrink_perturb:ShrinkPerturb",
         "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
@@ -70,6 +74,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "reset_on_task": "lifelong.agent.strategies.reset_on_task:ResetOnTask",
         "redo": "lifelong.agent.strategies.redo:ReDo",
         "continual_backprop": "lifelong.agent.strategies.continual_backprop:ContinualBackprop",
+        "upgd": "lifelong.agent.strategies.upgd:UPGD",
+        "trac": "lifelong.agent.strategies.trac:Trac",
     },
     "detector": {
         "cusum": "lifelong.agent.detectors.cusum:CUSUM",

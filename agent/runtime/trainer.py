@@ -188,6 +188,8 @@ class Trainer:
             device=self.rollout.env.device,
             optimizer=self.learner.optimizer,
             workers=self.workers,
+            folder=self.record.folder,
+            strategies=tuple(self.strategies),
         )
 
     def source(self, chunks: int, task: int | None = None) -> Iterator[Experience]:

@@ -8,7 +8,8 @@ Order of the hooks in one chunk, for a list of strategies in the order of the co
     these but on_clock is called.
 
 Whoever re-initialises units of the cell says which (on_task_start, after_update, after_chunk): the memory of every copy
-and the carry of the gradient engine must forget what these units were.
+and the carry of the gradient engine must forget what these units were. Parameters are re-initialised by
+`agent.strategies.initial.reinitialise`, which tells all strategies (on_reset).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -50,8 +52,12 @@ class Context:
     optimizer: torch.optim.Optimizer
     #: `copies` are this worker's; what a strategy learns from them must become equal everywhere, or stay its shard
     workers: Workers = ALONE
+    #: the run folder, for what is too large for memory
+    folder: Path | None = None
     #: in a minibatch: which of the copies its live ones are, int64; None: all of them in order
     rows: Tensor | None = None
+    #: all of the run, which are told of what is re-initialised (see `agent.strategies.initial.reinitialise`)
+    strategies: tuple[Strategy, ...] = ()
 
 
 class Strategy:
@@ -76,6 +82,11 @@ class Strategy:
     def replay_memories(self) -> int:
         """How many memories of the cell it keeps with each of them: the one it starts from, and maybe later ones."""
         return 1
+
+    def replay_bytes(self, exact: int, compact: int) -> dict[str, int]:
+        """How many bytes its sequences take where (`device`, `host`, `disk`), if one of them takes so many, stored
+        exactly or compactly."""
+        return {"device": self.replay_sequences() * exact}
 
     def fresh_sequences(self, copies: int) -> int:
         """How many fresh sequences of a chunk's length it asks a source for at once, with so many copies; the memory
@@ -122,6 +133,9 @@ class Strategy:
         """A chunk has been learned from: store it, look at activations; return the units (int64) of the cell that were
         re-initialised, if any."""
         return None
+
+    def on_reset(self, ctx: Context, entries: Mapping[str, Tensor]) -> None:
+        """Entries of parameters have been re-initialised (name -> bool mask); what is kept of them must go."""
 
     def evaluation_view(self, ctx: Context, task: int) -> AbstractContextManager[None]:
         """Masks, heads or averaged weights while `task` is evaluated."""
