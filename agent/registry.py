@@ -35,6 +35,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "elstm": "lifelong.agent.cells.elstm:ELSTM",
         "gru": "lifelong.agent.cells.gru:GRU",
         "lstm": "lifelong.agent.cells.lstm:LSTM",
+        "rnn": "lifelong.agent.cells.rnn:RNN",
     },
     "gradient": {
         "bptt": "lifelong.agent.gradients.bptt:BPTT",
@@ -74,6 +75,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "reset_on_task": "lifelong.agent.strategies.reset_on_task:ResetOnTask",
         "redo": "lifelong.agent.strategies.redo:ReDo",
         "continual_backprop": "lifelong.agent.strategies.continual_backprop:ContinualBackprop",
+        "upgd": "lifelong.agent.strategies.upgd:UPGD",
+        "trac": "lifelong.agent.strategies.trac:Trac",
     },
     "optimizer": {
         "adam": "torch.optim:Adam",

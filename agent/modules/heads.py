@@ -127,12 +127,17 @@ class Categorical(Distribution):
 
 
 class MultiCategorical(Distribution):
-    """MultiDiscrete([n_1, ..., n_A]): parameters are all logits side by side; actions are int64 [..., A]."""
+    """MultiDiscrete([n_1, ..., n_A]): parameters are all logits side by side; actions are int64 [..., A].
+
+    The A distributions are independent: log-probabilities, entropies and divergences are sums over them. Where all have
+    equally many choices they are one `Categorical` with a dimension more.
+    """
 
     action_dtype = torch.int64
 
     def __init__(self, counts: list[int]) -> None:
         self.counts = counts
+        self.alike = Categorical(counts[0]) if len(set(counts)) == 1 else None
         self.parts = [Categorical(n) for n in counts]
         self.size = sum(counts)
         self.action_shape = (len(counts),)
@@ -140,20 +145,38 @@ class MultiCategorical(Distribution):
     def _each(self, params: Tensor) -> Any:
         return zip(self.parts, params.split(self.counts, -1), strict=True)
 
+    def _rows(self, params: Tensor) -> Tensor:
+        """[..., A, n] where all have n choices."""
+        return params.unflatten(-1, (len(self.counts), -1))
+
     def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.alike:
+            return self.alike.sample(self._rows(params), generator)
         return torch.stack([part.sample(p, generator) for part, p in self._each(params)], -1)
 
     def mode(self, params: Tensor) -> Tensor:
+        if self.alike:
+            return self.alike.mode(self._rows(params))
         return torch.stack([part.mode(p) for part, p in self._each(params)], -1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        parts = [part.log_prob(p, action[..., i]) for i, (part, p) in enumerate(self._each(params))]
-        return torch.stack(parts).sum(0)
+        return self.log_prob_and_entropy(params, action)[0]
 
     def entropy(self, params: Tensor) -> Tensor:
+        if self.alike:
+            return self.alike.entropy(self._rows(params)).sum(-1)
         return torch.stack([part.entropy(p) for part, p in self._each(params)]).sum(0)
 
+    def log_prob_and_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        if self.alike:
+            log_prob, entropy = self.alike.log_prob_and_entropy(self._rows(params), action)
+            return log_prob.sum(-1), entropy.sum(-1)
+        both = [part.log_prob_and_entropy(p, action[..., i]) for i, (part, p) in enumerate(self._each(params))]
+        return torch.stack([log_prob for log_prob, _ in both]).sum(0), torch.stack([h for _, h in both]).sum(0)
+
     def kl(self, params: Tensor, other: Tensor) -> Tensor:
+        if self.alike:
+            return self.alike.kl(self._rows(params), self._rows(other)).sum(-1)
         others = other.split(self.counts, -1)
         return torch.stack([part.kl(p, q) for (part, p), q in zip(self._each(params), others, strict=True)]).sum(0)
 
@@ -161,6 +184,8 @@ class MultiCategorical(Distribution):
         return params / temperature
 
     def features(self, action: Tensor) -> Tensor:
+        if self.alike:
+            return self.alike.features(action).flatten(-2)
         return torch.cat([part.features(action[..., i]) for i, part in enumerate(self.parts)], -1)
 
     @property

@@ -7,14 +7,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lifelong.agent.modules.heads import Categorical, Distribution, Gaussian, TanhGaussian
+from lifelong.agent.modules.heads import Categorical, Distribution, Gaussian, MultiCategorical, TanhGaussian
 from lifelong.agent.objectives.base import Metrics, Objective
 from lifelong.agent.policy import Outputs
 from lifelong.replay.chunk import Chunk
 
 
 class Supervised(Objective):
-    """Cross-entropy (Discrete) or half the squared error of the mean (Box), averaged over the steps that have a target.
+    """Cross-entropy (Discrete; of MultiDiscrete the sum over its parts) or half the squared error of the mean (Box),
+    averaged over the steps that have a target.
 
     Args:
         distribution: of the policy's actions.
@@ -25,8 +26,8 @@ class Supervised(Objective):
 
     def __init__(self, distribution: Distribution) -> None:
         super().__init__(distribution)
-        if not isinstance(distribution, (Categorical, Gaussian)):
-            raise ValueError("supervised needs a Discrete or Box action space")
+        if not isinstance(distribution, (Categorical, MultiCategorical, Gaussian)):
+            raise ValueError("supervised needs a Discrete, MultiDiscrete or Box action space")
         if isinstance(distribution, TanhGaussian):
             raise ValueError("supervised predicts the target in its own unit; set policy.squash to none")
 
@@ -36,10 +37,10 @@ class Supervised(Objective):
     def loss(self, outputs: Outputs, chunk: Chunk, prepared: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
         mean = self.mean(chunk)
         metrics = {}
-        if isinstance(self.distribution, Categorical):
+        if isinstance(self.distribution, (Categorical, MultiCategorical)):
             error = -self.distribution.log_prob(outputs.policy, chunk.target)
-            hit = (outputs.policy.argmax(-1) == chunk.target).to(mean.weight.dtype)
-            metrics["accuracy"] = mean(hit)
+            hit = (self.distribution.mode(outputs.policy) == chunk.target).to(mean.weight.dtype)
+            metrics["accuracy"] = mean(hit.flatten(2).mean(-1) if hit.dim() > 2 else hit)
         else:
             prediction = self.distribution.mode(outputs.policy)
             error = 0.5 * (prediction - chunk.target).square().sum(-1)

@@ -181,6 +181,7 @@ class Trainer:
             device=self.rollout.env.device,
             optimizer=self.learner.optimizer,
             workers=self.workers,
+            strategies=tuple(self.strategies),
         )
 
     def source(self, chunks: int, task: int | None = None) -> Iterator[Experience]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
 from lifelong.agent.strategies.projection import CovarianceProjection
@@ -28,7 +30,9 @@ class AdamNSCL(CovarianceProjection):
             raise ValueError(f"ratio is {ratio}; it must be at least 1")
         self.ratio = ratio
 
-    def share(self, eigenvalues_n: Tensor) -> Tensor:
+    def share(self, eigenvalues_n: Tensor, floor: float) -> Tensor:
         # what rounding leaves of a zero: without it a single exact null direction would be all the room there is
         smallest = eigenvalues_n[0].clamp(min=1e-6 * eigenvalues_n[-1])
-        return (eigenvalues_n <= self.ratio * smallest).to(eigenvalues_n)
+        free = int((eigenvalues_n <= self.ratio * smallest).sum())
+        free = max(free, math.ceil(len(eigenvalues_n) * floor - 1e-6))
+        return (torch.arange(len(eigenvalues_n), device=eigenvalues_n.device) < free).to(eigenvalues_n)

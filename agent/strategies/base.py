@@ -7,7 +7,8 @@ Order of the hooks in one chunk, for a list of strategies in the order of the co
     at boundaries that are given. A chunk that `learns` declines is lived through: none of these but on_clock is called.
 
 Whoever re-initialises units of the cell says which (on_task_start, after_update, after_chunk): the memory of every copy
-and the carry of the gradient engine must forget what these units were.
+and the carry of the gradient engine must forget what these units were. Parameters are re-initialised by
+`agent.strategies.initial.reinitialise`, which tells all strategies (on_reset).
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Context:
     workers: Workers = ALONE
     #: in a minibatch: which of the copies its live ones are, int64; None: all of them in order
     rows: Tensor | None = None
+    #: all of the run, which are told of what is re-initialised (see `agent.strategies.initial.reinitialise`)
+    strategies: tuple[Strategy, ...] = ()
 
 
 class Strategy:
@@ -119,6 +122,9 @@ class Strategy:
         """A chunk has been learned from: store it, look at activations; return the units (int64) of the cell that were
         re-initialised, if any."""
         return None
+
+    def on_reset(self, ctx: Context, entries: Mapping[str, Tensor]) -> None:
+        """Entries of parameters have been re-initialised (name -> bool mask); what is kept of them must go."""
 
     def evaluation_view(self, ctx: Context, task: int) -> AbstractContextManager[None]:
         """Masks, heads or averaged weights while `task` is evaluated."""

@@ -105,6 +105,12 @@ class QuadraticPenalty(Strategy):
         """From now on, the parameters as they are now, all with importance 1."""
         self.hold({name: torch.ones_like(parameter) for name, parameter in self.parameters.items()})
 
+    def on_reset(self, ctx: Context, entries: Mapping[str, Tensor]) -> None:
+        """What has begun anew matters to no task yet, and its anchor is where it is now."""
+        for name in entries.keys() & self.importance.keys():
+            self.importance[name] = self.importance[name].masked_fill(entries[name], 0.0)
+            self.anchor[name] = torch.where(entries[name], self.parameters[name].detach(), self.anchor[name])
+
     def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
         if not self.importance:
             return None

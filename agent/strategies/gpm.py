@@ -17,16 +17,17 @@ from lifelong.envs.options import Range
 from lifelong.kernels.project import project
 
 
-def append_basis(basis_nk: Tensor, covariance_nn: Tensor, threshold: float) -> Tensor:
+def append_basis(basis_nk: Tensor, covariance_nn: Tensor, threshold: float, most: int | None = None) -> Tensor:
     """Extend an orthonormal basis until it holds `threshold` of the energy of the data (Saha et al. 2021, eqs. 8-9).
 
     Args:
         basis_nk: orthonormal columns so far (k may be 0).
         covariance_nn: uncentred second moment of the presynaptic vectors, sum x x^T.
         threshold: share of the energy trace(covariance) that the basis must hold.
+        most: columns that it may have in the end; by default n.
 
     Returns:
-        The basis with the fewest leading directions of the residual appended, at most n columns.
+        The basis with the fewest leading directions of the residual appended.
     """
     covariance = covariance_nn.double()
     basis = basis_nk.double()
@@ -36,8 +37,8 @@ def append_basis(basis_nk: Tensor, covariance_nn: Tensor, threshold: float) -> T
     energy, directions = torch.linalg.eigh(0.5 * (residual + residual.T))
     energy, directions = energy.flip(0).clamp(min=0.0), directions.flip(1)
     held = total - energy.sum() + torch.cat([energy.new_zeros(1), energy.cumsum(0)])
-    room = covariance.shape[0] - basis.shape[1]
-    count = min(int((held < threshold * total).sum()), room)
+    room = (covariance.shape[0] if most is None else most) - basis.shape[1]
+    count = max(0, min(int((held < threshold * total).sum()), room))
     new = directions[:, :count]
     new = new - basis @ (basis.T @ new)
     both, _ = torch.linalg.qr(torch.cat([basis, new], 1))
@@ -60,10 +61,11 @@ class GPM(Projection):
 
     def protect(self, tap: str, moment_nn: Tensor, count: int) -> Tensor:
         empty = torch.zeros(moment_nn.shape[0], 0, device=moment_nn.device)
-        return append_basis(self.protected.get(tap, empty), moment_nn, self.threshold)
+        return append_basis(self.protected.get(tap, empty), moment_nn, self.threshold, self.most(tap, len(moment_nn)))
 
     def project(self, tap: str, delta_mn: Tensor) -> Tensor:
         return project(delta_mn, self.protected[tap])
 
-    def report(self) -> dict[str, float]:
-        return {f"rank/{tap}": basis.shape[1] / basis.shape[0] for tap, basis in self.protected.items()}
+    def room_of(self, tap: str) -> float:
+        width, rank = self.protected[tap].shape
+        return 1 - rank / width

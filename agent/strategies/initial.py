@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lifelong.agent.moments import moments
 from lifelong.agent.policy import Policy
 from lifelong.agent.strategies.base import Context, Strategy
 
@@ -24,6 +26,28 @@ class Redrawing(Strategy):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.generator.set_state(saved["generator"])
+
+
+@torch.no_grad()
+def reinitialise(ctx: Context, fresh: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> None:
+    """Begin entries of parameters anew: the one place where that is done, so that nothing remembers what they were.
+
+    They get the values in `fresh`, what the optimiser keeps of them becomes zero, and every strategy is told
+    (`Strategy.on_reset`): their importance goes, and anchors move to where they are now. Memory and carry of the cell's
+    units are left to the trainer.
+
+    Args:
+        ctx: as in every hook.
+        fresh: name of a parameter -> values.
+        entries: name of a parameter -> which of its entries, bool.
+    """
+    for name, mask in entries.items():
+        parameter = ctx.policy.get_parameter(name)
+        parameter.copy_(torch.where(mask, fresh[name], parameter))
+        for kept in moments(ctx.optimizer, parameter).values():
+            kept.masked_fill_(mask, 0.0)
+    for strategy in ctx.strategies:
+        strategy.on_reset(ctx, entries)
 
 
 def weights_of(policy: Policy, recurrence: bool) -> dict[str, nn.Parameter]:

@@ -6,7 +6,10 @@ Kumar, Marklund & Van Roy 2023, *Maintaining Plasticity in Continual Learning vi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
+
+from torch import Tensor
 
 from lifelong.agent.strategies.base import Context
 from lifelong.agent.strategies.consolidation import QuadraticPenalty
@@ -33,3 +36,9 @@ class L2Init(QuadraticPenalty):
     def setup(self, ctx: Context, seed: int) -> None:
         super().setup(ctx, seed)
         self.hold_all_alike()
+
+    def on_reset(self, ctx: Context, entries: Mapping[str, Tensor]) -> None:
+        """As new is what a re-initialised entry is now."""
+        importance = dict(self.importance)
+        super().on_reset(ctx, entries)
+        self.importance = importance  # is that of all alike

@@ -1,4 +1,4 @@
-"""What strategies share that project: the inputs of every weight matrix, and a realised update that is projected.
+"""What strategies share that project: a realised update that is projected, a budget, and what no projection covers.
 
 The step *after* the optimiser is projected: Adam would rotate a projected gradient back into the protected space, and
 decoupled weight decay is part of the step.
@@ -6,113 +6,86 @@ decoupled weight decay is part of the step.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lifelong.agent.errors import choice
-from lifelong.agent.modules.encoders import OneHotLinear
-from lifelong.agent.policy import Policy, inputs_of
+from lifelong.agent.policy import Outputs
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Source
 from lifelong.agent.strategies.consolidation import Consolidating
-from lifelong.envs.options import Count, Range, Steps
+from lifelong.agent.strategies.ewc import EWC
+from lifelong.agent.strategies.taps import Taps
+from lifelong.envs.options import Count, Range, Steps, Weight
+from lifelong.replay.chunk import Chunk
 
-#: what becomes of element-wise recurrent weights, which have no subspace
-Elementwise = Literal["frozen", "free"]
-
-
-class Taps:
-    """The presynaptic vectors of a policy's weight matrices: encoder layers, cell (recurrent input included), actor.
-
-    A vector is extended by a constant 1 where the matrix has a bias, so that weight and bias are protected together.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        # tap -> (weight names, concatenated along the input dimension; bias name)
-        self.weights: dict[str, tuple[list[str], str | None]] = {}
-        self.layers: dict[str, nn.Module] = {}
-        for name, module in policy.encoder.named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                bias = f"encoder.{name}.bias" if module.bias is not None else None
-                self.weights[f"encoder.{name}"] = ([f"encoder.{name}.weight"], bias)
-                self.layers[f"encoder.{name}"] = module
-        for tap, (weights, bias) in policy.cell.taps().items():
-            self.weights[f"cell.{tap}"] = ([f"cell.{w}" for w in weights], f"cell.{bias}" if bias else None)
-        if policy.actor.tasks == 1:
-            self.weights["actor"] = (["actor.linear.weight"], "actor.linear.bias")
-
-    @torch.no_grad()
-    def vectors(self, experience: Experience) -> dict[str, Tensor]:
-        """tap -> presynaptic vectors [M, n] of every step in the experience that counts."""
-        chunk, policy = experience.chunk, self.policy
-        counts = chunk.weight.flatten() > 0
-        found: dict[str, Tensor] = {}
-
-        def remember(tap: str) -> Any:
-            def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                (x,) = args
-                if isinstance(module, nn.Conv2d):  # every patch is a presynaptic vector
-                    x = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
-                    x = x.transpose(1, 2).flatten(0, 1)
-                found[tap] = module.one_hot(x) if isinstance(module, OneHotLinear) else x
-
-            return hook
-
-        handles = [module.register_forward_hook(remember(tap)) for tap, module in self.layers.items()]
-        try:
-            x_TBD = policy.encode(inputs_of(chunk))
-        finally:
-            for handle in handles:
-                handle.remove()
-        for tap, module in self.layers.items():
-            if isinstance(module, nn.Linear):
-                found[tap] = found[tap][counts]
-        state = experience.state_TBS * (~chunk.is_init).unsqueeze(-1)
-        x_MD, state_MS = x_TBD.flatten(0, 1)[counts], state.flatten(0, 1)[counts]
-        for tap, vectors in policy.cell.presynaptic(x_MD, state_MS).items():
-            found[f"cell.{tap}"] = vectors
-        y_MH, _ = policy.cell.step(x_MD, state_MS)
-        if "actor" in self.weights:
-            found["actor"] = y_MH
-        return {tap: self._extended(tap, vectors) for tap, vectors in found.items()}
-
-    def _extended(self, tap: str, vectors: Tensor) -> Tensor:
-        if self.weights[tap][1] is None:
-            return vectors
-        return torch.cat([vectors, torch.ones_like(vectors[:, :1])], 1)
+#: what becomes of parameters that have no subspace: element-wise recurrent weights, a free log standard deviation
+Elementwise = Literal["frozen", "free", "importance"]
+#: whether the critic moves as it likes
+Critic = Literal["free", "projected"]
 
 
 class Projection(Consolidating):
     """Base of those that project every realised update, by what the layers saw on old tasks.
 
     Weight matrices of the encoder, the cell (input, recurrent and output gates) and a shared actor head are projected.
-    Element-wise recurrent weights and free log standard deviations have no subspace and are frozen after the first
-    task (the former may be left free). The critic is free: acting on old tasks does not use it. With one head a task,
-    only the current task's moves.
+    What acting depends on besides has no subspace: element-wise recurrent weights, a free log standard deviation,
+    normalisation in an encoder of the user's own. It is frozen after the first task, or held by importance, or free.
+    Acting on old tasks does not use the critic, which is free or projected like a layer. With one head a task, only
+    the current task's moves.
+
+    A layer's room is the mean share of an update, over the directions of its input space, that is let through.
 
     Args:
-        elementwise: whether element-wise recurrent weights are frozen after the first task, or free.
+        elementwise: what becomes of parameters without a subspace after the first task: `frozen`, `free`, or held by
+            `importance`: a quadratic pull to where they were at the last boundary, with the diagonal Fisher of all
+            old tasks (see `EWC`), normalised per tensor.
+        pull: strength of that pull.
+        critic: whether the critic is free, or projected like the actor.
+        room: share of every layer's input space that is always left, so that later tasks have room.
+        per_task: largest share of a layer's input space that one task may take.
         chunks: chunks of fresh experience that are looked at.
         every: consolidate every so many steps instead of at boundaries; 0: at boundaries.
     """
 
     data_parallel: ClassVar[str] = "reduce"
+    #: sequences that the Fisher of parameters without a subspace is estimated from, at least
+    IMPORTANCE_SEQUENCES: ClassVar[int] = 256
 
-    def __init__(self, *, elementwise: Elementwise = "frozen", chunks: Count = 16, every: Steps = 0) -> None:
+    def __init__(
+        self,
+        *,
+        elementwise: Elementwise = "frozen",
+        pull: Weight = 100.0,
+        critic: Critic = "free",
+        room: Annotated[float, Range(0.0, 0.99)] = 0.0,
+        per_task: Annotated[float, Range(0.0, 1.0, above=True)] = 1.0,
+        chunks: Count = 16,
+        every: Steps = 0,
+    ) -> None:
         super().__init__(every)
         if chunks < 1:
             raise ValueError(f"chunks is {chunks}; it must be at least 1")
-        choice("elementwise of a projection", elementwise, ("frozen", "free"))
-        self.elementwise, self.chunks = elementwise, chunks
+        if not 0 <= room < 1:
+            raise ValueError(f"room is {room}; it must lie in [0, 1)")
+        if not 0 < per_task <= 1:
+            raise ValueError(f"per_task is {per_task}; it must lie in (0, 1]")
+        self.elementwise = choice("elementwise of a projection", elementwise, ("frozen", "free", "importance"))
+        self.critic = choice("critic of a projection", critic, ("free", "projected"))
+        self.room, self.per_task, self.chunks = room, per_task, chunks
+        self.held = _Held(strength=pull, sequences=self.IMPORTANCE_SEQUENCES, normalize="tensor")
         #: tap -> what is protected, a tensor whose first dimension is that of the presynaptic vectors
         self.protected: dict[str, Tensor] = {}
+        #: tap -> its room
+        self.rooms: dict[str, float] = {}
 
     def protect(self, tap: str, moment_nn: Tensor, count: int) -> Tensor:
-        """What is protected from now on.
+        """What is protected from now on; at least `least_room` must be left.
 
         Args:
             tap: of which matrix.
@@ -125,18 +98,30 @@ class Projection(Consolidating):
         """The part of an update of a tap's weights, side by side with the bias, that is let through."""
         raise NotImplementedError
 
+    def room_of(self, tap: str) -> float:
+        """The room of a layer, as it is protected now."""
+        raise NotImplementedError
+
+    def least_room(self, tap: str) -> float:
+        """The room that the task which is looked at now has to leave."""
+        return max(self.room, self.rooms.get(tap, 1.0) - self.per_task)
+
+    def most(self, tap: str, width: int) -> int:
+        """How many directions of `width` may be protected once this task was looked at."""
+        return math.floor(width * (1 - self.least_room(tap)) + 1e-6)
+
     def fresh_sequences(self, copies: int) -> int:
         return self.chunks * copies
 
     def setup(self, ctx: Context, seed: int) -> None:
         self.device, self.parameters = ctx.device, dict(ctx.policy.named_parameters())
-        self.taps = Taps(ctx.policy)
-        frozen = ctx.policy.cell.elementwise_parameters() if self.elementwise == "frozen" else []
-        self.frozen = [f"cell.{name}" for name in frozen]
+        self.taps = Taps(ctx.policy, critic=self.critic == "projected")
+        rest = self.taps.rest()
+        self.frozen = rest if self.elementwise == "frozen" else []
+        self.held.names = rest if self.elementwise == "importance" else []
+        self.held.setup(ctx, seed)
         self.heads = ctx.policy.actor.tasks
-        self.of_heads = [name for name, _ in ctx.policy.named_parameters() if name.startswith("actor.")]
-        if self.heads == 1 and "actor.log_std" in self.of_heads:
-            self.frozen.append("actor.log_std")
+        self.of_heads = [name for name in self.parameters if name.startswith("actor.")]
         self.needs_task_id = self.heads > 1
 
     @torch.no_grad()
@@ -144,29 +129,28 @@ class Projection(Consolidating):
         """Protect what the current policy's layers see on the current task."""
         moments: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
+        first: list[Experience] = []  # for the importance
+        wanted = -(-self.held.sequences // (ctx.copies * ctx.workers.count)) if self.held.names else 0
         for experience in source(self.chunks):
+            if len(first) < wanted:
+                first.append(experience)
             for tap, vectors in self.taps.vectors(experience).items():
                 moments[tap] = moments.get(tap, 0.0) + vectors.double().T @ vectors.double()
                 counts[tap] = counts.get(tap, torch.zeros((), device=self.device)) + len(vectors)
         ctx.workers.sum_([*moments.values(), *counts.values()])
         for tap, moment in moments.items():
             self.protected[tap] = self.protect(tap, moment, int(counts[tap])).float()
+            self.rooms[tap] = self.room_of(tap)
+        if self.held.names:
+            with torch.enable_grad():
+                self.held.consolidate(ctx, lambda chunks: itertools.islice(iter(first), chunks))
 
-    def joint(self, tap: str, tensors: Mapping[str, Tensor]) -> Tensor:
-        """A tap's weights, or their updates, side by side with the bias [m, n]."""
-        weights, bias = self.taps.weights[tap]
-        parts = [tensors[name].flatten(1) for name in weights]
-        return torch.cat([*parts, tensors[bias].unsqueeze(1)] if bias else parts, 1)
+    def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
+        return self.held.extra_loss(ctx, chunk, outputs, live)
 
     def transform_update(self, ctx: Context, deltas: Mapping[str, Tensor]) -> None:
         for tap in self.protected:
-            weights, bias = self.taps.weights[tap]
-            let_through = self.project(tap, self.joint(tap, deltas))
-            for name in weights:
-                part, let_through = let_through.tensor_split([deltas[name].flatten(1).shape[1]], 1)
-                deltas[name].copy_(part.reshape(deltas[name].shape))
-            if bias:
-                deltas[bias].copy_(let_through.squeeze(1))
+            self.taps.write(tap, self.project(tap, self.taps.joint(tap, deltas)), deltas)
         if self.protected:
             for name in self.frozen:
                 deltas[name].zero_()
@@ -179,24 +163,37 @@ class Projection(Consolidating):
             others = torch.arange(self.heads, device=rows.device) != task
             rows[others] = 0.0
 
+    def report(self) -> dict[str, float]:
+        """Of every layer the directions that are protected, of a soft projection in sum of their shares, and the room;
+        and the pull on what has no subspace."""
+        rooms = {f"room/{tap}": room for tap, room in self.rooms.items()}
+        ranks = {f"rank/{tap}": len(self.protected[tap]) * (1 - room) for tap, room in self.rooms.items()}
+        return {**ranks, **rooms, **self.held.report()}
+
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "protected": self.protected}
+        own = {"protected": self.protected, "rooms": self.rooms, "held": self.held.state_dict()}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         super().load_state_dict(saved)
         taps = self.taps.weights  # a single head is a tap, several are not
         self.protected = {tap: self.widened(tap, kept) for tap, kept in saved["protected"].items() if tap in taps}
+        self.rooms = {tap: room for tap, room in saved["rooms"].items() if tap in taps}
+        self.held.load_state_dict(saved["held"])
 
     def widened(self, tap: str, kept: Tensor) -> Tensor:
-        """What was protected, with a row of zeros for every input that the first weight matrix of `tap` has got since
-        then, behind the inputs that it had: old tasks never used them."""
-        weights, bias = self.taps.weights[tap]
-        widths = [self.parameters[name].flatten(1).shape[1] for name in weights]
-        new = sum(widths) + (bias is not None) - len(kept)
-        if not new:
-            return kept.to(self.device)
-        before, after = kept.to(self.device).tensor_split([widths[0] - new])
-        return torch.cat([before, before.new_zeros(new, *before.shape[1:]), after])
+        """What was protected, for the inputs that the tap has now (see `Taps.widened`)."""
+        return self.taps.widened(tap, kept.to(self.device), self.parameters)
+
+
+class _Held(EWC):
+    """The pull on some parameters by their names."""
+
+    names: list[str]
+
+    def setup(self, ctx: Context, seed: int) -> None:
+        super().setup(ctx, seed)
+        self.parameters = {name: p for name, p in ctx.policy.named_parameters() if name in self.names}
 
 
 class CovarianceProjection(Projection):
@@ -206,9 +203,12 @@ class CovarianceProjection(Projection):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.projectors: dict[str, Tensor] = {}
+        #: tap -> the room that the last task had to leave
+        self.floors: dict[str, float] = {}
 
-    def share(self, eigenvalues_n: Tensor) -> Tensor:
-        """How much of an update is let through along each eigenvector, in [0, 1]; eigenvalues in rising order."""
+    def share(self, eigenvalues_n: Tensor, floor: float) -> Tensor:
+        """How much of an update is let through along each eigenvector, in [0, 1] and in the mean at least `floor`;
+        eigenvalues in rising order."""
         raise NotImplementedError
 
     def accumulated(self, old_nn: Tensor | None, moment_nn: Tensor, count: int) -> Tensor:
@@ -218,31 +218,36 @@ class CovarianceProjection(Projection):
 
     def protect(self, tap: str, moment_nn: Tensor, count: int) -> Tensor:
         moments = self.accumulated(self.protected.get(tap), moment_nn, count).float()
-        self.projectors[tap] = self.projector(moments)  # of what is saved, so that it is the same after a resume
+        self.floors[tap] = self.least_room(tap)
+        self.projectors[tap] = self.projector(moments, self.floors[tap])  # of what is saved: the same after a resume
         return moments
 
-    def projector(self, moments_nn: Tensor) -> Tensor:
+    def projector(self, moments_nn: Tensor, floor: float) -> Tensor:
         """V diag(share) V^T, float32."""
         eigenvalues, vectors = torch.linalg.eigh(moments_nn.double())
-        return ((vectors * self.share(eigenvalues.clamp(min=0.0))) @ vectors.T).float()
+        return ((vectors * self.share(eigenvalues.clamp(min=0.0), floor)) @ vectors.T).float()
 
     def project(self, tap: str, delta_mn: Tensor) -> Tensor:
         return delta_mn @ self.projectors[tap]
 
-    def report(self) -> dict[str, float]:
-        """Share of every layer's input space in which updates are let through."""
-        return {f"room/{tap}": float(p.diagonal().sum()) / len(p) for tap, p in self.projectors.items()}
+    def room_of(self, tap: str) -> float:
+        return float(self.projectors[tap].diagonal().mean())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "floors": self.floors}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         super().load_state_dict(saved)
-        self.projectors = {tap: self.projector(moments) for tap, moments in self.protected.items()}
+        self.floors = {tap: saved["floors"][tap] for tap in self.protected}
+        self.projectors = {tap: self.projector(kept, self.floors[tap]) for tap, kept in self.protected.items()}
 
     def widened(self, tap: str, kept: Tensor) -> Tensor:
         return super().widened(tap, super().widened(tap, kept).T.contiguous())
 
 
 class SoftProjection(CovarianceProjection):
-    """Base of those that cut nothing off: a direction with second moment lambda keeps alpha / (alpha + lambda).
+    """Base of those that cut nothing off: a direction with second moment lambda keeps alpha / (alpha + lambda). Where
+    the budget asks for more room than that leaves, alpha is raised until it is there.
 
     Args:
         alpha: beside the eigenvalues of the second moments; small protects more.
@@ -255,5 +260,14 @@ class SoftProjection(CovarianceProjection):
             raise ValueError(f"alpha is {alpha}; it must be above 0")
         self.alpha = alpha
 
-    def share(self, eigenvalues_n: Tensor) -> Tensor:
-        return self.alpha / (self.alpha + eigenvalues_n)
+    def share(self, eigenvalues_n: Tensor, floor: float) -> Tensor:
+        def shares(alpha: float) -> Tensor:
+            return alpha / (alpha + eigenvalues_n)
+
+        low, high = self.alpha, self.alpha
+        while float(shares(high).mean()) < floor:
+            low, high = high, 2 * high
+        while high > low * (1 + 1e-9):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if float(shares(middle).mean()) < floor else (low, middle)
+        return shares(high)

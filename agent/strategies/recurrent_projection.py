@@ -37,8 +37,8 @@ class RecurrentProjection(SoftProjection):
         self.looks += 1
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
         for tap, moments in self.protected.items():
-            weight_mn = self.joint(tap, weights).double()
-            self.outputs[tap] = self.projector(weight_mn @ moments.double() @ weight_mn.T)
+            weight_mn = self.taps.joint(tap, weights).double()
+            self.outputs[tap] = self.projector(weight_mn @ moments.double() @ weight_mn.T, self.floors[tap])
 
     def project(self, tap: str, delta_mn: Tensor) -> Tensor:
         if self.sides != "output":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context
-from lifelong.agent.strategies.initial import Redrawing
+from lifelong.agent.strategies.initial import Redrawing, reinitialise
 from lifelong.envs.options import Steps
 
 #: what is re-initialised -> how the names of its parameters begin
@@ -42,10 +42,10 @@ class ResetOnTask(Redrawing):
             ctx.optimizer.state.clear()
             return None
         fresh = ctx.policy.redrawn(self.generator)
-        for name, parameter in ctx.policy.named_parameters():
-            if name.startswith(prefix):
-                parameter.copy_(fresh[name])
-                ctx.optimizer.state.pop(parameter, None)
+        whole = {n: torch.ones_like(x, dtype=torch.bool) for n, x in fresh.items() if n.startswith(prefix)}
+        reinitialise(ctx, fresh, whole)
+        for name in whole:
+            ctx.optimizer.state.pop(ctx.policy.get_parameter(name), None)
         return torch.arange(ctx.policy.cell.output_size, device=ctx.device) if self.what == "all" else None
 
     def on_task_start(self, ctx: Context) -> Tensor | None:

@@ -80,6 +80,13 @@ class SI(ImportancePenalty):
         for name, gradient in self.gradient.items():
             self.omega[name] -= gradient * self.deltas[name]
 
+    def on_reset(self, ctx: Context, entries: Mapping[str, Tensor]) -> None:
+        """Their path begins here, too."""
+        super().on_reset(ctx, entries)
+        for name in entries.keys() & self.start.keys():
+            self.omega[name].masked_fill_(entries[name], 0.0)
+            self.start[name] = torch.where(entries[name], self.parameters[name].detach(), self.start[name])
+
     @torch.no_grad()
     def consolidate(self, ctx: Context, source: Source) -> None:
         if not self.start:  # nothing has been learned yet

@@ -24,11 +24,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lifelong.agent.moments import moments
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context
-from lifelong.agent.strategies.initial import Redrawing
+from lifelong.agent.strategies.initial import Redrawing, reinitialise
 
 #: steps of a chunk that activity is measured on, about
 ROWS = 1024
@@ -124,17 +123,15 @@ def activations(policy: Policy, layers: list[Layer], experience: Experience) -> 
 @torch.no_grad()
 def reset(ctx: Context, chosen: list[tuple[Layer, Tensor]], generator: torch.Generator) -> None:
     """Re-initialise units (int64) of some layers; memory and carry of the cell's are left to the trainer."""
-    fresh, parameters = ctx.policy.redrawn(generator), dict(ctx.policy.named_parameters())
+    fresh, entries = ctx.policy.redrawn(generator), {}
     for layer, units in chosen:
-        for part in layer.incoming:
-            index = part.of(units)
-            parameters[part.parameter].index_copy_(part.dim, index, fresh[part.parameter].index_select(part.dim, index))
-    for layer, units in chosen:  # after all are redrawn: some read each other
-        for part in layer.outgoing:
-            parameters[part.parameter].index_fill_(part.dim, part.of(units), 0.0)
         for part in (*layer.incoming, *layer.outgoing):
-            for kept in moments(ctx.optimizer, parameters[part.parameter]).values():
-                kept.index_fill_(part.dim, part.of(units), 0.0)
+            if part.parameter not in entries:
+                entries[part.parameter] = torch.zeros_like(fresh[part.parameter], dtype=torch.bool)
+            entries[part.parameter].index_fill_(part.dim, part.of(units), True)
+        for part in layer.outgoing:  # zero, even where another unit hears it
+            fresh[part.parameter].index_fill_(part.dim, part.of(units), 0.0)
+    reinitialise(ctx, fresh, entries)
 
 
 class UnitStrategy(Redrawing):

@@ -1,4 +1,4 @@
-"""GRU and LSTM are those of torch, with the weights copied over."""
+"""GRU, LSTM and RNN are those of torch, with the weights copied over."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 from lifelong.agent.cells.gru import GRU
 from lifelong.agent.cells.lstm import LSTM
+from lifelong.agent.cells.rnn import RNN
 
 D, N, T, B = 5, 7, 20, 4
 
@@ -45,6 +46,25 @@ def test_lstm_equals_torch_lstm() -> None:
     expected, (h_end, c_end) = torchs(x, (h.unsqueeze(0), c.unsqueeze(0)))
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(final, torch.cat([h_end[0], c_end[0]], -1), rtol=0, atol=1e-6)
+
+
+def test_rnn_equals_torch_rnn_and_its_recurrent_weights_begin_orthogonal() -> None:
+    torch.manual_seed(0)
+    cell, torchs = RNN(D, size=N), torch.nn.RNN(D, N)
+    torch.testing.assert_close(cell.hidden.weight @ cell.hidden.weight.T, torch.eye(N))
+    torchs.load_state_dict(
+        {
+            "weight_ih_l0": cell.input.weight,
+            "bias_ih_l0": cell.input.bias,
+            "weight_hh_l0": cell.hidden.weight,
+            "bias_hh_l0": torch.zeros(N),
+        }
+    )
+    x, h = torch.randn(T, B, D), torch.randn(B, N)
+    y, final = cell.sequence(x, h, torch.zeros(T, B, dtype=torch.bool))
+    expected, end = torchs(x, h.unsqueeze(0))
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(final, end[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("forget_bias", [0.0, 2.5])

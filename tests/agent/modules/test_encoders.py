@@ -14,7 +14,7 @@ from torch import nn
 from lifelong.agent.config import PolicyConfig
 from lifelong.agent.modules.encoders import CNN, MLP, Identity, OneHotLinear, layout_of
 from lifelong.agent.policy import Policy
-from lifelong.agent.strategies.projection import Taps
+from lifelong.agent.strategies.taps import Taps
 from tests.agent.support import act_through, random_chunk
 
 COUNTS = [3, 1, 5]

@@ -49,6 +49,21 @@ def test_real_images_give_a_target_at_the_last_row_which_is_learned_from() -> No
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(outputs.policy[mask], chunk.target[mask]))
 
 
+@pytest.mark.parametrize("counts", [[2, 2, 2], [2, 3, 4]])
+def test_multi_discrete_targets_give_the_sum_of_the_cross_entropies_of_their_parts(counts: list[int]) -> None:
+    distribution = distribution_of(MultiDiscrete(counts))
+    chunk = random_chunk(make_policy(), 7, 5)
+    chunk.target = torch.stack([torch.randint(n, (7, 5)) for n in counts], -1)
+    chunk.target_mask = torch.rand(7, 5) < 0.4
+    params = torch.randn(7, 5, sum(counts))
+    loss, metrics = Supervised(distribution).loss(Outputs(params, torch.zeros(7, 5)), chunk, {})
+    where, rows = chunk.target_mask, params.split(counts, -1)
+    parts = [torch.nn.functional.cross_entropy(p[where], chunk.target[where][:, i]) for i, p in enumerate(rows)]
+    torch.testing.assert_close(loss, torch.stack(parts).sum())
+    hits = torch.stack([p.argmax(-1) == chunk.target[..., i] for i, p in enumerate(rows)], -1)
+    torch.testing.assert_close(metrics["accuracy"], hits[where].float().mean())
+
+
 def test_a_space_that_has_no_supervised_loss_is_refused() -> None:
-    with pytest.raises(ValueError, match="Discrete or Box"):
-        Supervised(distribution_of(MultiDiscrete([2, 2])))
+    with pytest.raises(ValueError, match=r"set policy\.squash to none"):
+        Supervised(distribution_of(Box(-1, 1, (2,), np.float32), "tanh"))

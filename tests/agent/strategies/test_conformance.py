@@ -28,15 +28,16 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "dst": {"density": 0.4, "period": 2},
     "hypernet": {"chunk": 50, "form": "recurrent", "parts": ["cell", "actor"]},
     "explore": {"steps": 100},
-    "gpm": {"chunks": 2},
-    "owm": {"chunks": 2},
-    "adam_nscl": {"chunks": 2},
+    "gpm": {"chunks": 2, "elementwise": "importance", "critic": "projected", "per_task": 0.5},
+    "owm": {"chunks": 2, "room": 0.3},
+    "adam_nscl": {"chunks": 2, "per_task": 0.4},
     "recurrent_projection": {"chunks": 2},
     "mas": {"sequences": 8, "value_weight": 1.0},
     "shrink_perturb": {"shrink": 0.01, "noise": 0.02},
     "weight_clipping": {"kappa": 1.0},
     "redo": {"tau": 0.5, "period": 2},
     "continual_backprop": {"rate": 0.1, "maturity": 1},
+    "upgd": {"sigma": 0.1, "per": "unit"},
 }
 CLOCKED = [name for name in REGISTRY["strategy"] if "every" in options_of(load("strategy", name))]
 ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in CLOCKED}

@@ -21,7 +21,7 @@ from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context
 from lifelong.agent.strategies.gpm import GPM, append_basis
-from lifelong.agent.strategies.projection import Taps
+from lifelong.agent.strategies.taps import Taps
 from tests.agent.support import act_through, make_context, make_policy, random_chunk
 
 B, T = 6, 8
@@ -189,8 +189,12 @@ def test_a_hundred_adam_steps_on_other_data_do_not_touch_the_answers_to_old_inpu
     torch.testing.assert_close(again.policy, answers.policy, rtol=0, atol=1e-4)
     assert float((again.value - answers.value).detach().abs().max()) > 1e-2  # the critic is free
     report = gpm.report()
-    assert set(report) == {f"rank/{tap}" for tap in taps.weights}
-    assert all(0 < share < 1 for share in report.values())
+    assert set(report) == {f"{what}/{tap}" for tap in taps.weights for what in ("rank", "room")}
+    for tap, basis in gpm.protected.items():
+        assert report[f"rank/{tap}"] == pytest.approx(basis.shape[1])
+        assert report[f"room/{tap}"] == pytest.approx(1 - basis.shape[1] / basis.shape[0]) and 0 < basis.shape[1] < len(
+            basis
+        )
 
 
 def test_projecting_the_gradient_instead_of_the_step_would_leak_under_adam() -> None:

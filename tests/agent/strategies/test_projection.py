@@ -13,6 +13,7 @@ from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.adam_nscl import AdamNSCL
+from lifelong.agent.strategies.gpm import GPM, append_basis
 from lifelong.agent.strategies.owm import OWM
 from lifelong.agent.strategies.projection import CovarianceProjection, Projection
 from lifelong.agent.strategies.recurrent_projection import RecurrentProjection
@@ -58,14 +59,14 @@ def test_owm_is_the_recursive_least_squares_of_the_paper() -> None:
     policy, experiences = ready(owm, seeds=(0, 1))
     before, after = update(policy, owm)
     for tap in owm.taps.weights:
-        P = torch.eye(owm.joint(tap, before).shape[1], dtype=torch.float64)
+        P = torch.eye(owm.taps.joint(tap, before).shape[1], dtype=torch.float64)
         for experience in experiences:
             vectors = owm.taps.vectors(experience)[tap].double()
             for x in vectors / len(vectors) ** 0.5:  # every one a batch of the paper: P -= k k^T / (alpha + x^T k)
                 k = P @ x
                 P -= torch.outer(k, k) / (0.05 + x @ k)
-        expected = owm.joint(tap, before).double() @ P
-        torch.testing.assert_close(owm.joint(tap, after).double(), expected, rtol=1e-4, atol=1e-4)
+        expected = owm.taps.joint(tap, before).double() @ P
+        torch.testing.assert_close(owm.taps.joint(tap, after).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_adam_nscl_leaves_the_answers_to_old_inputs_and_moves_in_the_null_space() -> None:
@@ -73,14 +74,14 @@ def test_adam_nscl_leaves_the_answers_to_old_inputs_and_moves_in_the_null_space(
     policy, (old,) = ready(strategy)
     before, after = update(policy, strategy)
     for tap, vectors in strategy.taps.vectors(old).items():
-        delta = strategy.joint(tap, after)
-        answers = (delta @ vectors.T).norm() / (strategy.joint(tap, before) @ vectors.T).norm()
+        delta = strategy.taps.joint(tap, after)
+        answers = (delta @ vectors.T).norm() / (strategy.taps.joint(tap, before) @ vectors.T).norm()
         assert answers < 5e-3, tap
         P = strategy.projectors[tap]
         torch.testing.assert_close(P @ P, P, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(P, P.T)
     tap = next(iter(strategy.taps.weights))
-    moved = strategy.joint(tap, after).norm() / strategy.joint(tap, before).norm()
+    moved = strategy.taps.joint(tap, after).norm() / strategy.taps.joint(tap, before).norm()
     assert moved > 0.5, tap  # the inputs have rank 3 of 20
 
 
@@ -96,11 +97,11 @@ def test_recurrent_projection_is_the_formula_of_the_paper(sides: Any) -> None:
 
     for tap in strategy.taps.weights:
         moments = [v.double().T @ v.double() / len(v) for v in (strategy.taps.vectors(e)[tap] for e in experiences)]
-        C, W = sum(moments) / len(moments), strategy.joint(tap, weights).double()  # type: ignore[arg-type]
-        expected = strategy.joint(tap, before).double()
+        C, W = sum(moments) / len(moments), strategy.taps.joint(tap, weights).double()  # type: ignore[arg-type]
+        expected = strategy.taps.joint(tap, before).double()
         expected = expected if sides == "output" else expected @ soft(C)  # type: ignore[arg-type]
         expected = expected if sides == "input" else soft(W @ C @ W.T) @ expected
-        torch.testing.assert_close(strategy.joint(tap, after).double(), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(strategy.taps.joint(tap, after).double(), expected, rtol=1e-3, atol=1e-3)
 
 
 MAKERS: list[Callable[[], CovarianceProjection]] = [
@@ -122,7 +123,7 @@ def test_before_the_first_boundary_nothing_is_projected_and_then_there_is_less_r
     strategy = make()
     policy, _ = ready(strategy)
     first = strategy.report()
-    assert all(0.0 <= room < 1.0 for room in first.values())
+    assert all(0.0 <= first[f"room/{tap}"] < 1.0 < first[f"rank/{tap}"] for tap in strategy.taps.weights)
     _, after = update(policy, strategy)
     assert not after["cell.weight_recurrent"].any() and bool(after["critic.weight"].any())
 
@@ -151,3 +152,58 @@ def test_an_input_that_a_new_task_brings_is_free(make: Callable[[], CovariancePr
 def test_options_that_make_no_sense_are_refused(make: Callable[[], Projection]) -> None:
     with pytest.raises(ValueError, match="it must"):
         make()
+
+
+# ---- the budget ------------------------------------------------------------------------------------------------------
+
+BUDGETED: dict[str, Callable[..., Projection]] = {
+    "gpm": lambda **o: GPM(threshold=1 - 1e-9, **o),
+    "owm": OWM,
+    "adam_nscl": AdamNSCL,
+    "recurrent_projection": lambda **o: RecurrentProjection(sides="input", **o),
+}
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_a_task_takes_no_more_than_its_share_and_the_last_room_is_never_taken(name: str) -> None:
+    make = BUDGETED[name]
+    rooms = []
+    for tasks in range(1, 5):
+        strategy = make(chunks=1, room=0.4, per_task=0.25)
+        ready(strategy, seeds=tuple(range(tasks)))
+        rooms.append(strategy.rooms)
+        for tap, room in strategy.rooms.items():
+            width = strategy.taps.joint(tap, strategy.parameters).shape[1]
+            before = rooms[-2][tap] if tasks > 1 else 1.0
+            assert room >= max(0.4, before - 0.25) - 1e-5, tap
+            assert strategy.report()[f"rank/{tap}"] == pytest.approx(width * (1 - room))
+            assert float(strategy.project(tap, torch.eye(width)).trace()) / width == pytest.approx(room, abs=1e-4), tap
+    without = make(chunks=1)
+    ready(without, seeds=tuple(range(4)))
+    taken = [tap for tap, room in without.rooms.items() if room < 0.4]
+    assert taken, "the budget was never needed"
+    for tap in taken:  # as little is left as the budget allows
+        width = without.taps.joint(tap, without.parameters).shape[1]
+        assert 0.4 - 1e-5 <= rooms[-1][tap] <= 0.4 + 1 / width, tap
+
+
+def test_what_the_budget_gives_up_is_what_matters_least() -> None:
+    """Soft: alpha is raised, so the order of the directions stays; hard: the directions with most energy are kept."""
+    eigenvalues = torch.tensor([0.0, 1e-9, 1e-3, 0.1, 1.0, 30.0], dtype=torch.float64)
+    soft = OWM(alpha=1e-3)
+    assert torch.equal(soft.share(eigenvalues, 0.0), 1e-3 / (1e-3 + eigenvalues))
+    raised = soft.share(eigenvalues, 0.7)
+    assert float(raised.mean()) == pytest.approx(0.7, abs=1e-6)
+    alpha = raised[3:] * eigenvalues[3:] / (1 - raised[3:])  # of the formula
+    torch.testing.assert_close(alpha, alpha[:1].expand(3), rtol=1e-9, atol=0)
+    assert AdamNSCL().share(eigenvalues, 0.0).tolist() == [1, 1, 0, 0, 0, 0]
+    assert AdamNSCL().share(eigenvalues, 0.5).tolist() == [1, 1, 1, 0, 0, 0]
+    energy = torch.diag(torch.tensor([5.0, 3.0, 2.0, 1.0]))
+    basis = append_basis(torch.zeros(4, 0), energy, 1.0, most=2)
+    torch.testing.assert_close((basis @ basis.T).diagonal(), torch.tensor([1.0, 1.0, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("options", [{"room": 1.0}, {"room": -0.1}, {"per_task": 0.0}, {"per_task": 1.5}])
+def test_a_budget_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="it must"):
+        GPM(**options)
