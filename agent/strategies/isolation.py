@@ -15,10 +15,9 @@ from torch import Tensor
 
 from lifelong.agent.errors import choice
 from lifelong.agent.growth import grown
-from lifelong.agent.moments import moments
 from lifelong.agent.policy import Policy
 from lifelong.agent.strategies.base import Context
-from lifelong.agent.strategies.initial import Redrawing
+from lifelong.agent.strategies.initial import Redrawing, reinitialise
 
 #: whether every task has a critic of its own, or one learns on
 Critic = Literal["own", "free"]
@@ -32,7 +31,8 @@ class Isolation(Redrawing):
     Some parameters exist once a task: always the actor's, whether the policy has a head per task or not, and the
     critic's if that is its own. They begin anew with every new task; others that a subclass names begin as those of the
     task before. With a switch go what the optimiser keeps of the parameters, the memory of every copy, and the carry:
-    all three belong to the other view. A task that comes back finds its view as it was left.
+    all three belong to the other view; and other strategies are told of what has changed (`Strategy.on_reset`). A task
+    that comes back finds its view as it was left.
 
     Taken up in the middle of a run, it isolates from the next boundary on. A stream that trains several tasks at once
     has one view for them.
@@ -109,7 +109,8 @@ class Isolation(Redrawing):
             self.order.append(task)
             self.begin(ctx, task)
         self.now = task
-        self.write(self.view(task))
+        view = self.view(task)
+        reinitialise(ctx, view, {name: value != self.parameters[name] for name, value in view.items()})
         self.enter(task)
         for parameter in self.parameters.values():
             ctx.optimizer.state.pop(parameter, None)
@@ -205,16 +206,15 @@ class Masked(Isolation):
 
     @torch.no_grad()
     def narrow(self, ctx: Context, name: str, mask: Tensor) -> None:
-        """The task in view reads the entries in `mask` of a shared parameter from now on. What it does not read any
-        more and may not move is zero; so is what the optimiser keeps of all that it did not read before."""
+        """The task in view reads the entries in `mask` of a shared parameter from now on. Those that it does not read
+        any more, and those that are new to it and may move, are zero, and so is what the optimiser keeps of them."""
         assert self.now is not None
         before, parameter = self.movable[name], self.parameters[name]
         self.masks[self.now][name] = mask
         self.movable[name] = after = mask & ~self.frozen[name]
         self.held[name] = self.held[name] * mask
-        parameter.copy_(torch.where(after & before, parameter, self.held[name]))
-        for kept in moments(ctx.optimizer, parameter).values():  # type: ignore[arg-type]
-            kept.mul_(after & before)
+        value = torch.where(after & before, parameter, self.held[name])
+        reinitialise(ctx, {name: value}, {name: (before ^ after) | (value != parameter)})
 
     def transform_gradients(self, ctx: Context, gradients: Mapping[str, Tensor]) -> None:
         for name, movable in self.movable.items():

@@ -177,6 +177,26 @@ def test_the_step_that_other_strategies_see_has_nothing_of_what_is_held(name: st
 
 
 @every_mask
+def test_other_strategies_are_told_of_what_a_switch_has_changed(name: str) -> None:
+    told: list[dict[str, Tensor]] = []
+
+    class Listen(Strategy):
+        def on_reset(self, ctx: Context, entries: Mapping[str, Tensor]) -> None:
+            told.append({n: mask.clone() for n, mask in entries.items()})
+
+    strategy = MASKED[name]()
+    life = Life([strategy])
+    life.start(0)
+    life.train(0)
+    before = life.values()
+    strategy.on_task_start(replace(life.ctx(1), strategies=(strategy, Listen())))
+    for n, value in life.values().items():
+        changed = torch.stack([entries[n] for entries in told if n in entries]).any(0)
+        assert bool(changed[value != before[n]].all())
+    assert bool(told[-1]["actor.linear.weight"].any())
+
+
+@every_mask
 def test_a_task_that_comes_back_finds_its_view_and_moves_only_what_it_alone_has(name: str) -> None:
     strategy = MASKED[name]()
     life, said = lived(strategy, [0, 1, 2])
