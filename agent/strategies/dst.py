@@ -35,8 +35,8 @@ class DST(Masked):
     """Every task trains a sparse network of its own, whose connections move while it trains; they are frozen when it
     ends.
 
-    A task begins with a random mask and with new values in it, but for the entries that old tasks have: these it reads
-    as they are. Every `period` chunks the smallest of the weights that it may move are dropped in every layer, and as
+    A task begins with a random mask and with new values in it, larger by density^-1/2, so that sums have the variance
+    of a dense layer; but for the entries that old tasks have: these it reads as they are. Every `period` chunks the smallest of the weights that it may move are dropped in every layer, and as
     many connections grow among those that nobody has, from zero: at random (`set`, Mocanu et al. 2018) or those with
     the largest gradient (`rigl`, Evci et al. 2020), which here is the mean over all updates since the last time, as
     gradients are noisier than in supervised learning. So the number of connections of every layer never changes.
@@ -90,9 +90,11 @@ class DST(Masked):
     def first_mask(self, ctx: Context, task: int) -> dict[str, Tensor]:
         self.begun = ctx.step
         self.restart()
-        if len(self.order) > 1:
-            fresh = ctx.policy.redrawn(self.generator)
-            self.store = {n: torch.where(self.frozen[n], kept, fresh[n]) for n, kept in self.store.items()}
+        fresh = ctx.policy.redrawn(self.generator) if len(self.order) > 1 else self.store
+        for name, kept in self.store.items():
+            density = self.counts[name] / max(1, kept.numel())
+            drawn = fresh[name] * max(density, 1e-6) ** -0.5
+            self.store[name] = torch.where(self.frozen[name], kept, drawn)
         return {n: self.random_of(torch.ones_like(frozen), self.counts[n]) for n, frozen in self.frozen.items()}
 
     def restart(self) -> None:

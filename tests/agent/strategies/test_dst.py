@@ -158,6 +158,17 @@ def test_a_new_task_reads_some_of_what_is_frozen_and_draws_the_rest_anew() -> No
     assert abs(shared / frozen - 0.5) < 4 * (0.25 / frozen) ** 0.5
 
 
+def test_what_is_drawn_has_the_variance_of_a_dense_layer() -> None:
+    strategy = DST(density=0.25, period=1000)
+    life = Life([strategy], encoder={"kind": "mlp", "hidden": [200, 300]})
+    dense = life.values()["encoder.layers.2.weight"]
+    for task in range(2):
+        life.start(task)
+        mask, value = strategy.movable["encoder.layers.2.weight"], life.values()["encoder.layers.2.weight"]
+        ratio = value[mask].square().sum() / mask.sum() / dense.square().mean()
+        assert abs(float(ratio) - 4) < 0.2
+
+
 def test_the_share_that_moves_falls_as_a_cosine() -> None:
     strategy = DST(fraction=0.4, anneal=1000)
     life = Life([strategy])
