@@ -37,13 +37,15 @@ class Outputs:
     """What the policy says: distribution parameters [..., P] and values [...].
 
     On a chunk, `after` gives its values of what came after the steps (see `Policy.after`); None: those in the chunk are
-    of these parameters. `features` [T, B, H] is what the heads read there.
+    of these parameters. `features` [T, B, H] is what the heads read there. The objective leaves in `error` [T, B] how
+    wrong these outputs were at each step.
     """
 
     policy: Tensor
     value: Tensor
     after: Callable[[], tuple[Tensor, Tensor]] | None = None
     features: Tensor | None = None
+    error: Tensor | None = None
 
 
 class Step(NamedTuple):

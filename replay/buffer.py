@@ -1,15 +1,16 @@
-"""SequenceReplay: preallocated storage of whole chunks, one row a copy, on the device of the run."""
+"""SequenceReplay: preallocated storage of whole chunks, one row a copy."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lifelong.replay.chunk import Chunk, copies_dim
+from lifelong.replay.chunk import Chunk
 from lifelong.replay.sampling import Sampling
+from lifelong.replay.storage import Place, Storage
 from lifelong.replay.writing import Writing
 
 
@@ -24,9 +25,24 @@ class SequenceReplay:
         writing: write policy.
         sampling: sampling policy.
         seed: seed of both policies.
+        place: where the rows lie (see `Storage`).
+        compact: keep them in fewer bytes (see `replay.storage.compact`).
+        linked: know which row holds the sequence that came after another one, for `following`.
+        folder: for the place `disk`.
     """
 
-    def __init__(self, capacity: int, writing: Writing, sampling: Sampling, seed: int = 0) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        writing: Writing,
+        sampling: Sampling,
+        seed: int = 0,
+        *,
+        place: Place = "device",
+        compact: bool = False,
+        linked: bool = False,
+        folder: Path | None = None,
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"replay capacity is {capacity}; it must be at least 1 sequence")
         self.capacity = capacity
@@ -34,64 +50,82 @@ class SequenceReplay:
         self.sampling = sampling
         self.generator = torch.Generator()
         self.generator.manual_seed(seed)
-        self.storage: Chunk | None = None
+        self.rows = Storage(capacity, place, compact=compact, folder=folder)
         self.size = 0  # rows in use
         self.seen = 0  # sequences offered so far
         self.stamp = torch.zeros(capacity, dtype=torch.int64)  # environment step at which a row was written
         #: whether the tasks of sequences are asked for, for which the host waits for the device
         self.by_task = writing.by_task or sampling.by_task
         self.task = torch.full((capacity,), -1)  # of a row in its last step, -1: not in use
+        self.linked = linked
+        self.serial = torch.full((capacity,), -1)  # of a row's sequence among all that were offered, if `linked`
+        self.row_of: dict[int, int] = {}  # serial -> row
 
-    def write(self, chunk: Chunk, step: int) -> None:
-        """Offer every copy of `chunk` (made at environment step `step`) to the buffer."""
-        if self.storage is None:
-            self.storage = chunk.map(lambda name, x, dim: _allocate(x, dim, self.capacity))
-        slots = max(self.storage.slots, chunk.slots)
-        self.storage, chunk = self.storage.with_slots(slots), chunk.with_slots(slots)
-        self.storage = self.storage.masking(chunk.action_mask.shape[-1])
+    @property
+    def storage(self) -> Chunk | None:
+        """All rows as one chunk, as they are stored; None before the first is written."""
+        return self.rows.rows
+
+    def write(self, chunk: Chunk, step: int, *, in_order: bool = True) -> None:
+        """Offer every copy of `chunk` (made at environment step `step`) to the buffer; `in_order`: as it goes on where
+        the last one ended, if that was made just before."""
         task = self._tasks(chunk)
         rows = self.writing.rows(task, self.task, self.seen, self.generator)
-        self.seen += chunk.copies
+        first, self.seen = self.seen, self.seen + chunk.copies
         # a row that two copies of this chunk claim goes to the later one
         last = {row: copy for copy, row in enumerate(rows.tolist()) if row >= 0}
         if not last:
             return
-        device = chunk.reward.device
-        target = torch.tensor(list(last), device=device)
         if len(last) < chunk.copies:
-            chunk = chunk.select(torch.tensor(list(last.values()), device=device))
-        for name, new in vars(chunk).items():
-            if new.numel():
-                dim = copies_dim(name)
-                getattr(self.storage, name).index_copy_(dim, target, new)
+            chunk = chunk.select(torch.tensor(list(last.values()), device=chunk.reward.device))
         written = list(last)
+        self.rows.put(written, chunk)
         self.stamp[written] = step
         self.task[written] = task[list(last.values())]
         self.size = max(self.size, int(max(last)) + 1)
+        self.sampling.written(written, self.capacity)
+        if self.linked:
+            for row, copy in last.items():
+                self.row_of.pop(int(self.serial[row]), None)
+                self.serial[row] = first + copy if in_order else -1
+                if in_order:
+                    self.row_of[first + copy] = row
 
     def sample(self, count: int, now: int) -> tuple[Chunk, Tensor]:
         """`count` sequences, drawn with replacement at environment step `now`: `(chunk with `count` copies, their rows
         int64 on the host)`."""
-        if self.storage is None or self.size == 0:
+        if self.size == 0:
             raise ValueError("cannot sample from an empty replay buffer")
         stamp, task = self.stamp[: self.size], self.task[: self.size]
         rows = self.sampling.rows(count, stamp, task, now, self.generator)
-        return self.storage.select(rows.to(self.storage.reward.device)), rows
+        return self.rows.take(rows), rows
+
+    def following(self, rows: Tensor, copies: int, frames: int) -> Tensor:
+        """The rows of the sequences that came right after those in `rows` in the same copy, -1 where it is not there:
+        when each chunk has so many `copies`, and is made so many `frames` after the one before."""
+        found = [self.row_of.get(int(self.serial[row]) + copies, -1) for row in rows.tolist()]
+        after = torch.tensor(found, dtype=torch.int64)
+        fits = (self.serial[rows] >= 0) & (self.stamp[after] == self.stamp[rows] + frames)
+        return torch.where(fits, after, -1)
+
+    def restart(self, rows: Tensor, state_NS: Tensor) -> Tensor:
+        """Let the sequences in `rows` (int64 on the host) start from another memory; its mean distance to the old."""
+        assert self.storage is not None
+        before = self.storage.state[rows.to(self.storage.state.device), : state_NS.shape[1]].to(state_NS)
+        self.rows.put_state(rows, state_NS)
+        return (before - state_NS).norm(dim=-1).mean()
 
     def state_dict(self) -> dict[str, Any]:
         """The rows in use, the counters and the generator."""
-        used = torch.arange(self.size)
-        storage = None
-        if self.storage is not None:
-            kept = self.storage.select(used.to(self.storage.reward.device))
-            storage = {f.name: getattr(kept, f.name) for f in fields(kept)}
         return {
-            "storage": storage,
+            "storage": self.rows.used(self.size),
             "size": self.size,
             "seen": self.seen,
             "stamp": self.stamp,
+            "serial": self.serial,
             "generator": self.generator.get_state(),
             "writing": self.writing.state_dict(),
+            "sampling": self.sampling.state_dict(),
         }
 
     def load_state_dict(self, saved: dict[str, Any], device: torch.device, steps: int | None = None) -> None:
@@ -101,20 +135,20 @@ class SequenceReplay:
         Raises:
             ValueError: the sequences do not have `steps` steps, if that is given.
         """
-        if saved["storage"] is not None and steps not in (None, len(saved["storage"]["reward"])):
+        storage = saved["storage"]
+        if storage is not None and steps not in (None, len(storage["reward"])):
             raise ValueError(
                 f"rollout.steps is {steps}, but a replay holds {saved['size']} sequences of "
-                f"{len(saved['storage']['reward'])} steps; keep that, or go on without the strategy that holds them"
+                f"{len(storage['reward'])} steps; keep that, or go on without the strategy that holds them"
             )
         self.seen = saved["seen"]
         self.generator.set_state(saved["generator"])
         self.writing.load_state_dict(saved["writing"])
         had = len(saved["stamp"])
         rows = torch.arange(saved["size"])
-        held = rows
-        if saved["storage"] is not None:
-            stored = Chunk(**{name: tensor.to(device) for name, tensor in saved["storage"].items()})
-            held = self._tasks(stored)
+        held = torch.zeros_like(rows)
+        if storage is not None and self.by_task:
+            held = storage["task"][-1].cpu().long()
         if had != self.capacity:
             rows, self.seen = self.writing.resized(held, saved["seen"], had, self.capacity, self.generator)
         self.size = len(rows)
@@ -122,19 +156,14 @@ class SequenceReplay:
         self.stamp[: self.size] = saved["stamp"][rows]
         self.task = torch.full((self.capacity,), -1)
         self.task[: self.size] = held[rows]
-        if saved["storage"] is not None:
-            kept = stored.select(rows.to(device))
-            self.storage = kept.map(lambda name, x, dim: _allocate(x, dim, self.capacity))
-            into = torch.arange(self.size, device=device)
-            for f in fields(kept):
-                getattr(self.storage, f.name).index_copy_(copies_dim(f.name), into, getattr(kept, f.name))
+        self.sampling.load_state_dict(saved.get("sampling", {}), rows, self.capacity)
+        self.serial = torch.full((self.capacity,), -1)
+        if self.linked and had == self.capacity and "serial" in saved:
+            self.serial[: self.size] = saved["serial"][rows]
+        self.row_of = {serial: row for row, serial in enumerate(self.serial.tolist()) if serial >= 0}
+        if storage is not None:
+            self.rows.load(storage, rows, device)
 
     def _tasks(self, chunk: Chunk) -> Tensor:
         """The task of every sequence in its last step, int64 [B] on the host, or zeros where nobody asks."""
         return chunk.task[-1].cpu() if self.by_task else torch.zeros(chunk.copies, dtype=torch.int64)
-
-
-def _allocate(like: Tensor, dim: int, capacity: int) -> Tensor:
-    shape = list(like.shape)
-    shape[dim] = capacity
-    return torch.zeros(shape, dtype=like.dtype, device=like.device)

@@ -33,6 +33,7 @@ class ActorCritic(Objective):
     """
 
     off_policy: ClassVar[bool] = True
+    says_error: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -73,7 +74,9 @@ class ActorCritic(Objective):
         )
         mean = self.mean(chunk)
         policy_loss = -mean(log_prob * advantage)
-        value_loss = 0.5 * mean((value - target).square())
+        error = value - target
+        value_loss = 0.5 * mean(error.square())
+        outputs.error = error  # of the n-step return that V-trace corrects
         entropy = mean(step_entropy)
         loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
         metrics = {

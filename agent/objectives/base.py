@@ -67,6 +67,8 @@ class Objective:
 
     #: whether data of an older policy (replay) is corrected for, so that strategies may mix it in
     off_policy: ClassVar[bool] = False
+    #: whether its loss says how wrong the outputs were at each step (`Outputs.error`)
+    says_error: ClassVar[bool] = False
     #: whether the objective needs `info["target"]` from the environment
     needs_target: ClassVar[bool] = False
     epochs: Count = 1
@@ -118,6 +120,8 @@ class Objective:
             outputs: the current policy's outputs on the chunk.
             chunk: the data; may hold replayed copies besides the live ones.
             prepared: what `prepare` returned, for the same copies.
+
+        One that `says_error` leaves in `outputs.error` the error [T, B] of each step, of any sign.
         """
         raise NotImplementedError
 

@@ -22,6 +22,7 @@ class Supervised(Objective):
     """
 
     off_policy: ClassVar[bool] = True
+    says_error: ClassVar[bool] = True
     needs_target: ClassVar[bool] = True
 
     def __init__(self, distribution: Distribution) -> None:
@@ -45,6 +46,7 @@ class Supervised(Objective):
             prediction = self.distribution.mode(outputs.policy)
             error = 0.5 * (prediction - chunk.target).square().sum(-1)
         loss = mean(error)
+        outputs.error = error
         with torch.no_grad():
             metrics["error"] = loss
         return loss, metrics

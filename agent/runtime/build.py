@@ -21,7 +21,7 @@ from lifelong.agent.runtime.capture import CudaGraph
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.machine import identity, versions
-from lifelong.agent.runtime.memory import check_memory, is_memory, needs_of
+from lifelong.agent.runtime.memory import check_memory, check_places, is_memory, needs_of
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.runtime.randomness import seed_globals
 from lifelong.agent.runtime.record import Record
@@ -272,7 +272,14 @@ def build_policy(config: Config, env: TaskEnv) -> Policy:
         raise ConfigError(str(error)) from error
 
 
-def foresee(config: Config, stream: TaskStream, strategies: list[Strategy], copies: int, device: torch.device) -> bool:
+def foresee(
+    config: Config,
+    stream: TaskStream,
+    strategies: list[Strategy],
+    copies: int,
+    device: torch.device,
+    folder: Path = Path(),
+) -> bool:
     """Refuse a run that the device cannot hold, before anything large is made: from one copy of its environments, and a
     policy whose parameters take no memory. False if there are parts of somebody else's, of which nothing is known yet.
 
@@ -287,6 +294,7 @@ def foresee(config: Config, stream: TaskStream, strategies: list[Strategy], copi
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         policy = build_policy(config, env)
     check_memory(config, needs_of(config, env, policy, strategies, copies), device)
+    check_places(config, policy, strategies, device, folder)
     return True
 
 
@@ -363,7 +371,7 @@ def _build(
         if name in registry.REGISTRY["strategy"]:  # a mistake in one that is not chosen shows today, not some day
             registry.check_options("strategy", name, registry.load("strategy", name), options, {})
     strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
-    foreseen = foresee(config, stream, strategies, copies, device)
+    foreseen = foresee(config, stream, strategies, copies, device, folder)
     # if others act, one copy to know the spaces from
     env = environment("training", copies if acting is None else 1, ages=config.rollout.random_initial_age)
     opened.callback(env.close)
@@ -372,6 +380,7 @@ def _build(
     policy = build_policy(config, env).to(device)
     if not foreseen:
         check_memory(config, needs_of(config, env, policy, strategies, copies), device)
+        check_places(config, policy, strategies, device, folder)
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.workers = workers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -41,17 +42,24 @@ def is_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in said)
 
 
-def sequence_bytes(config: Config, env: TaskEnv, policy: Policy) -> int:
-    """Bytes of one stored sequence of T steps, with the observation after them and those of truncated episodes."""
-    steps, space = config.rollout.steps, env.single_observation_space
+def sequence_bytes(policy: Policy, steps: int, slots: int, memories: int = 1, *, compact: bool = False) -> int:
+    """Bytes of one stored sequence of T steps, with the observation after them and those of truncated episodes.
+
+    Args:
+        policy: of the run.
+        steps: T.
+        slots: truncated episodes in a sequence, at most.
+        memories: of the cell that are stored with it.
+        compact: as `replay.storage.compact` stores it.
+    """
+    space = policy.spaces[0]
     shape, dtype = space.shape or (), space.dtype
-    slots = env.truncations(steps)
-    if env.device.type == "cpu":  # there are as many as the data need
-        slots = min(slots, 1)
-    width = 4 if dtype is None or dtype.kind == "f" else dtype.itemsize
+    real, small = (2, _SMALL - 2) if compact else (4, _SMALL)
+    width = real if dtype is None or dtype.kind == "f" else dtype.itemsize
     obs, outputs = width * math.prod(shape), policy.distribution.size
     outputs += policy.distribution.feature_size if policy.with_action else 0
-    return (steps + 1 + slots) * obs + 4 * (steps * (outputs + _SMALL) + policy.cell.state_size)
+    numbers = steps * outputs + memories * policy.cell.state_size
+    return (steps + 1 + slots) * obs + real * numbers + 4 * steps * small
 
 
 def copy_bytes(env: TaskEnv, policy: Policy) -> int:
@@ -74,10 +82,14 @@ def needs_of(
         strategies: of the run, in the order of the config.
         copies: of this worker.
     """
-    sequence, copy = sequence_bytes(config, env, policy), copy_bytes(env, policy)
+    steps = config.rollout.steps
+    slots, on_cpu = env.truncations(steps), env.device.type == "cpu"
+    if on_cpu:  # there are as many as the data need
+        slots = min(slots, 1)
+    sequence, copy = sequence_bytes(policy, steps, slots), copy_bytes(env, policy)
     size = sum(p.numel() for p in policy.parameters())
     carry = 4 * sum(p.numel() for p in policy.cell.parameters()) if config.gradient["kind"] == "rtrl" else 0
-    chunk = 2 * (sequence + 4 * config.rollout.steps * policy.cell.state_size)  # what was seen, and acting's steps
+    chunk = 2 * (sequence + 4 * steps * policy.cell.state_size)  # what was seen, and acting's steps
     needs = [
         ("policy.encoder and policy.cell", 4 * 4 * size),  # parameters, gradients, two of them in the optimiser
         ("rollout.copies x rollout.steps", copies * (chunk + copy)),
@@ -86,9 +98,42 @@ def needs_of(
     ]
     for spec, strategy in zip(config.strategy, strategies, strict=True):
         fresh = 2 * strategy.fresh_sequences(copies) * (chunk + carry)  # as many again while they are drawn
-        stored = sequence + 4 * policy.cell.state_size * (strategy.replay_memories() - 1)
-        needs.append((f"options of strategy {spec['kind']}", strategy.replay_sequences() * stored + fresh))
+        stored = stored_bytes(strategy, policy, steps, slots)
+        here = sum(size for place, size in stored.items() if place == "device" or (place, on_cpu) == ("host", True))
+        needs.append((f"options of strategy {spec['kind']}", here + fresh))
     return needs
+
+
+def stored_bytes(strategy: Strategy, policy: Policy, steps: int, slots: int) -> dict[str, int]:
+    """How many bytes the sequences that a strategy keeps take, by place."""
+    memories = strategy.replay_memories()
+    exact, small = (sequence_bytes(policy, steps, slots, memories, compact=compact) for compact in (False, True))
+    return strategy.replay_bytes(exact, small)
+
+
+def check_places(
+    config: Config, policy: Policy, strategies: list[Strategy], device: torch.device, folder: Path
+) -> None:
+    """Refuse sequences that the host, if it is not the device, or the disk of the run folder cannot hold.
+
+    Raises:
+        ConfigError: names the strategy.
+    """
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
+    has = {"disk": shutil.disk_usage(there).free}
+    if device.type != "cpu":
+        has["host"] = memory_of(torch.device("cpu"))
+    total = dict.fromkeys(has, 0)
+    for spec, strategy in zip(config.strategy, strategies, strict=True):
+        for place, size in stored_bytes(strategy, policy, config.rollout.steps, 1).items():
+            if place in has:
+                total[place] += size
+                if total[place] > has[place]:
+                    needs = f"{total[place] / 1e9:,.1f} GB would be needed on the {place}"
+                    raise ConfigError(
+                        f"options of strategy {spec['kind']}: {needs}, which has {has[place] / 1e9:,.1f} GB; lower "
+                        "capacity or mib"
+                    )
 
 
 def check_memory(config: Config, needs: list[tuple[str, int]], device: torch.device) -> None:

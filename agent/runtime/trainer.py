@@ -181,6 +181,7 @@ class Trainer:
             device=self.rollout.env.device,
             optimizer=self.learner.optimizer,
             workers=self.workers,
+            folder=self.record.folder,
             strategies=tuple(self.strategies),
         )
 

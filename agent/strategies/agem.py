@@ -28,7 +28,7 @@ class AGEM(Replaying):
         return chunk  # the optimiser's loss has live steps only
 
     def transform_gradients(self, ctx: Context, gradients: Mapping[str, Tensor]) -> None:
-        drawn = self.draw(ctx, ctx.copies)
+        drawn = self.draw(ctx, ctx.copies, 0)
         if drawn is None:
             return
         reference = self.reference(ctx, drawn, list(gradients))
@@ -46,6 +46,7 @@ class AGEM(Replaying):
         with torch.enable_grad():
             outputs = ctx.policy.sequence(drawn, drawn.state)
             loss, _ = ctx.objective.loss(outputs, drawn, {})
+        self.extra_loss(ctx, drawn, outputs, 0)
         found = torch.autograd.grad(loss, [named[name] for name in names], allow_unused=True, materialize_grads=True)
         ctx.workers.mean_(found)
         return dict(zip(names, found, strict=True))

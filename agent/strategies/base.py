@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +50,8 @@ class Context:
     optimizer: torch.optim.Optimizer
     #: `copies` are this worker's; what a strategy learns from them must become equal everywhere, or stay its shard
     workers: Workers = ALONE
+    #: the run folder, for what is too large for memory
+    folder: Path | None = None
     #: in a minibatch: which of the copies its live ones are, int64; None: all of them in order
     rows: Tensor | None = None
     #: all of the run, which are told of what is re-initialised (see `agent.strategies.initial.reinitialise`)
@@ -77,6 +80,11 @@ class Strategy:
     def replay_memories(self) -> int:
         """How many memories of the cell it keeps with each of them: the one it starts from, and maybe later ones."""
         return 1
+
+    def replay_bytes(self, exact: int, compact: int) -> dict[str, int]:
+        """How many bytes its sequences take where (`device`, `host`, `disk`), if one of them takes so many, stored
+        exactly or compactly."""
+        return {"device": self.replay_sequences() * exact}
 
     def fresh_sequences(self, copies: int) -> int:
         """How many fresh sequences of a chunk's length it asks a source for at once, with so many copies; the memory

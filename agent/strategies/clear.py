@@ -36,6 +36,7 @@ class CLEAR(Replaying):
         self.policy_cloning, self.value_cloning = policy_cloning, value_cloning
 
     def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
+        super().extra_loss(ctx, chunk, outputs, live)
         if chunk.copies == live:
             return None
         mean, every = ctx.objective.mean(chunk, live), ctx.objective.mean(chunk)

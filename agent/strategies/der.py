@@ -47,6 +47,7 @@ class DER(Replaying):
         return concatenate([chunk, replace(drawn, weight=torch.zeros_like(drawn.weight))])
 
     def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
+        super().extra_loss(ctx, chunk, outputs, live)
         if self.matched is None:
             return None
         (drawn, first), self.matched = self.matched, None

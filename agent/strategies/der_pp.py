@@ -28,7 +28,7 @@ class DERPlusPlus(DER):
 
     def transform_batch(self, ctx: Context, chunk: Chunk) -> Chunk:
         batch = super().transform_batch(ctx, chunk)
-        second = None if batch is chunk else self.draw(ctx, chunk.copies)
+        second = None if batch is chunk else self.draw(ctx, chunk.copies, batch.copies)
         if second is None:
             return batch
         # beta times as much as the live steps, however many were drawn and however many of them count

@@ -25,14 +25,15 @@ TASKS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize(("inputs", "burn_in"), [(False, 0), (True, 0), (True, 1)])
+@pytest.mark.parametrize("stored", ["exact", "compact"])
 def test_the_estimate_of_a_stored_sequence_is_what_it_takes(
-    name: str, inputs: bool, burn_in: int, tmp_path: Path
+    name: str, inputs: bool, burn_in: int, stored: str, tmp_path: Path
 ) -> None:
     trainer = make_trainer(
         tmp_path,
         stream={"tasks": [{"name": "one", "env": TASKS[name]}], "task_id": "hidden"},
         policy={"previous_action": inputs, "previous_reward": inputs, "cell": {"size": 48 if burn_in else 6}},
-        strategy=[{"kind": "clear", "capacity": 40, "start": 8, "burn_in": burn_in}],
+        strategy=[{"kind": "clear", "capacity": 40, "start": 8, "burn_in": burn_in, "storage": stored}],
     )
     run(trainer, until=192)
     (clear,) = trainer.strategies
@@ -90,6 +91,18 @@ def test_what_does_not_fit_is_refused_before_any_of_it_is_made(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - took < 500_000  # kilobytes
     with pytest.raises(ConfigError, match="would be needed"):
         building.build(config, tmp_path)
+
+
+def test_sequences_on_a_disk_that_cannot_hold_them_are_refused_and_take_no_memory(tmp_path: Path) -> None:
+    spec = {"kind": "clear", "capacity": 10**12, "place": "disk"}
+    with pytest.raises(ConfigError, match=r"strategy clear: .* GB would be needed on the disk, which has .*lower"):
+        make_trainer(tmp_path, strategy=[spec])
+    with pytest.raises(ConfigError, match=r"strategy clear: .* this machine has .*lower"):
+        make_trainer(tmp_path, strategy=[{"kind": "clear", "mib": 10**9}])
+    trainer = make_trainer(tmp_path, strategy=[{"kind": "clear", "capacity": 1000, "place": "disk"}])
+    policy = trainer.rollout.policy
+    needs = dict(needs_of(trainer.config, trainer.rollout.env, policy, trainer.strategies, 8))  # type: ignore[arg-type]
+    assert needs["options of strategy clear"] == 0
 
 
 def test_a_container_has_the_memory_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,16 @@ import torch
 
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.objectives.actor_critic import ActorCritic
-from lifelong.agent.policy import inputs_of
+from lifelong.agent.policy import Policy, inputs_of
+from lifelong.agent.runtime import checkpoint
 from lifelong.agent.strategies.er import ER
+from lifelong.agent.strategies.replaying import Replaying
 from lifelong.envs.base import BatchedEnv
+from lifelong.replay.buffer import SequenceReplay
+from lifelong.replay.sampling import Dissimilar, Prioritised
 from tests.agent.support import (
     COUNT,
+    assert_identical,
     filled,
     make_context,
     make_rollout,
@@ -152,3 +157,136 @@ def test_beside_l2_init_the_loss_of_each_is_there(tmp_path: Path) -> None:
     assert (
         seen["strategy/er/replay_age"] == alone["strategy/er/replay_age"] and seen["loss/total"] != alone["loss/total"]
     )
+
+
+KEPT: dict[str, dict[str, Any]] = {
+    "prioritised": {"sampling": "prioritised", "burn_in": 1},
+    "inscl": {"sampling": "inscl", "writing": "task_quota"},
+    "refresh": {"refresh": True, "writing": "ring"},
+    "refresh-burn-in": {"refresh": True, "burn_in": 1, "storage": "compact"},
+    "compact": {"storage": "compact"},
+    "host": {"place": "host"},
+    "disk": {"place": "disk"},
+}
+
+
+@pytest.mark.parametrize("kind", ["er", "der_pp", "clear", "agem"])
+@pytest.mark.parametrize("kept", KEPT)
+def test_with_every_way_of_keeping_and_drawing_a_resumed_run_is_the_uninterrupted_one(
+    kept: str, kind: str, tmp_path: Path
+) -> None:
+    spec = [{"kind": kind, "capacity": 24, "start": 8, **KEPT[kept]}]
+    whole = make_trainer(tmp_path / "whole", strategy=spec)
+    run(whole)
+    first = make_trainer(tmp_path / "cut", strategy=spec)
+    run(first, until=224)
+    second = make_trainer(tmp_path / "cut", strategy=spec)
+    saved, _ = checkpoint.load(tmp_path / "cut" / "checkpoints")
+    second.load_state_dict(saved)
+    second.evaluations = first.evaluations
+    run(second)
+    assert_identical(whole.state_dict(), second.state_dict())
+
+
+@pytest.mark.parametrize("kept", ["host", "disk"])
+def test_where_sequences_lie_changes_nothing_that_is_learned(kept: str, tmp_path: Path) -> None:
+    spec = {"kind": "er", "capacity": 24, "start": 8}
+    here = make_trainer(tmp_path / "here", strategy=[spec])
+    there = make_trainer(tmp_path / "there", strategy=[{**spec, **KEPT[kept]}])
+    run(here)
+    run(there)
+    assert_identical(here.rollout.policy.state_dict(), there.rollout.policy.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["er", "der_pp", "agem"])
+def test_priorities_follow_the_errors_of_the_sequences_that_were_drawn(kind: str, tmp_path: Path) -> None:
+    """Recomputed by hand with the parameters of the pass: with a learning rate of 0 they are those of now."""
+    spec = {"kind": kind, "capacity": 24, "start": 8, "sampling": "prioritised", "writing": "ring", "priority_mix": 0.7}
+    trainer = make_trainer(tmp_path, strategy=[spec], optimizer={"kind": "sgd", "lr": 0.0})
+    run(trainer, until=320)
+    (strategy,) = trainer.strategies
+    assert isinstance(strategy, Replaying) and isinstance(strategy.sampling, Prioritised)
+    priority = strategy.sampling.priority.clone()
+    stored = strategy.replay.rows.take(torch.arange(24))
+    policy, objective = trainer.rollout.policy, trainer.learner.objective
+    outputs = policy.sequence(stored, stored.state)
+    objective.loss(outputs, stored, {})
+    assert outputs.error is not None
+    error = outputs.error.detach().abs()
+    expected = (0.7 * error.amax(0) + 0.3 * error.mean(0)).double()
+    close = (priority - expected).abs() < 1e-5
+    highest = priority == priority.max()  # new ones that nobody has drawn
+    assert bool((close | highest).all()) and int(close.sum()) > 4
+    assert strategy.drawn == []
+
+
+def test_the_weight_of_what_is_drawn_by_priority_is_that_of_a_uniform_draw_in_the_mean() -> None:
+    strategy = er(sampling="prioritised")
+    policy, ctx = filled(strategy, B, T)
+    assert isinstance(strategy.sampling, Prioritised)
+    strategy.sampling.scored(torch.arange(3 * B), torch.linspace(0.1, 3.0, 3 * B))
+    batch = strategy.transform_batch(ctx, random_chunk(policy, T, B))
+    weight = batch.weight[:, B:]
+    assert float(weight.mean()) == pytest.approx(1.0) and float(weight.std()) > 0.1
+    rows = strategy.drawn[0][0]
+    high, low = int(rows.argmax()), int(rows.argmin())
+    assert float(weight[0, high]) < float(weight[0, low])
+
+
+def test_an_objective_that_does_not_say_its_errors_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ActorCritic, "says_error", False)
+    with pytest.raises(ConfigError, match="prioritised needs an objective that says how wrong it was"):
+        make_trainer(tmp_path, strategy=[{"kind": "er", "sampling": "prioritised"}])
+
+
+@pytest.mark.parametrize("burn_in", [0, 2])
+def test_a_refreshed_start_is_the_memory_that_the_policy_has_at_the_end_of_the_sequence_before(burn_in: int) -> None:
+    strategy = er(refresh=True, burn_in=burn_in, writing="ring", capacity=3 * B)
+    policy, ctx = filled(strategy, B, T)
+    replay = strategy.replay
+    replay.stamp = 100 + torch.arange(3).repeat_interleave(B) * B * T  # `filled` writes all at one step
+    assert replay.storage is not None
+    size = policy.cell.state_size
+    before = replay.storage.state[:, :size].clone()
+    torch.testing.assert_close(before[B : 2 * B], end_of(policy, replay, torch.arange(B)))  # nothing has changed yet
+    perturb(policy)
+    strategy.draw(ctx, 1)
+    drawn = strategy.report()
+    for _ in range(40):
+        strategy.draw(ctx, B)
+    assert drawn["replay_correction"] >= 0 and strategy.report()["replay_correction"] >= 0
+    after = replay.storage.state[:, :size]
+    assert torch.equal(after[:B], before[:B])  # nothing came before the first ones
+    torch.testing.assert_close(after[B : 2 * B], end_of(policy, replay, torch.arange(B)))
+    torch.testing.assert_close(after[2 * B :], end_of(policy, replay, torch.arange(B, 2 * B)))
+    assert float((after[B:] - before[B:]).norm(dim=-1).min()) > 1e-3
+
+
+def end_of(policy: Policy, replay: SequenceReplay, rows: torch.Tensor) -> torch.Tensor:
+    """The memory after the sequences in `rows`, from the one that is stored at their start."""
+    chunk = replay.rows.take(rows)
+    x_TBD = policy.encode(inputs_of(chunk))
+    with torch.no_grad():
+        return policy.cell.sequence(x_TBD, chunk.state[:, : policy.cell.state_size], chunk.is_init)[1]
+
+
+def test_tasks_are_compared_by_what_the_heads_read_and_the_unlike_one_is_replayed(tmp_path: Path) -> None:
+    spec = [{"kind": "er", "capacity": 48, "start": 8, "sampling": "inscl", "writing": "task_quota"}]
+    trainer = make_trainer(tmp_path, strategy=spec)
+    run(trainer)
+    (strategy,) = trainer.strategies
+    assert isinstance(strategy, ER) and isinstance(strategy.sampling, Dissimilar)
+    assert strategy.sampling.distance[1] == 0.0 < strategy.sampling.distance[0]  # the second task is in training
+    drawn = strategy.draw(trainer.context(), 64)
+    assert drawn is not None and bool((drawn.task[-1] == 0).all())
+
+
+@pytest.mark.parametrize("storage", ["exact", "compact"])
+def test_a_bound_in_mib_keeps_as_many_sequences_as_fit(storage: str, tmp_path: Path) -> None:
+    spec = [{"kind": "er", "mib": 1, "storage": storage, "start": 8}]
+    trainer = make_trainer(tmp_path, strategy=spec)
+    run(trainer, until=64)
+    (strategy,) = trainer.strategies
+    assert isinstance(strategy, ER) and strategy.replay.storage is not None
+    takes = sum(tensor.nbytes for tensor in vars(strategy.replay.storage).values())
+    assert 0.75 * 2**20 < takes < 1.1 * 2**20 and strategy.replay.capacity == strategy.capacity > 1000
