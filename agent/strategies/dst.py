@@ -36,10 +36,11 @@ class DST(Masked):
     ends.
 
     A task begins with a random mask and with new values in it, larger by density^-1/2, so that sums have the variance
-    of a dense layer; but for the entries that old tasks have: these it reads as they are. Every `period` chunks the smallest of the weights that it may move are dropped in every layer, and as
-    many connections grow among those that nobody has, from zero: at random (`set`, Mocanu et al. 2018) or those with
-    the largest gradient (`rigl`, Evci et al. 2020), which here is the mean over all updates since the last time, as
-    gradients are noisier than in supervised learning. So the number of connections of every layer never changes.
+    of a dense layer; but for the entries that old tasks have: these it reads as they are. Every `period` chunks the
+    smallest of the weights that it may move are dropped in every layer, and as many connections grow among those that
+    nobody has, from zero: at random (`set`, Mocanu et al. 2018) or those with the largest gradient (`rigl`, Evci et al.
+    2020), which here is the mean over all updates since the last time, as gradients are noisier than in supervised
+    learning. So the number of connections of every layer never changes.
 
     Args:
         density: share of the weights that a task reads, over all layers.
