@@ -12,9 +12,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from lifelong.agent.strategies.projection import Projection
+from lifelong.agent.strategies.projection import BasisProjection
 from lifelong.envs.options import Range
-from lifelong.kernels.project import project
 
 
 def append_basis(basis_nk: Tensor, covariance_nn: Tensor, threshold: float, most: int | None = None) -> Tensor:
@@ -45,7 +44,7 @@ def append_basis(basis_nk: Tensor, covariance_nn: Tensor, threshold: float, most
     return both.to(basis_nk.dtype)
 
 
-class GPM(Projection):
+class GPM(BasisProjection):
     """Projects every realised update onto the complement of the old tasks' presynaptic subspaces.
 
     Args:
@@ -60,12 +59,5 @@ class GPM(Projection):
         self.threshold = threshold
 
     def protect(self, tap: str, moment_nn: Tensor, count: int) -> Tensor:
-        empty = torch.zeros(moment_nn.shape[0], 0, device=moment_nn.device)
-        return append_basis(self.protected.get(tap, empty), moment_nn, self.threshold, self.most(tap, len(moment_nn)))
-
-    def project(self, tap: str, delta_mn: Tensor) -> Tensor:
-        return project(delta_mn, self.protected[tap])
-
-    def room_of(self, tap: str) -> float:
-        width, rank = self.protected[tap].shape
-        return 1 - rank / width
+        width = len(moment_nn)
+        return append_basis(self.basis(tap, width), moment_nn, self.threshold, self.most(tap, width))

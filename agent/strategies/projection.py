@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -22,6 +22,7 @@ from lifelong.agent.strategies.consolidation import Consolidating
 from lifelong.agent.strategies.ewc import EWC
 from lifelong.agent.strategies.taps import Taps
 from lifelong.envs.options import Count, Range, Steps, Weight
+from lifelong.kernels.project import project
 from lifelong.replay.chunk import Chunk
 
 #: what becomes of parameters that have no subspace: element-wise recurrent weights, a free log standard deviation
@@ -129,10 +130,9 @@ class Projection(Consolidating):
         """Protect what the current policy's layers see on the current task."""
         moments: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
-        first: list[Experience] = []  # for the importance
-        wanted = -(-self.held.sequences // (ctx.copies * ctx.workers.count)) if self.held.names else 0
+        first: list[Experience] = []
         for experience in source(self.chunks):
-            if len(first) < wanted:
+            if self.held.names and len(first) * ctx.copies * ctx.workers.count < self.held.sequences:
                 first.append(experience)
             for tap, vectors in self.taps.vectors(experience).items():
                 moments[tap] = moments.get(tap, 0.0) + vectors.double().T @ vectors.double()
@@ -141,9 +141,17 @@ class Projection(Consolidating):
         for tap, moment in moments.items():
             self.protected[tap] = self.protect(tap, moment, int(counts[tap])).float()
             self.rooms[tap] = self.room_of(tap)
+        self.hold(ctx, first)
+
+    def hold(self, ctx: Context, experiences: Iterable[Experience]) -> None:
+        """From now on, hold what has no subspace where it is, by its importance on the task."""
         if self.held.names:
             with torch.enable_grad():
-                self.held.consolidate(ctx, lambda chunks: itertools.islice(iter(first), chunks))
+                self.held.consolidate(ctx, lambda chunks: itertools.islice(experiences, chunks))
+
+    def on_reset(self, ctx: Context, entries: Mapping[str, Tensor]) -> None:
+        """What has no subspace loses its importance; the directions that a layer reads stay protected."""
+        self.held.on_reset(ctx, entries)
 
     def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
         return self.held.extra_loss(ctx, chunk, outputs, live)
@@ -184,6 +192,22 @@ class Projection(Consolidating):
     def widened(self, tap: str, kept: Tensor) -> Tensor:
         """What was protected, for the inputs that the tap has now (see `Taps.widened`)."""
         return self.taps.widened(tap, kept.to(self.device), self.parameters)
+
+
+class BasisProjection(Projection):
+    """Base of those that protect an orthonormal basis M a layer and cut off what lies in it,
+    delta <- delta - delta M M^T (Saha, Garg, Roy 2021, eq. 7)."""
+
+    def project(self, tap: str, delta_mn: Tensor) -> Tensor:
+        return project(delta_mn, self.protected[tap])
+
+    def room_of(self, tap: str) -> float:
+        width, rank = self.protected[tap].shape
+        return 1 - rank / width
+
+    def basis(self, tap: str, width: int) -> Tensor:
+        """M, at first without a column."""
+        return self.protected[tap] if tap in self.protected else torch.zeros(width, 0, device=self.device)
 
 
 class _Held(EWC):

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from lifelong.agent.errors import ConfigError
+from lifelong.agent.gradients.rtrl import RTRL
 from lifelong.agent.registry import REGISTRY, load, options_of
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy, overrides
+from tests.agent.history import History
 from tests.agent.support import assert_identical, make_trainer, run
 
 #: options under which a strategy is fully at work within a few chunks
@@ -29,6 +32,9 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "owm": {"chunks": 2, "room": 0.3},
     "adam_nscl": {"chunks": 2, "per_task": 0.4},
     "recurrent_projection": {"chunks": 2},
+    "hlop": {"period": 2, "per_task": 0.4},
+    "trgp": {"chunks": 2, "trust": 0.01, "threshold": 0.9},
+    "ogd": {"gradients": 8, "capacity": 12},
     "mas": {"sequences": 8, "value_weight": 1.0},
     "shrink_perturb": {"shrink": 0.01, "noise": 0.02},
     "weight_clipping": {"kappa": 1.0},
@@ -65,18 +71,14 @@ def test_it_trains_reports_finite_numbers_and_moves_the_parameters(
     assert bool(reported) == (name != "finetune")
 
 
-@every_strategy
-@pytest.mark.parametrize("stop", [96, 224], ids=["first-task", "second-task"])
-def test_a_run_resumed_from_its_checkpoint_is_the_uninterrupted_run_bit_for_bit(
-    name: str, options: dict[str, Any], stop: int, tmp_path: Path
-) -> None:
-    whole = trainer_with(tmp_path / "whole", name, options)
+def resumes_bit_for_bit(folder: Path, name: str, options: dict[str, Any], stop: int, **changes: Any) -> None:
+    whole = trainer_with(folder / "whole", name, options, **changes)
     run(whole)
-    first = trainer_with(tmp_path / "cut", name, options)
+    first = trainer_with(folder / "cut", name, options, **changes)
     run(first, until=stop)
     assert first.step == stop
-    second = trainer_with(tmp_path / "cut", name, options)
-    saved, damaged = checkpoint.load(tmp_path / "cut" / "checkpoints")  # torch.load(weights_only=True)
+    second = trainer_with(folder / "cut", name, options, **changes)
+    saved, damaged = checkpoint.load(folder / "cut" / "checkpoints")  # torch.load(weights_only=True)
     assert not damaged
     torch.manual_seed(99)
     second.load_state_dict(saved)
@@ -85,6 +87,63 @@ def test_a_run_resumed_from_its_checkpoint_is_the_uninterrupted_run_bit_for_bit(
     assert_identical(second.strategies[0].state_dict(), first.strategies[0].state_dict())
     run(second)
     assert_identical(whole.state_dict(), second.state_dict())
+
+
+@every_strategy
+@pytest.mark.parametrize("stop", [96, 224], ids=["first-task", "second-task"])
+def test_a_run_resumed_from_its_checkpoint_is_the_uninterrupted_run_bit_for_bit(
+    name: str, options: dict[str, Any], stop: int, tmp_path: Path
+) -> None:
+    resumes_bit_for_bit(tmp_path, name, options, stop)
+
+
+@pytest.mark.slow
+@every_strategy
+@pytest.mark.parametrize(("cell", "gradient"), [("elstm", "bptt"), ("gru", "bptt"), ("diagonal_lstm", "rtrl")])
+def test_runs_of_other_cells_and_engines_resume_bit_for_bit(
+    name: str, options: dict[str, Any], cell: str, gradient: str, tmp_path: Path
+) -> None:
+    changes = {"policy": {"cell": {"kind": cell, "size": 6}}, "gradient": gradient}
+    resumes_bit_for_bit(tmp_path, name, options, 224, **changes)
+
+
+@every_strategy
+def test_the_carry_is_exact_over_the_whole_history_of_what_it_did(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    tasks = [{"name": f"t{i}", "env": {"kind": "TMaze", "corridor": 9, "reversed": i}} for i in (0, 1)]
+    trainer = trainer_with(tmp_path, name, options, stream={"tasks": tasks})  # 10 steps, in chunks of 4
+    engine = trainer.learner.engine
+    assert isinstance(engine, RTRL)
+    history = History(engine)
+    run(trainer, until=256)  # in the second task
+    assert history.chunks == 8
+    memory_BN, changes = history.memory()
+    torch.testing.assert_close(memory_BN.float(), trainer.rollout.state_BS, rtol=1e-4, atol=1e-5)
+    boundary_BN = torch.randn(memory_BN.shape, generator=torch.Generator().manual_seed(0))
+    whole = torch.autograd.grad(memory_BN, changes, boundary_BN.double())
+    carried = history.carried(boundary_BN)
+    for mine, theirs in zip(carried, whole, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
+    if name == "reset_on_task" and options:  # every second chunk begins without a history
+        return
+    short_BN, changes = history.memory(truncated=True)
+    short = torch.autograd.grad(short_BN, changes, boundary_BN.double())
+    assert not torch.allclose(carried[0].double(), short[0], rtol=1e-2, atol=1e-3 * float(short[0].abs().max()))
+
+
+@every_strategy
+def test_hidden_boundaries_are_handled_or_refused_in_a_sentence(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    hidden = {"boundaries": "hidden", "task_id": "hidden"}
+    try:
+        trainer = trainer_with(tmp_path, name, options, stream=hidden)
+    except ConfigError as error:
+        assert name in str(error) and ("boundaries" in str(error) or "task_id" in str(error))
+        return
+    assert not trainer.strategies[0].needs_boundaries and not trainer.strategies[0].needs_task_id
+    run(trainer, until=256)
 
 
 @every_strategy

@@ -1,0 +1,122 @@
+"""What every strategy costs: the quickstart's steps per second and memory with it, relative to finetune.
+
+    lifelong bench strategies [--json FILE]
+
+One process, one thread. Each strategy, at the options that the quickstart has for it, stands alone and is measured in
+its second task, when everything that it does at a boundary and after it is at work; a run of finetune on the same
+config takes turns with it. The median of the ratios of neighbouring turns is reported, in seconds of this process. What
+happens at a boundary is timed by itself, as the number of chunks of finetune that fit into it. Memory is that of the
+strategy's tensors, in units of the policy's parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from benchmarks.measure import finish, ratios
+from lifelong.agent import config as configs
+from lifelong.agent.errors import ConfigError
+from lifelong.agent.registry import REGISTRY, check_name
+from lifelong.agent.runtime.build import build
+from lifelong.agent.runtime.trainer import Trainer
+
+FIRST = 51_200  # steps of the first task, 50 chunks
+CHUNKS = 8  # of a turn
+TURNS = 12
+#: what some strategies need to know beside their options
+NEEDS: tuple[list[str], ...] = ([], ["stream.task_id=observed"], ["stream.task_id=observed", "policy.heads=per_task"])
+
+
+def trainer_of(strategy: str, needs: list[str], folder: Path) -> Trainer:
+    """The quickstart with a short first task, one thread."""
+    short = [f"stream.tasks.0.steps={FIRST}", "runtime.device=cpu", "runtime.threads=1"]
+    return build(configs.load("quickstart", [f"strategy={strategy}", *needs, *short]), folder)
+
+
+def seconds(trainer: Trainer, chunks: int) -> float:
+    """Of this process, for so many chunks."""
+    begun = time.process_time()
+    for _ in range(chunks):
+        trainer.advance()
+    return time.process_time() - begun
+
+
+def tensors(value: Any) -> int:
+    """Bytes of all tensors in a nested state."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(tensors(x) for x in value.values())
+    return sum(tensors(x) for x in value) if isinstance(value, (list, tuple)) else 0
+
+
+def measure(strategy: str, folder: Path) -> dict[str, Any] | None:
+    """Speed, boundary and memory of one strategy; None if the quickstart has no place for it."""
+    for needs in NEEDS:
+        try:
+            ours = trainer_of(strategy, needs, folder / strategy)
+        except ConfigError:
+            continue
+        break
+    else:
+        return None
+    plain = trainer_of("finetune", needs, folder / f"{strategy}-finetune")
+    chunk = ours.config.rollout.copies * ours.config.rollout.steps
+    before = FIRST // chunk - 1
+    for trainer in (ours, plain):
+        seconds(trainer, before)
+    border = seconds(ours, 3), seconds(plain, 3)
+    pairs = []
+    for turn in range(TURNS + 1):  # the first one warms up
+        pair = seconds(ours, CHUNKS), seconds(plain, CHUNKS)
+        if turn:
+            pairs.append(pair)
+    mine, others = zip(*pairs, strict=True)
+    parameters = sum(p.numel() * p.element_size() for p in ours.rollout.policy.parameters())
+    return {
+        "speed": median(ratios(list(others), list(mine))),
+        "boundary_chunks": max(0.0, (border[0] - 3 * median(mine) / CHUNKS) / (median(others) / CHUNKS)),
+        "memory_parameters": tensors(ours.strategies[0].state_dict()) / parameters,
+        "needs": needs,
+    }
+
+
+def main(json_file: Path | None, only: list[str]) -> dict[str, Any]:
+    """Measure, print, and write the JSON."""
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    print(f"{'strategy':22} {'speed':>6} {'boundary':>9} {'memory':>8}   (of finetune's; in its chunks; in parameters)")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in only or REGISTRY["strategy"]:
+            check_name("strategy", name)
+            result = measure(name, Path(folder))
+            if result is None:
+                print(f"{name:22} has no place in the quickstart")
+                continue
+            found[name] = result
+            print(
+                f"{name:22} {result['speed']:6.2f} {result['boundary_chunks']:9.0f} {result['memory_parameters']:8.1f}"
+                f"   {' '.join(result['needs'])}",
+                flush=True,
+            )
+    return finish("strategies", {"strategies": found}, json_file)
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    arguments.add_argument("--json", type=Path)
+    arguments.add_argument("strategy", nargs="*", help="only these")
+    options = arguments.parse_args()
+    main(options.json, options.strategy)
