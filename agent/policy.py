@@ -92,6 +92,8 @@ class Policy(nn.Module):
         self.distribution: Distribution = distribution or distribution_of(action_space, config.squash)
         self.encoder: Encoder = registry.build("encoder", config.encoder, observation_space)
         self.with_action = config.previous_action
+        #: before every step the memory is reset, and with it the previous action and reward
+        self.memoryless = config.reset_memory_on == "step"
         self.with_reward = config.previous_reward
         self.tasks_shown = tasks if task_observed else 0
         input_size = self.encoder.output_size + self.tasks_shown + int(self.with_reward)
@@ -252,8 +254,11 @@ class Policy(nn.Module):
         step = step_KB[slot, copy]
         row = step.clamp(max=T - 1)  # what is read for an empty slot goes to a row that nobody sees
         inputs = self._following(chunk, chunk.final_obs[slot, copy], (row, copy))
-        no_reset = torch.zeros(len(slot), dtype=torch.bool, device=device)
-        said = self.step(inputs, memory(copies)[row, index], no_reset).outputs
+        if self.memoryless:
+            inputs.previous_action = torch.zeros_like(inputs.previous_action)
+            inputs.previous_reward = torch.zeros_like(inputs.previous_reward)
+        reset = torch.full((len(slot),), self.memoryless, device=device)
+        said = self.step(inputs, memory(copies)[row, index], reset).outputs
         final_TB = torch.cat([final_TB, final_TB.new_zeros(1, *final_TB.shape[1:])])
         final_TB[step, copy] = said.value if read is None else read(said)
         return bootstrap_B, final_TB[:-1]

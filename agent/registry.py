@@ -77,6 +77,11 @@ REGISTRY: dict[str, dict[str, str]] = {
         "continual_backprop": "lifelong.agent.strategies.continual_backprop:ContinualBackprop",
         "upgd": "lifelong.agent.strategies.upgd:UPGD",
         "trac": "lifelong.agent.strategies.trac:Trac",
+        "c_chain": "lifelong.agent.strategies.c_chain:CChain",
+        "cpr": "lifelong.agent.strategies.cpr:CPR",
+        "hare_tortoise": "lifelong.agent.strategies.hare_tortoise:HareTortoise",
+        "spectral": "lifelong.agent.strategies.spectral:Spectral",
+        "parseval": "lifelong.agent.strategies.parseval:Parseval",
     },
     "optimizer": {
         "adam": "torch.optim:Adam",

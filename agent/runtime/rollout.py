@@ -111,7 +111,7 @@ class Rollout:
         env: the environment copies.
         policy: acts, under `no_grad`.
         generator: randomness of the actions, on the environment's device.
-        reset_memory_on: `episode`, `task` or `never`.
+        reset_memory_on: `episode`, `task`, `never` or `step`.
         deterministic: take the most likely action.
     """
 
@@ -230,6 +230,8 @@ class Rollout:
         self.is_init = self.nowhere
         if self.reset_memory_on == "episode":
             self._forget(info["is_init"])
+        elif self.reset_memory_on == "step":
+            self._forget(torch.ones_like(is_init))
         return seen
 
     @torch.no_grad()
