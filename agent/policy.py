@@ -89,6 +89,8 @@ class Policy(nn.Module):
         self._made_of = config, observation_space, action_space, tasks, task_observed, distribution
         #: of one copy: what is read, what is done
         self.spaces = observation_space, action_space
+        #: of the stream
+        self.tasks = tasks
         self.distribution: Distribution = distribution or distribution_of(action_space, config.squash)
         self.encoder: Encoder = registry.build("encoder", config.encoder, observation_space)
         self.with_action = config.previous_action
