@@ -44,6 +44,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "objective": {
         "actor_critic": "lifelong.agent.objectives.actor_critic:ActorCritic",
         "ppo": "lifelong.agent.objectives.ppo:PPO",
+        "q_learning": "lifelong.agent.objectives.q_learning:QLearning",
         "supervised": "lifelong.agent.objectives.supervised:Supervised",
     },
     "strategy": {
