@@ -44,6 +44,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "objective": {
         "actor_critic": "lifelong.agent.objectives.actor_critic:ActorCritic",
         "ppo": "lifelong.agent.objectives.ppo:PPO",
+        "q_learning": "lifelong.agent.objectives.q_learning:QLearning",
         "supervised": "lifelong.agent.objectives.supervised:Supervised",
     },
     "strategy": {
@@ -67,6 +68,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "hlop": "lifelong.agent.strategies.hlop:HLOP",
         "trgp": "lifelong.agent.strategies.trgp:TRGP",
         "ogd": "lifelong.agent.strategies.ogd:OGD",
+        "packnet": "lifelong.agent.strategies.packnet:PackNet",
+        "dst": "lifelong.agent.strategies.dst:DST",
+        "progressive": "lifelong.agent.strategies.progressive:Progressive",
+        "hypernet": "lifelong.agent.strategies.hypernet:Hypernet",
         "explore": "lifelong.agent.strategies.explore:Explore",
         "shrink_perturb": "lifelong.agent.strategies.shrink_perturb:ShrinkPerturb",
         "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
@@ -81,6 +86,13 @@ REGISTRY: dict[str, dict[str, str]] = {
         "hare_tortoise": "lifelong.agent.strategies.hare_tortoise:HareTortoise",
         "spectral": "lifelong.agent.strategies.spectral:Spectral",
         "parseval": "lifelong.agent.strategies.parseval:Parseval",
+    },
+    "detector": {
+        "cusum": "lifelong.agent.detectors.cusum:CUSUM",
+        "distribution_shift": "lifelong.agent.detectors.distribution_shift:DistributionShift",
+        "one_class": "lifelong.agent.detectors.one_class:OneClass",
+        "nearest_mean": "lifelong.agent.detectors.nearest_mean:NearestMean",
+        "recode_novelty": "lifelong.agent.detectors.recode_novelty:RecodeNovelty",
     },
     "optimizer": {
         "adam": "torch.optim:Adam",
@@ -100,6 +112,7 @@ BASES = {
     "gradient": "lifelong.agent.gradients.base:GradientEngine",
     "objective": "lifelong.agent.objectives.base:Objective",
     "strategy": "lifelong.agent.strategies.base:Strategy",
+    "detector": "lifelong.agent.detectors.base:Detector",
     "optimizer": "torch.optim:Optimizer",
 }
 
