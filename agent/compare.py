@@ -28,11 +28,13 @@ from lifelong.agent import config as configs
 from lifelong.agent.errors import ConfigError, PartError
 from lifelong.agent.files import make_folder
 
-#: rows that every comparison wants: nothing done, begun anew, stopped, and the bound of all tasks at once
+#: rows that every comparison wants: nothing done, begun anew, stopped, without a memory, and the bound of all tasks at
+#: once
 CONTROLS: tuple[tuple[str, ...], ...] = (
     ("strategy=finetune",),
     ("strategy=reset_on_task",),
     ("strategy=freeze_at",),
+    ("strategy=finetune", "policy.reset_memory_on=step"),
     ("strategy=finetune", "stream.schedule=interleaved"),
 )
 #: seconds between two looks at the runs

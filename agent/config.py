@@ -89,8 +89,8 @@ class PolicyConfig:
     cell: Part = part("cell", "elstm")
     previous_action: bool = False
     previous_reward: bool = False
-    #: when the memory (and the carry) is reset
-    reset_memory_on: str = field(default="episode", metadata={"choices": ("episode", "task", "never")})
+    #: when the memory (and the carry) is reset; "step": it has none, a control for tasks that need one
+    reset_memory_on: str = field(default="episode", metadata={"choices": ("episode", "task", "never", "step")})
     #: continuous actions are clipped to their bounds ("none"), or squashed to them by a tanh
     squash: str = field(default="none", metadata={"choices": ("none", "tanh")})
     #: one actor head per task instead of one for all; needs an observed task id

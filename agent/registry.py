@@ -44,6 +44,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "objective": {
         "actor_critic": "lifelong.agent.objectives.actor_critic:ActorCritic",
         "ppo": "lifelong.agent.objectives.ppo:PPO",
+        "q_learning": "lifelong.agent.objectives.q_learning:QLearning",
         "supervised": "lifelong.agent.objectives.supervised:Supervised",
     },
     "strategy": {
@@ -67,6 +68,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "hlop": "lifelong.agent.strategies.hlop:HLOP",
         "trgp": "lifelong.agent.strategies.trgp:TRGP",
         "ogd": "lifelong.agent.strategies.ogd:OGD",
+        "packnet": "lifelong.agent.strategies.packnet:PackNet",
+        "dst": "lifelong.agent.strategies.dst:DST",
+        "progressive": "lifelong.agent.strategies.progressive:Progressive",
+        "hypernet": "lifelong.agent.strategies.hypernet:Hypernet",
         "explore": "lifelong.agent.strategies.explore:Explore",
         "shrink_perturb": "lifelong.agent.strategies.shrink_perturb:ShrinkPerturb",
         "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
@@ -76,6 +81,11 @@ REGISTRY: dict[str, dict[str, str]] = {
         "continual_backprop": "lifelong.agent.strategies.continual_backprop:ContinualBackprop",
         "upgd": "lifelong.agent.strategies.upgd:UPGD",
         "trac": "lifelong.agent.strategies.trac:Trac",
+        "c_chain": "lifelong.agent.strategies.c_chain:CChain",
+        "cpr": "lifelong.agent.strategies.cpr:CPR",
+        "hare_tortoise": "lifelong.agent.strategies.hare_tortoise:HareTortoise",
+        "spectral": "lifelong.agent.strategies.spectral:Spectral",
+        "parseval": "lifelong.agent.strategies.parseval:Parseval",
     },
     "optimizer": {
         "adam": "torch.optim:Adam",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -18,8 +17,35 @@ from lifelong.envs.spaces import byte_scale
 Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
 
 #: its name
-Activation = Literal["tanh", "relu", "silu"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+Activation = Literal["tanh", "relu", "silu", "crelu"]
+#: between a layer and its activation
+Norm = Literal["none", "layer"]
+
+
+class CReLU(nn.Module):
+    """Concatenated ReLU: [max(x, 0), max(-x, 0)] along dimension 1, twice as many features as units.
+
+    Whatever x is, one of them has a gradient, so no unit can die (Shang et al. 2016, ICML; against loss of plasticity
+    Abbas et al. 2023, CoLLAs).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([nn.functional.relu(x), nn.functional.relu(-x)], 1)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "crelu": CReLU}
+#: features of a unit
+PARTS = {"crelu": 2}
+
+
+class UnitLayer(NamedTuple):
+    """A layer whose rows are units."""
+
+    name: str
+    #: gives what the units say
+    activation: nn.Module
+    #: what normalises them before, with a scale and a shift for each
+    norm: str | None
 
 
 def make_activation(name: str) -> nn.Module:
@@ -97,7 +123,7 @@ class Encoder(nn.Module):
     #: the features of a vector observation are the observation itself
     transparent: bool = False
     #: it is made of linear and convolution layers in the order they are defined in, each with an activation after it,
-    #: each read by the next alone, and the last ones are the features
+    #: maybe a norm between them, each read by the next alone, and the last ones are the features
     chain: ClassVar[bool] = False
 
     def __init__(self, space: Observations) -> None:
@@ -111,11 +137,16 @@ class Encoder(nn.Module):
         #: the largest byte, if the observation is made of bytes
         self.largest = byte_scale(space) if isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 else 0.0
 
-    def unit_layers(self) -> list[tuple[str, nn.Module]]:
-        """The layers whose rows are units, each with the module after it, which gives their activations; none if the
-        encoder is no chain."""
+    def unit_layers(self) -> list[UnitLayer]:
+        """The layers whose rows are units; none if the encoder is no chain."""
         leaves = [(name, module) for name, module in self.named_modules() if not list(module.children())]
-        layers = [(n, after) for (n, m), (_, after) in pairwise(leaves) if isinstance(m, nn.Linear | nn.Conv2d)]
+        layers = []
+        for index, (name, module) in enumerate(leaves[:-1]):
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                after, following = leaves[index + 1]
+                normed = isinstance(following, nn.LayerNorm | nn.GroupNorm)
+                activation = leaves[index + 2][1] if normed else following
+                layers.append(UnitLayer(name, activation, after if normed else None))
         return layers if self.chain else []
 
     def prepare(self, obs: Tensor) -> Tensor:
@@ -144,24 +175,30 @@ class MLP(Encoder):
 
     Args:
         space: observation space of one copy.
-        hidden: width of each layer.
-        activation: tanh, relu or silu.
+        hidden: units of each layer.
+        activation: tanh, relu, silu, or crelu, with which a unit has two features.
+        norm: `layer`: layer normalisation between every layer and its activation (Ba, Kiros & Hinton 2016; against loss
+            of plasticity Lyle et al. 2023, ICML).
     """
 
     chain: ClassVar[bool] = True
 
-    def __init__(self, space: Observations, *, hidden: Widths = (64,), activation: Activation = "tanh") -> None:
+    def __init__(
+        self, space: Observations, *, hidden: Widths = (64,), activation: Activation = "tanh", norm: Norm = "none"
+    ) -> None:
         super().__init__(space)
-        widths = [sum(self.counts) or math.prod(space.shape), *(int(width) for width in hidden)]
         layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(widths):
+        width_in, parts = sum(self.counts) or math.prod(space.shape), PARTS.get(activation, 1)
+        for width_out in map(int, hidden):
             categories = self.counts and not layers
             linear = OneHotLinear(self.counts, width_out) if categories else nn.Linear(width_in, width_out)
             nn.init.orthogonal_(linear.weight, 2**0.5)
             nn.init.zeros_(linear.bias)
-            layers += [linear, make_activation(activation)]
+            normed = [nn.LayerNorm(width_out)] if norm == "layer" else []
+            layers += [linear, *normed, make_activation(activation)]
+            width_in = parts * width_out
         self.layers = nn.Sequential(*layers)
-        self.output_size = widths[-1]
+        self.output_size = width_in
 
     def forward(self, obs: Tensor) -> Tensor:
         if not self.counts or not len(self.layers):
@@ -214,8 +251,10 @@ class CNN(Encoder):
         layout: what the axes are: hw, chw, hwc, or with stacked frames nchw, nhwc (frames become channels, oldest first
             as they come); auto if there is only one way to read the shape.
         channels: output channels of each 3x3 convolution; every one but the first halves the image (stride 2).
-        hidden: width of the final linear layer.
-        activation: tanh, relu or silu.
+        hidden: units of the final linear layer.
+        activation: tanh, relu, silu, or crelu, with which a unit has two features.
+        norm: `layer`: layer normalisation between every layer and its activation, of a convolution over channels and
+            pixels.
     """
 
     chain: ClassVar[bool] = True
@@ -228,6 +267,7 @@ class CNN(Encoder):
         channels: Widths = (16, 32),
         hidden: Width = 64,
         activation: Activation = "relu",
+        norm: Norm = "none",
     ) -> None:
         super().__init__(space)
         if self.counts:
@@ -238,13 +278,15 @@ class CNN(Encoder):
         layers: list[nn.Module] = []
         for index, width in enumerate(channels):
             layers += [nn.Conv2d(channels_in, int(width), 3, stride=1 if index == 0 else 2, padding=1)]
+            layers += [nn.GroupNorm(1, int(width))] if norm == "layer" else []
             layers += [make_activation(activation)]
-            channels_in = int(width)
+            channels_in = PARTS.get(activation, 1) * int(width)
         self.convolutions = nn.Sequential(*layers)
         with torch.no_grad():
             flat = self.convolutions(example).numel()
-        self.linear = nn.Sequential(nn.Linear(flat, hidden), make_activation(activation))
-        self.output_size = hidden
+        normed = [nn.LayerNorm(hidden)] if norm == "layer" else []
+        self.linear = nn.Sequential(nn.Linear(flat, hidden), *normed, make_activation(activation))
+        self.output_size = PARTS.get(activation, 1) * hidden
 
     def _image(self, obs: Tensor) -> Tensor:
         """[M, C, H, W]."""

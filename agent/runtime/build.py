@@ -266,8 +266,13 @@ def build_policy(config: Config, env: TaskEnv) -> Policy:
     observed = config.stream.task_id == "observed"
     if config.policy.heads == "per_task" and not observed:
         raise ConfigError("policy.heads is per_task, but stream.task_id is hidden; set it to observed")
+    spec = config.objective
+    objective, options = registry.load("objective", spec["kind"]), {k: v for k, v in spec.items() if k != "kind"}
+    registry.check_options("objective", spec["kind"], objective, options, {})
+    spaces = env.single_observation_space, env.single_action_space
     try:
-        return Policy(config.policy, env.single_observation_space, env.single_action_space, len(env.tasks), observed)
+        distribution = objective.acts_by(spaces[1], config.policy.squash, options)
+        return Policy(config.policy, *spaces, len(env.tasks), observed, distribution)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -383,6 +388,7 @@ def _build(
         check_places(config, policy, strategies, device, folder)
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
+    objective.setup(policy)
     objective.workers = workers
     objective.even = env.every_step_counts and not objective.needs_target
     if objective.minibatches > copies:

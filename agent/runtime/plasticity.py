@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from lifelong.agent.policy import Policy, inputs_of
@@ -9,8 +11,17 @@ from lifelong.replay.chunk import Chunk
 
 #: a unit is dormant if its score is at most this (Sokar et al. 2023, section 3)
 DORMANT = 0.025
-#: rows that the rank is computed from
+#: steps of a chunk that are looked at, about
 ROWS = 1024
+
+
+def stride(steps: int, copies: int) -> int:
+    """The distance of rows of a flattened chunk [T * B], of which about `ROWS` are looked at; it shares no factor with
+    B, or else some copies, maybe all those of a task, would never be seen."""
+    found = max(1, steps * copies // ROWS)
+    while math.gcd(found, copies) > 1:
+        found += 1
+    return found
 
 
 @torch.no_grad()
@@ -26,8 +37,7 @@ def plasticity(policy: Policy, chunk: Chunk) -> dict[str, float]:
     y_MH = y.flatten(0, 1)
     score = y_MH.abs().mean(0)
     dormant = (score <= DORMANT * score.mean()).double().mean()
-    stride = max(1, y_MH.shape[0] // ROWS)
-    singular = torch.linalg.svdvals(y_MH[::stride].double())
+    singular = torch.linalg.svdvals(y_MH[:: stride(chunk.steps, chunk.copies)].double())
     p = singular / singular.sum().clamp(min=1e-12)
     rank = torch.exp(-(p * torch.log(p.clamp(min=1e-12))).sum())
     weights = torch.cat([parameter.flatten() for parameter in policy.parameters()])

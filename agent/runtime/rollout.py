@@ -111,7 +111,7 @@ class Rollout:
         env: the environment copies.
         policy: acts, under `no_grad`.
         generator: randomness of the actions, on the environment's device.
-        reset_memory_on: `episode`, `task` or `never`.
+        reset_memory_on: `episode`, `task`, `never` or `step`.
         deterministic: take the most likely action.
     """
 
@@ -197,7 +197,7 @@ class Rollout:
         if self.deterministic:
             action = distribution.mode(outputs.policy)
         else:
-            action = distribution.sample(outputs.policy, self.generator)
+            action = distribution.act(outputs.policy, self.generator)
         self.obs, reward, terminated, truncated, info = self.env.step(distribution.clip(action))
         if self.env.scaled:
             reward = reward * self.env.reward_scale_B
@@ -230,6 +230,8 @@ class Rollout:
         self.is_init = self.nowhere
         if self.reset_memory_on == "episode":
             self._forget(info["is_init"])
+        elif self.reset_memory_on == "step":
+            self._forget(torch.ones_like(is_init))
         return seen
 
     @torch.no_grad()
@@ -252,7 +254,7 @@ class Rollout:
             reward=seen["reward"],
             terminated=seen["terminated"],
             truncated=seen["truncated"],
-            log_prob=self.policy.distribution.log_prob(seen["policy"], seen["action"]),
+            log_prob=self.policy.distribution.act_log_prob(seen["policy"], seen["action"]),
             policy=seen["policy"],
             value=seen["value"],
             final_value=torch.zeros_like(seen["value"]),

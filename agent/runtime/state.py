@@ -23,6 +23,7 @@ def shared(trainer: Trainer) -> dict[str, Any]:
         "owed": trainer.owed,
         "policy": trainer.rollout.policy.state_dict(),
         "optimizer": trainer.learner.optimizer.state_dict(),
+        "objective": trainer.learner.objective.state_dict(),
         "minibatches": trainer.learner.generator.get_state(),
         "strategies": _strategies(trainer, sharded=False),
     }
@@ -54,6 +55,7 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     trainer.owed = saved["owed"]
     trainer.logged = trainer.step
     trainer.rollout.policy.load_state_dict(saved["policy"])
+    trainer.learner.objective.load_state_dict(saved.get("objective", {}))
     groups = zip(saved["optimizer"]["param_groups"], trainer.learner.optimizer.param_groups, strict=False)
     for group, here in groups:  # this option belongs to the device, and a run may change it
         if "capturable" in here:

@@ -15,7 +15,6 @@ Dohare et al. 2024 use.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,13 +23,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lifelong.agent.modules.encoders import CReLU
 from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.plasticity import stride
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context
 from lifelong.agent.strategies.initial import Redrawing, reinitialise
 
-#: steps of a chunk that activity is measured on, about
-ROWS = 1024
 CELL = "cell"
 
 
@@ -66,32 +65,45 @@ def layers_of(policy: Policy) -> list[Layer]:
     """
     parameters = dict(policy.named_parameters())
 
-    def entries(name: str, dim: int, size: int, *, blocks: bool = False, width: int | None = None) -> Entries:
-        """Of every unit one entry in each of K blocks of all units (gates), or else K entries that are neighbours
+    def entries(name: str, dim: int, size: int, *, blocks: int = 1, width: int | None = None) -> Entries:
+        """In each of `blocks` blocks (gates, parts of an activation) every unit has some entries that are neighbours
         (pixels of a channel). `width`: entries along `dim` that are the units'; all by default."""
         length = width or parameters[name].shape[dim]
         table = torch.arange(length, device=parameters[name].device)
-        return Entries(name, dim, table.view(-1, size).T if blocks else table.view(size, -1))
+        return Entries(name, dim, table.view(blocks, size, -1).transpose(0, 1).reshape(size, -1))
 
     cell, hidden = policy.cell, policy.encoder.unit_layers()
-    names = [f"encoder.{name}" for name, _ in hidden]
+    names = [f"encoder.{layer.name}" for layer in hidden]
     rows, columns = cell.unit_parameters()
     first, units = [f"{CELL}.{name}" for name in cell.input_weights()], cell.output_size
     layers = []
-    for (_, activation), (name, following) in zip(hidden, pairwise([*names, CELL]), strict=True):
-        size = len(parameters[f"{name}.weight"])
-        incoming = [entries(n, 0, size) for n in (f"{name}.weight", f"{name}.bias") if n in parameters]
+    for unit_layer, (name, following) in zip(hidden, pairwise([*names, CELL]), strict=True):
+        size, activation = len(parameters[f"{name}.weight"]), unit_layer.activation
+        modules = [name, *([f"encoder.{unit_layer.norm}"] if unit_layer.norm else [])]
+        its = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
+        incoming = [entries(n, 0, size) for n in its if n in parameters]
+        parts = 2 if isinstance(activation, CReLU) else 1
         if following == CELL:  # the features come first in what the cell reads
-            outgoing = [entries(n, 1, size, width=size) for n in first]
+            outgoing = [entries(n, 1, size, blocks=parts, width=parts * size) for n in first]
         else:
-            outgoing = [entries(f"{following}.weight", 1, size)]
+            outgoing = [entries(f"{following}.weight", 1, size, blocks=parts)]
         layers.append(Layer(name, size, incoming, outgoing, activation))
-    incoming = [entries(f"{CELL}.{name}", dim, units, blocks=True) for name, dim in rows.items()]
+    gates = {name: policy.cell.get_parameter(name).shape[dim] // units for name, dim in rows.items()}
+    incoming = [entries(f"{CELL}.{name}", dim, units, blocks=gates[name]) for name, dim in rows.items()]
     outgoing = [entries(f"{CELL}.{name}", dim, units) for name, dim in columns.items()]
     for name, module in policy.named_modules():
         if name.startswith(("actor", "critic")) and isinstance(module, nn.Linear) and module.in_features == units:
             outgoing.append(entries(f"{name}.weight", 1, units))
     return [*layers, Layer(CELL, units, incoming, outgoing)]
+
+
+def spread(value_N: Tensor, part: Entries, parameter: Tensor) -> Tensor:
+    """What is given for every unit, at its entries of a parameter and 0 elsewhere; of the parameter's shape."""
+    along = value_N.new_zeros(parameter.shape[part.dim])
+    along[part.index] = value_N.unsqueeze(1)
+    shape = [1] * parameter.dim()
+    shape[part.dim] = -1
+    return along.view(shape).expand_as(parameter)
 
 
 @torch.no_grad()
@@ -100,23 +112,22 @@ def activations(policy: Policy, layers: list[Layer], experience: Experience) -> 
     it is the state before each step, with two parts of state the first, which is its output."""
     seen: dict[str, Tensor] = {}
 
-    def remember(name: str, output: Tensor) -> None:
-        seen[name] = output.movedim(1, -1).flatten(0, -2)
+    def remember(layer: Layer, output: Tensor) -> None:
+        said = output.movedim(1, -1).flatten(0, -2)
+        seen[layer.name] = said.unflatten(1, (-1, layer.size)).sum(1)  # of two parts at most one is not zero
 
     hooks = [
-        layer.activation.register_forward_hook(lambda _, __, output, name=layer.name: remember(name, output))
+        layer.activation.register_forward_hook(lambda _, __, output, layer=layer: remember(layer, output))
         for layer in layers
         if layer.activation is not None
     ]
     chunk = experience.chunk
-    stride = max(1, chunk.steps * chunk.copies // ROWS)
-    while math.gcd(stride, chunk.copies) > 1:  # else some copies, maybe all those of a task, would never be looked at
-        stride += 1
+    every = stride(chunk.steps, chunk.copies)
     if hooks:
-        policy.encoder(chunk.obs.flatten(0, 1)[::stride])
+        policy.encoder(chunk.obs.flatten(0, 1)[::every])
     for hook in hooks:
         hook.remove()
-    state_MS = experience.state_TBS.flatten(0, 1)[::stride]
+    state_MS = experience.state_TBS.flatten(0, 1)[::every]
     return {**seen, CELL: state_MS[:, : policy.cell.output_size]}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lifelong.agent.growth import grown
 from lifelong.agent.strategies.base import Context, Strategy
 from lifelong.agent.strategies.initial import weights_of
-from lifelong.agent.strategies.units import Entries, layers_of
+from lifelong.agent.strategies.units import Entries, layers_of, spread
 from lifelong.envs.options import Range, Weight
 
 
@@ -97,11 +97,7 @@ class UPGD(Strategy):
         for layer in self.layers:
             relative_N = worth[layer.name] / correction / self.largest.clamp(min=1e-30)
             for part in layer.incoming:
-                shape = self.utility[part.parameter].movedim(part.dim, 0).shape
-                along = relative_N.new_zeros(shape[0])
-                along[part.index] = relative_N.unsqueeze(1)
-                spread = along.view(-1, *(1 for _ in shape[1:])).expand(shape)
-                found[part.parameter] = spread.movedim(0, part.dim)
+                found[part.parameter] = spread(relative_N, part, self.utility[part.parameter])
         return found
 
     def of_units(self, part: Entries) -> Tensor:

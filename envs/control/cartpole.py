@@ -46,7 +46,8 @@ class CartPole(BatchedEnv):
     """CartPole with per-copy physics.
 
     Observation: [position, velocity, angle, angular velocity], float32 [B, 4]. Actions: 0 pushes left, 1 right.
-    Reward 1 on every step. Terminates when |position| > 2.4 m or |angle| > 12 degrees.
+    Reward 1 on every step. Terminates when |position| > 2.4 m or |angle| > 12 degrees. The offsets are those of
+    continual control (Muppidi et al. 2024, section 5.2): another constant is added to what is observed in every task.
     """
 
     PARAMS: ClassVar[dict[str, Param]] = {
@@ -56,6 +57,10 @@ class CartPole(BatchedEnv):
         "length": Param(0.5, 0.01, 10.0, "half the length of the pole, m"),
         "force_mag": Param(10.0, -100.0, 100.0, "force of a push, N; a negative one swaps the actions"),
         "tau": Param(0.02, 0.001, 0.1, "time between two steps, s"),
+        "offset_position": Param(0.0, -1e6, 1e6, "added to the position that is observed, m"),
+        "offset_velocity": Param(0.0, -1e6, 1e6, "added to the velocity that is observed, m/s"),
+        "offset_angle": Param(0.0, -1e6, 1e6, "added to the angle that is observed, rad"),
+        "offset_spin": Param(0.0, -1e6, 1e6, "added to the angular velocity that is observed, rad/s"),
     }
     SCORE: ClassVar[tuple[float, float]] = (10.0, 500.0)
     MAX_EPISODE_STEPS: ClassVar[int] = 500
@@ -103,18 +108,23 @@ class CartPole(BatchedEnv):
         )
         self.state = CartPoleState(stepped.physics_B4)
         self.age_B, self.return_B = stepped.age_B, stepped.return_B
+        observed, final = stepped.physics_B4, stepped.final_B4
+        if self._offset_B4 is not None:
+            observed, final = observed + self._offset_B4, final + self._offset_B4
         info = {
-            "final_obs": stepped.final_B4,
+            "final_obs": final,
             "_final_obs": stepped.done_B,
             "episode_return": stepped.final_return_B,
             "episode_length": stepped.final_age_B,
         }
-        return stepped.physics_B4, stepped.reward_B, stepped.terminated_B, stepped.truncated_B, info
+        return observed, stepped.reward_B, stepped.terminated_B, stepped.truncated_B, info
 
     def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
-        """T steps of the compiled call (see `BatchedEnv.compiled_steps`), on a CPU."""
-        if self._constants_6B is None or self.state is None or self.device.type != "cpu":
+        """T steps of the compiled call (see `BatchedEnv.compiled_steps`), on a CPU and without offsets."""
+        eager = self._constants_6B is None or self.state is None or self.device.type != "cpu"
+        if eager or self._offset_B4 is not None:
             return None
+        assert self.state is not None and self._constants_6B is not None
         T, B = action_TB.shape
         fresh_TB4 = self._fresh(T, B)  # the numbers of T draws of B
         physics, final = torch.empty(T + 1, B, 4), torch.empty(T, B, 4)
@@ -145,8 +155,8 @@ class CartPole(BatchedEnv):
         return CompiledSteps(call, physics, is_init, final, reward, terminated, truncated, final_return, finish)
 
     def observe(self, state: CartPoleState) -> Tensor:
-        """The four numbers of the state."""
-        return state.physics
+        """The four numbers of the state, and the offsets."""
+        return state.physics if self._offset_B4 is None else state.physics + self._offset_B4
 
     def set_params(self, mask: Any = None, **params: Any) -> None:
         """Write task parameters (see `BatchedEnv.set_params`)."""
@@ -160,6 +170,8 @@ class CartPole(BatchedEnv):
 
     def _derive(self) -> None:
         p = self.params
+        offset_B4 = torch.stack([p[f"offset_{name}"] for name in ("position", "velocity", "angle", "spin")], 1)
+        self._offset_B4 = offset_B4 if bool(offset_B4.any()) else None
         total = p["masscart"] + p["masspole"]
         self._derived = _Derived(
             push_B=p["force_mag"] / total,

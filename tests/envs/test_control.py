@@ -140,9 +140,32 @@ def test_torque_noise_of_acrobot_is_fresh_and_only_where_asked_for() -> None:
     assert spins[0] == 0 and spins[1] != 0 and spins[2] != 0 and spins[1] != spins[2]
 
 
+OFFSETS = ("offset_position", "offset_velocity", "offset_angle", "offset_spin")
+
+
+def test_offsets_of_cartpole_move_what_is_observed_and_nothing_else() -> None:
+    plain, moved = CartPole(6, seed=3, max_episode_steps=20), CartPole(6, seed=3, max_episode_steps=20)
+    values = torch.tensor([[1.0, -2.0, 0.5, 3.0], [0.0, 0.0, 0.0, 0.0]]).repeat(3, 1)  # a copy with, one without
+    moved.set_params(**dict(zip(OFFSETS, values.T, strict=True)))
+    torch.testing.assert_close(moved.reset()[0], plain.reset()[0] + values)
+    ended = 0
+    for step in range(60):
+        action = torch.full((6,), step % 2)
+        expected, got = plain.step(action), moved.step(action)
+        torch.testing.assert_close(got[0], expected[0] + values)
+        torch.testing.assert_close(got[4]["final_obs"], expected[4]["final_obs"] + values)
+        assert torch.equal(moved.state.physics, plain.state.physics)
+        assert all(torch.equal(a, b) for a, b in zip(got[1:4], expected[1:4], strict=True))
+        ended += int(got[4]["_final_obs"].sum())
+    assert ended >= 6
+    again = CartPole(6, seed=9, max_episode_steps=20)
+    again.load_state_dict(moved.state_dict())
+    torch.testing.assert_close(again.step(action)[0], plain.step(action)[0] + values)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_is_compared_with_gymnasium_or_tested_by_itself(name: str) -> None:
-    alone = {"Acrobot": {"gravity", "torque_noise"}}.get(name, set())
+    alone = {"Acrobot": {"gravity", "torque_noise"}, "CartPole": set(OFFSETS)}.get(name, set())
     assert set(CASES[name][0].PARAMS) == set(OTHER[name]) | alone
 
 

@@ -153,3 +153,58 @@ def test_stacked_bytes_of_any_layout_are_read() -> None:
     encoder = CNN(Box(0, 255, (4, 12, 12, 3), np.uint8), layout="nhwc", hidden=5)
     features = encoder(torch.randint(256, (7, 4, 12, 12, 3), dtype=torch.uint8))
     assert features.shape == (7, 5)
+
+
+# ---- norm and concatenated ReLU --------------------------------------------------------------------------------------
+
+
+def test_layer_norm_and_crelu_are_what_their_papers_write() -> None:
+    torch.manual_seed(0)
+    encoder, obs = MLP(Box(-9, 9, (5,)), hidden=[4, 3], activation="crelu", norm="layer"), torch.randn(7, 5)
+    assert encoder.output_size == 6
+    state = {name: torch.randn_like(x) for name, x in encoder.state_dict().items()}
+    encoder.load_state_dict(state)
+    x = obs
+    for index in (0, 3):
+        x = x @ state[f"layers.{index}.weight"].T + state[f"layers.{index}.bias"]
+        mean, variance = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
+        x = (x - mean) / (variance + 1e-5).sqrt() * state[f"layers.{index + 1}.weight"] + state[
+            f"layers.{index + 1}.bias"
+        ]
+        x = torch.cat([x.clamp(min=0), (-x).clamp(min=0)], 1)
+    torch.testing.assert_close(encoder(obs), x)
+
+
+def test_a_normalised_convolution_has_mean_zero_over_channels_and_pixels_and_crelu_doubles_the_channels() -> None:
+    space, obs = Box(0, 1, (6, 6)), torch.rand(5, 6, 6)
+    encoder = CNN(space, channels=[3, 4], hidden=8, activation="crelu", norm="layer")
+    seen: list[torch.Tensor] = []
+    for module in encoder.modules():
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            module.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+    assert encoder(obs).shape == (5, 16) == (5, encoder.output_size)
+    assert [x.shape[1] for x in seen] == [3, 4, 8]
+    for x in seen:
+        torch.testing.assert_close(x.flatten(1).mean(1), torch.zeros(5), rtol=0, atol=1e-5)
+        torch.testing.assert_close(x.flatten(1).square().mean(1), torch.ones(5), rtol=0.05, atol=0)
+    wide = [m.in_channels for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    assert wide == [1, 6]
+
+
+@pytest.mark.parametrize("activation", ["tanh", "crelu"])
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_projections_see_the_inputs_of_its_linear_layers(activation: str, norm: str) -> None:
+    encoder = {"kind": "mlp", "hidden": [4, 3], "activation": activation, "norm": norm}
+    policy = Policy(PolicyConfig(encoder=encoder, cell={"kind": "gru", "size": 6}), Box(-9, 9, (5,)), Discrete(3))
+    taps = Taps(policy)
+    second = "encoder.layers.3" if norm == "layer" else "encoder.layers.2"
+    assert set(taps.weights) >= {"encoder.layers.0", second}
+    experience, _ = act_through(policy, random_chunk(policy, 3, 4))
+    vectors, width = taps.vectors(experience)[second], 8 if activation == "crelu" else 4
+    weight = policy.get_parameter(f"{second}.weight")
+    assert vectors.shape == (12, width + 1) and weight.shape[1] == width
+    with torch.no_grad():
+        features = policy.encoder(experience.chunk.obs.flatten(0, 1))
+        x = vectors[:, :-1] @ weight.T + policy.get_parameter(f"{second}.bias")
+        rest = list(policy.encoder.layers)[4 if norm == "layer" else 3 :]  # type: ignore[arg-type, union-attr]
+        torch.testing.assert_close(nn.Sequential(*rest)(x), features)

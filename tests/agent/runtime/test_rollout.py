@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from lifelong.agent.objectives.actor_critic import ActorCritic
+from lifelong.agent.policy import Inputs
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.replay.chunk import SLOTS, copies_dim
 from tests.agent.support import (
+    CONSTANT,
     COUNT,
     assert_identical,
     make_config,
@@ -98,6 +100,33 @@ def test_the_memory_is_reset_when_the_setting_says_so(setting: str, at_episode: 
     second = rollout.collect(2).chunk
     assert second.is_init[0].tolist() == [False, at_task, False, at_task]
     assert second.obs[0, :, 0].tolist() == [2, 0, 2, 0]  # the environment starts anew in the copies that changed
+
+
+def test_without_a_memory_every_output_is_that_of_one_observation_alone(tmp_path: Path) -> None:
+    """When acting, learning and bootstrapping; and so the carry is nothing before any step."""
+    changes = {"reset_memory_on": "step", "previous_action": True, "previous_reward": True}
+    env = {"kind": CONSTANT, "max_episode_steps": 3}
+    tasks = [{"name": "a", "env": env}]
+    trainer = make_trainer(tmp_path, policy=changes, stream={"tasks": tasks}, optimizer={"kind": "sgd", "lr": 0.0})
+    trainer.follow_stream()
+    policy, experience = trainer.rollout.policy, trainer.rollout.collect(7)
+    chunk, copies = experience.chunk, experience.chunk.copies
+
+    def alone(obs: torch.Tensor) -> torch.Tensor:
+        zeros = torch.zeros(copies, policy.distribution.feature_size), torch.zeros(copies)
+        inputs = Inputs(obs, *zeros, torch.zeros(copies, dtype=torch.int64), torch.zeros(copies, 0, dtype=torch.bool))
+        empty = policy.cell.initial_state(copies, torch.device("cpu"))
+        with torch.no_grad():
+            return policy.step(inputs, empty, torch.zeros(copies, dtype=torch.bool)).outputs.value
+
+    learned = policy.sequence(chunk, torch.randn_like(chunk.state))
+    assert learned.after is not None
+    for values, after in ((chunk.value, (chunk.bootstrap_value, chunk.final_value)), (learned.value, learned.after())):
+        torch.testing.assert_close(values.detach(), torch.stack([alone(obs) for obs in chunk.obs]))
+        torch.testing.assert_close(after[0], alone(chunk.next_obs))
+        truncated = int(chunk.truncated.any(1).nonzero()[0])
+        torch.testing.assert_close(after[1][truncated], alone(chunk.final_obs[0]))
+    assert bool(chunk.truncated.any()) and bool(chunk.is_init.all()) and bool(chunk.next_is_init.all())
 
 
 def test_a_task_switch_touches_the_changed_copies_only() -> None:

@@ -27,6 +27,9 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "er": {"capacity": 24, "start": 8, "writing": "task_quota", "sampling": "task_balanced"},
     "ewc": {"sequences": 8},
     "functional": {"sequences": 8, "capacity": 12, "batch": 4},
+    "packnet": {"keep": 0.5, "prune_after": 96},
+    "dst": {"density": 0.4, "period": 2},
+    "hypernet": {"chunk": 50, "form": "recurrent", "parts": ["cell", "actor"]},
     "explore": {"steps": 100},
     "gpm": {"chunks": 2, "elementwise": "importance", "critic": "projected", "per_task": 0.5},
     "owm": {"chunks": 2, "room": 0.3},
@@ -41,6 +44,11 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "redo": {"tau": 0.5, "period": 2},
     "continual_backprop": {"rate": 0.1, "maturity": 1},
     "upgd": {"sigma": 0.1, "per": "unit"},
+    "c_chain": {"batch": 4, "value_weight": 1.0},
+    "cpr": {"period": 3, "rate": 0.1},
+    "hare_tortoise": {"momentum": 0.9, "period": 4, "evaluate": "tortoise"},
+    "spectral": {"strength": 0.1},
+    "parseval": {"strength": 0.1},
 }
 CLOCKED = [name for name in REGISTRY["strategy"] if "every" in options_of(load("strategy", name))]
 ON_A_CLOCK: dict[str, dict[str, Any]] = {name: {"every": 64} for name in CLOCKED}

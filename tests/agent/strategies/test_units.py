@@ -42,6 +42,8 @@ from tests.agent.support import (
 #: as many features as the cell has units, and as it has inputs: shapes alone do not tell rows from columns
 SQUARE = {"encoder": {"kind": "mlp", "hidden": [5, 6]}}
 IMAGE = {"encoder": {"kind": "cnn", "channels": [3, 4], "hidden": 6}}
+CRELU = {"encoder": {"kind": "mlp", "hidden": [5, 6], "activation": "crelu"}}
+CRELU_IMAGE = {"encoder": {"kind": "cnn", "channels": [3, 4], "hidden": 6, "activation": "crelu"}}
 PIXELS = gymnasium.spaces.Box(0, 1, (1, 6, 6), np.float32)
 
 
@@ -104,7 +106,11 @@ def test_what_a_unit_hears_and_says_goes_through_its_entries_and_no_others(cell:
     assert touched == expected | {"actor.linear.weight", "critic.weight"}
 
 
-@pytest.mark.parametrize(("options", "space", "count"), [(SQUARE, 4, 2), (IMAGE, PIXELS, 3)], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(
+    ("options", "space", "count"),
+    [(SQUARE, 4, 2), (IMAGE, PIXELS, 3), (CRELU, 4, 2), (CRELU_IMAGE, PIXELS, 3)],
+    ids=["mlp", "cnn", "mlp-crelu", "cnn-crelu"],
+)
 def test_a_silenced_unit_of_an_encoder_can_be_redrawn_without_anybody_hearing_it(
     options: dict[str, Any], space: Any, count: int
 ) -> None:
