@@ -16,6 +16,7 @@ from lifelong.agent.cells.base import Acted, Cell
 from lifelong.agent.config import PolicyConfig
 from lifelong.agent.modules.encoders import Encoder
 from lifelong.agent.modules.heads import ActorHead, Categorical, Distribution, distribution_of
+from lifelong.agent.modules.values import EpsilonGreedy
 from lifelong.kernels.categorical import categorical_call
 from lifelong.kernels.loop import Call
 from lifelong.replay.chunk import Chunk
@@ -43,7 +44,7 @@ class Outputs:
 
     policy: Tensor
     value: Tensor
-    after: Callable[[], tuple[Tensor, Tensor]] | None = None
+    after: Callable[..., tuple[Tensor, Tensor]] | None = None
     features: Tensor | None = None
     error: Tensor | None = None
 
@@ -69,6 +70,7 @@ class Policy(nn.Module):
         action_space: of one copy.
         tasks: number of tasks of the stream.
         task_observed: give the cell the task id as one-hot.
+        distribution: of the actions, if the objective has one of its own; else that of the action space.
     """
 
     #: a cache of values computed from parameters (see `agent.runtime.capture`)
@@ -81,14 +83,15 @@ class Policy(nn.Module):
         action_space: gymnasium.Space[Any],
         tasks: int = 1,
         task_observed: bool = False,
+        distribution: Distribution | None = None,
     ) -> None:
         super().__init__()
-        self._made_of = config, observation_space, action_space, tasks, task_observed
+        self._made_of = config, observation_space, action_space, tasks, task_observed, distribution
         #: of one copy: what is read, what is done
         self.spaces = observation_space, action_space
         #: of the stream
         self.tasks = tasks
-        self.distribution: Distribution = distribution_of(action_space, config.squash)
+        self.distribution: Distribution = distribution or distribution_of(action_space, config.squash)
         self.encoder: Encoder = registry.build("encoder", config.encoder, observation_space)
         self.with_action = config.previous_action
         #: before every step the memory is reset, and with it the previous action and reward
@@ -144,6 +147,8 @@ class Policy(nn.Module):
         """What the read-out [..., P + 1] says."""
         policy, value = read.split([read.shape[-1] - 1, 1], -1)
         policy = self.actor.parameters_of(policy, inputs.task)
+        if isinstance(self.distribution, EpsilonGreedy):
+            return Outputs(*self.distribution.combined(policy, value.squeeze(-1), inputs.action_mask))
         if inputs.action_mask.shape[-1]:
             policy = self.distribution.mask(policy, inputs.action_mask)
         return Outputs(policy, value.squeeze(-1))
@@ -162,7 +167,7 @@ class Policy(nn.Module):
         """Whether `act_calls` can be used: the cell reads a vector observation and nothing else, one head draws from a
         categorical distribution, and the cell has a compiled call."""
         plain = self.encoder.transparent and not (self.with_action or self.with_reward or self.tasks_shown)
-        one_head = self.actor.tasks == 1 and isinstance(self.distribution, Categorical)
+        one_head = self.actor.tasks == 1 and type(self.distribution) is Categorical
         return plain and one_head and self.cell.compiled()
 
     def act_calls(
@@ -204,6 +209,7 @@ class Policy(nn.Module):
         last_BS: Tensor,
         memory: Callable[[Tensor], Tensor],
         current: int = 0,
+        read: Callable[[Outputs], Tensor] | None = None,
         *,
         dense: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -214,6 +220,7 @@ class Policy(nn.Module):
             last_BS: memory after the last step.
             memory: gives the memory after every step, [T, n, S], of n copies (int64).
             current: the values that the chunk has of the first so many copies are those of the current critic.
+            read: what is asked for in place of the value, [n, ...] of outputs [n, ...]; `current` must be 0.
             dense: never wait for the device to know which steps were truncated; by default so on all but CPUs.
 
         Returns:
@@ -227,10 +234,13 @@ class Policy(nn.Module):
             inputs.previous_action = inputs.previous_action.masked_fill(is_init_B.unsqueeze(-1), 0.0)
         if self.with_reward:
             inputs.previous_reward = inputs.previous_reward.masked_fill(is_init_B, 0.0)
-        value_B = self.step(inputs, last_BS[rest], is_init_B).outputs.value
+        said = self.step(inputs, last_BS[rest], is_init_B).outputs
+        value_B = said.value if read is None else read(said)
         bootstrap_B = torch.cat([chunk.bootstrap_value[:current], value_B]) if current else value_B
         T, B = chunk.reward.shape
         step_KB, final_TB, device = chunk.final_step, chunk.final_value, last_BS.device
+        if read is not None:
+            final_TB = value_B.new_zeros(T, *value_B.shape)
         if not chunk.slots:
             return bootstrap_B, final_TB
         copies = torch.arange(current, B, device=device)
@@ -250,9 +260,9 @@ class Policy(nn.Module):
             inputs.previous_action = torch.zeros_like(inputs.previous_action)
             inputs.previous_reward = torch.zeros_like(inputs.previous_reward)
         reset = torch.full((len(slot),), self.memoryless, device=device)
-        value = self.step(inputs, memory(copies)[row, index], reset).outputs.value
-        final_TB = torch.cat([final_TB, final_TB.new_zeros(1, B)])
-        final_TB[step, copy] = value
+        said = self.step(inputs, memory(copies)[row, index], reset).outputs
+        final_TB = torch.cat([final_TB, final_TB.new_zeros(1, *final_TB.shape[1:])])
+        final_TB[step, copy] = said.value if read is None else read(said)
         return bootstrap_B, final_TB[:-1]
 
     def _following(self, chunk: Chunk, obs: Tensor, at: tuple[Any, Any]) -> Inputs:

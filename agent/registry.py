@@ -44,6 +44,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "objective": {
         "actor_critic": "lifelong.agent.objectives.actor_critic:ActorCritic",
         "ppo": "lifelong.agent.objectives.ppo:PPO",
+        "q_learning": "lifelong.agent.objectives.q_learning:QLearning",
         "supervised": "lifelong.agent.objectives.supervised:Supervised",
     },
     "strategy": {
@@ -86,6 +87,13 @@ REGISTRY: dict[str, dict[str, str]] = {
         "spectral": "lifelong.agent.strategies.spectral:Spectral",
         "parseval": "lifelong.agent.strategies.parseval:Parseval",
     },
+    "detector": {
+        "cusum": "lifelong.agent.detectors.cusum:CUSUM",
+        "distribution_shift": "lifelong.agent.detectors.distribution_shift:DistributionShift",
+        "one_class": "lifelong.agent.detectors.one_class:OneClass",
+        "nearest_mean": "lifelong.agent.detectors.nearest_mean:NearestMean",
+        "recode_novelty": "lifelong.agent.detectors.recode_novelty:RecodeNovelty",
+    },
     "optimizer": {
         "adam": "torch.optim:Adam",
         "adamw": "torch.optim:AdamW",
@@ -104,6 +112,7 @@ BASES = {
     "gradient": "lifelong.agent.gradients.base:GradientEngine",
     "objective": "lifelong.agent.objectives.base:Objective",
     "strategy": "lifelong.agent.strategies.base:Strategy",
+    "detector": "lifelong.agent.detectors.base:Detector",
     "optimizer": "torch.optim:Optimizer",
 }
 

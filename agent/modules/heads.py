@@ -37,6 +37,14 @@ class Distribution:
         """Draw one action a row."""
         raise NotImplementedError
 
+    def act(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The actions [B] of a step that explores, of params [B, P] of all copies: a draw."""
+        return self.sample(params, generator)
+
+    def act_log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """log-probability [T, B] of what `act` did, of params [T, B, P] of all copies."""
+        return self.log_prob(params, action)
+
     def mode(self, params: Tensor) -> Tensor:
         """The most likely action."""
         raise NotImplementedError

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
+import gymnasium
 import torch
 from torch import Tensor
 
-from lifelong.agent.modules.heads import Distribution
+from lifelong.agent.modules.heads import Distribution, distribution_of
 from lifelong.agent.parallel import ALONE, Workers
-from lifelong.agent.policy import Outputs
+from lifelong.agent.policy import Outputs, Policy
 from lifelong.envs.options import Count
 from lifelong.replay.chunk import Chunk
 
@@ -67,6 +68,8 @@ class Objective:
 
     #: whether data of an older policy (replay) is corrected for, so that strategies may mix it in
     off_policy: ClassVar[bool] = False
+    #: whether it asks for `Outputs.after` of live copies, too
+    reads_after: ClassVar[bool] = False
     #: whether its loss says how wrong the outputs were at each step (`Outputs.error`)
     says_error: ClassVar[bool] = False
     #: whether the objective needs `info["target"]` from the environment
@@ -81,6 +84,34 @@ class Objective:
     def __init__(self, distribution: Distribution) -> None:
         self.distribution = distribution
         self._counted: tuple[Tensor, int, Callable[[], Tensor]] | None = None  # weights, live, their sums
+
+    @classmethod
+    def acts_by(cls, space: gymnasium.Space[Any], squash: str, options: Mapping[str, Any]) -> Distribution:
+        """The distribution that the policy acts by.
+
+        Args:
+            space: of the actions.
+            squash: see `distribution_of`.
+            options: of the objective, as far as the config gives them.
+
+        Raises:
+            ValueError: it cannot act in this space.
+        """
+        return distribution_of(space, squash)
+
+    def setup(self, policy: Policy) -> None:
+        """Called once before training, when the policy exists."""
+
+    def stepped(self) -> None:
+        """Called after every step of the optimiser."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data that resume needs; equal on all workers."""
+        return {}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, maybe of another objective or of a policy with fewer tasks. The policy
+        has its parameters already."""
 
     def weight(self, chunk: Chunk) -> Tensor:
         """[T, B]: how much each step counts."""

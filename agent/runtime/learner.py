@@ -157,7 +157,9 @@ class Learner:
         state = self.engine.attach(batch.state[:live], rows)
         if batch.copies > live:  # replayed sequences start from their stored state and have no carry
             state = torch.cat([state, batch.state[live:]])
-        known = live if current else 0  # copies whose values in the chunk are those of the current critic
+        known = (
+            live if current and not self.objective.reads_after else 0
+        )  # copies whose values in the chunk are those of the current critic
         outputs = self.policy.sequence(batch, state, acted if batch is chunk else None, current=known)
         loss, metrics = self.objective.loss(outputs, batch, prepared)
         for strategy in self.loss_hooks:
@@ -173,6 +175,7 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.finite.before_step(loss.detach(), norm)
         self._apply(ctx)
+        self.objective.stepped()
         self.steps += 1
         scalars = {f"loss/{name}": value.detach() for name, value in metrics.items()}
         return {"loss/total": loss.detach(), **scalars, "gradient/norm": norm}

@@ -197,7 +197,7 @@ class Rollout:
         if self.deterministic:
             action = distribution.mode(outputs.policy)
         else:
-            action = distribution.sample(outputs.policy, self.generator)
+            action = distribution.act(outputs.policy, self.generator)
         self.obs, reward, terminated, truncated, info = self.env.step(distribution.clip(action))
         if self.env.scaled:
             reward = reward * self.env.reward_scale_B
@@ -254,7 +254,7 @@ class Rollout:
             reward=seen["reward"],
             terminated=seen["terminated"],
             truncated=seen["truncated"],
-            log_prob=self.policy.distribution.log_prob(seen["policy"], seen["action"]),
+            log_prob=self.policy.distribution.act_log_prob(seen["policy"], seen["action"]),
             policy=seen["policy"],
             value=seen["value"],
             final_value=torch.zeros_like(seen["value"]),

@@ -21,8 +21,10 @@ def shared(trainer: Trainer) -> dict[str, Any]:
         "segment": trainer.segment,
         "ended": trainer.ended,
         "owed": trainer.owed,
+        "detection": trainer.detection.shared_state() if trainer.detection else None,
         "policy": trainer.rollout.policy.state_dict(),
         "optimizer": trainer.learner.optimizer.state_dict(),
+        "objective": trainer.learner.objective.state_dict(),
         "minibatches": trainer.learner.generator.get_state(),
         "strategies": _strategies(trainer, sharded=False),
     }
@@ -34,6 +36,7 @@ def own(trainer: Trainer) -> dict[str, Any]:
         "carry": trainer.learner.engine.state_dict(),
         "rollout": trainer.rollout.state_dict(),
         "strategy_shards": _strategies(trainer, sharded=True),
+        "kept": trainer.detection.own_state() if trainer.detection else [],
         "record": trainer.record.state_dict(),
         "torch_random": torch.get_rng_state(),
         "global_random": as_tensors(globals_now()),
@@ -54,6 +57,7 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     trainer.owed = saved["owed"]
     trainer.logged = trainer.step
     trainer.rollout.policy.load_state_dict(saved["policy"])
+    trainer.learner.objective.load_state_dict(saved.get("objective", {}))
     groups = zip(saved["optimizer"]["param_groups"], trainer.learner.optimizer.param_groups, strict=False)
     for group, here in groups:  # this option belongs to the device, and a run may change it
         if "capturable" in here:
@@ -66,6 +70,8 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     for strategy, spec in zip(trainer.strategies, trainer.config.strategy, strict=True):
         if spec["kind"] in states:
             strategy.load_state_dict(states[spec["kind"]])
+    if trainer.detection and saved["detection"]:
+        trainer.detection.load_state_dict(saved["detection"], saved["kept"], trainer.rollout.env.device)
     trainer.record.load_state_dict(saved["record"])
     torch.set_rng_state(saved["torch_random"])
     set_globals(saved["global_random"])

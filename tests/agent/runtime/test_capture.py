@@ -51,7 +51,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def trainer_of(folder: Path, graph: Any = EmulatedGraph, **changes: Any) -> Trainer:
     """A trainer that does what it would do on a GPU: with a graph, or eagerly if `graph` is None."""
     trainer = make_trainer(folder, **changes)
-    trainer.rollout.dense = True  # type: ignore[union-attr]
+    trainer.rollout.dense = trainer.learner.objective.dense = True  # type: ignore[attr-defined, union-attr]
     trainer.chunk = ChunkRunner(trainer.rollout, trainer.learner, trainer.strategies, trainer.steps, graph)
     return trainer
 
@@ -104,6 +104,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "cartpole, ppo, rtrl": {**POLES, "objective": PPO_ONCE},
     "cartpole, ppo with minibatches, rtrl": {**POLES, "objective": PPO},
     "two mazes": {},
+    "q-learning with its target network": {"objective": "q_learning"},
     "one step a chunk": {"rollout": {"copies": 8, "steps": 1}, "stream": {"steps_per_task": 40}},
     "all that the cell can read": {"policy": {"previous_action": True, "previous_reward": True}},
     "memory that goes on": {"policy": {"reset_memory_on": "never"}},

@@ -91,7 +91,9 @@ def test_at_boundaries_it_acts_at_every_one_but_the_first_and_at_no_update(tmp_p
 
 def test_at_boundaries_that_are_hidden_it_is_refused_in_a_sentence(tmp_path: Path) -> None:
     spec = [{"kind": "shrink_perturb", "at": "boundary"}]
-    with pytest.raises(ConfigError, match=r"needs task boundaries, but stream\.boundaries is hidden; set it to given$"):
+    with pytest.raises(
+        ConfigError, match=r"needs task boundaries, but stream\.boundaries is hidden; set it to given or detected$"
+    ):
         make_trainer(tmp_path, strategy=spec, stream={"boundaries": "hidden"})
 
 

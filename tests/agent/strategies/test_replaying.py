@@ -120,7 +120,7 @@ def test_under_a_quota_every_task_of_a_run_keeps_its_rows(tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", ["agem", "clear", "er", "der", "der_pp"])
 def test_with_ppo_it_is_refused_naming_the_objectives_that_work(kind: str, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=f"{kind} replays old data, which objective ppo .* actor_critic or supervised"
+        ConfigError, match=f"{kind} replays old data, which objective ppo .* actor_critic or q_learning or supervised"
     ):
         make_trainer(tmp_path, strategy=[{"kind": kind}], objective={"kind": "ppo"})
 
