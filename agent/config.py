@@ -75,7 +75,8 @@ class StreamConfig:
     added: list[int] = field(default_factory=list)
     #: train on this first share of the stream only: the beginning of a lifetime, for tuning
     share: float = bounded(1.0, 0.0, 1.0)
-    boundaries: str = field(default="given", metadata={"choices": ("given", "hidden")})
+    #: detected: `detector` finds them
+    boundaries: str = field(default="given", metadata={"choices": ("given", "hidden", "detected")})
     task_id: str = field(default="hidden", metadata={"choices": ("hidden", "observed")})
     #: tasks whose spaces differ are refused ("same"), or padded to the largest and masked ("pad")
     spaces: str = field(default="same", metadata={"choices": ("same", "pad")})
@@ -174,6 +175,8 @@ class Config:
     on_nonfinite: str = field(default="stop", metadata={"choices": ("stop", "skip")})
     #: continual-learning strategies, applied in this order
     strategy: list[Part] = field(default_factory=lambda: [{"kind": "finetune"}], metadata={"parts": "strategy"})
+    #: finds boundaries where stream.boundaries is detected
+    detector: Part = part("detector", "cusum")
     #: options that a strategy takes when it is chosen by its name alone: {ewc: {strength: 100}, ...}
     strategy_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
@@ -294,6 +297,7 @@ def check(raw: Mapping[str, Any]) -> Config:
         if not isinstance(options, Mapping):
             raise ConfigError(f"strategy_options.{name} is {brief(options)}; it must be a mapping of options")
     _check_runners(config)
+    _check_detector(config)
     kinds = [strategy["kind"] for strategy in config.strategy]
     for kind in kinds:
         if kinds.count(kind) > 1:
@@ -316,7 +320,7 @@ def foreign_parts(config: Config) -> list[str]:
     """The `module:Attr` that a config names: code of the user's own, which is imported when the run is built."""
     policy, stream = config.policy, config.stream
     parts = [policy.encoder, policy.cell, config.gradient, config.objective, config.optimizer, stream.schedule]
-    parts += [*config.strategy, *(task.env for task in stream.tasks)]
+    parts += [config.detector, *config.strategy, *(task.env for task in stream.tasks)]
     kinds = [part["kind"] for part in parts if is_foreign(part)]
     ids = [task.env.get("id") for task in stream.tasks]  # gymnasium imports the module of `module:Env-v0`
     return list(dict.fromkeys([*kinds, *(name for name in ids if isinstance(name, str) and ":" in name)]))
@@ -329,6 +333,20 @@ def find_own_modules(config: Config) -> None:
     """
     if foreign_parts(config):
         sys.path += [folder for folder in (os.getcwd(), *config.modules) if folder not in sys.path]
+
+
+def _check_detector(config: Config) -> None:
+    detected, kind = config.stream.boundaries == "detected", config.detector["kind"]
+    if kind != "cusum" and not detected:  # chosen, and it would not be asked
+        raise ConfigError(
+            f"detector {kind} is asked only where stream.boundaries is detected, and that is "
+            f"{config.stream.boundaries}; set it to detected"
+        )
+    if detected and config.runtime.env_runners:
+        raise ConfigError(
+            "stream.boundaries is detected, which needs chunks of all copies, and environment runners give some at a "
+            "time; set runtime.env_runners to 0"
+        )
 
 
 def _check_runners(config: Config) -> None:

@@ -91,6 +91,13 @@ REGISTRY: dict[str, dict[str, str]] = {
         "spectral": "lifelong.agent.strategies.spectral:Spectral",
         "parseval": "lifelong.agent.strategies.parseval:Parseval",
     },
+    "detector": {
+        "cusum": "lifelong.agent.detectors.cusum:CUSUM",
+        "distribution_shift": "lifelong.agent.detectors.distribution_shift:DistributionShift",
+        "one_class": "lifelong.agent.detectors.one_class:OneClass",
+        "nearest_mean": "lifelong.agent.detectors.nearest_mean:NearestMean",
+        "recode_novelty": "lifelong.agent.detectors.recode_novelty:RecodeNovelty",
+    },
     "optimizer": {
         "adam": "torch.optim:Adam",
         "adamw": "torch.optim:AdamW",
@@ -109,6 +116,7 @@ BASES = {
     "gradient": "lifelong.agent.gradients.base:GradientEngine",
     "objective": "lifelong.agent.objectives.base:Objective",
     "strategy": "lifelong.agent.strategies.base:Strategy",
+    "detector": "lifelong.agent.detectors.base:Detector",
     "optimizer": "torch.optim:Optimizer",
 }
 

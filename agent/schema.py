@@ -42,6 +42,7 @@ def with_defaults(config: Config) -> Config:
     policy, stream = full.policy, full.stream
     parts = [("encoder", policy.encoder), ("cell", policy.cell), ("schedule", stream.schedule)]
     parts += [("gradient", full.gradient), ("objective", full.objective), ("optimizer", full.optimizer)]
+    parts += [("detector", full.detector)]
     parts += [("strategy", spec) for spec in full.strategy] + [("env", task.env) for task in stream.tasks]
     for kind, spec in parts:
         for option, (default, _) in options(kind, spec["kind"]).items():

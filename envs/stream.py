@@ -71,6 +71,11 @@ class Schedule:
         """The step at which training on the task of `segment` ends: the segment's end, unless borders are soft."""
         return self.segments[segment].end
 
+    def left_from(self, segment: int) -> int:
+        """The step from which on the task of `segment` gives way to the next one: the segment's end, unless borders are
+        soft."""
+        return self.segments[segment].end
+
     @property
     def smooth(self) -> bool:
         """Whether episodes go on from one task to the next, because the parameters move without a jump."""
@@ -160,6 +165,10 @@ class Blurry(Schedule):
         before, *following = self.segments[segment : segment + 2]
         return before.end + (math.ceil(self._half(before, following[0])) if following else 0)
 
+    def left_from(self, segment: int) -> int:  # where the first copy leaves the task
+        before, *following = self.segments[segment : segment + 2]
+        return before.end - (math.floor(self._half(before, following[0])) if following else 0)
+
     def proportions(self, step: int) -> list[float]:
         shares, index = super().proportions(step), self.segment_at(step)
         for before, after in itertools.pairwise(self.segments[max(0, index - 1) : index + 2]):
@@ -187,6 +196,9 @@ class Drift(Schedule):
     def trained_until(self, segment: int) -> int:
         here = self.segments[segment]
         return here.end if segment == len(self.segments) - 1 else (here.start + here.end + 1) // 2
+
+    def left_from(self, segment: int) -> int:  # there is no moment; it is that from which on the next one is nearer
+        return self.trained_until(segment)
 
     def position(self, step: int) -> tuple[int, int, float]:
         index = self.segment_at(step)
@@ -233,6 +245,11 @@ class Phases(Schedule):
         step, _, first = self.firsts[phase]
         return step + self.schedules[phase].trained_until(segment - first)
 
+    def left_from(self, segment: int) -> int:
+        phase = max(phase for phase, (_, _, first) in enumerate(self.firsts) if first <= segment)
+        step, _, first = self.firsts[phase]
+        return step + self.schedules[phase].left_from(segment - first)
+
     def position(self, step: int) -> tuple[int, int, float] | None:
         phase = self._phase(step)
         start, task, _ = self.firsts[phase]
@@ -276,6 +293,9 @@ class TaskStream:
         ends = {s.end for s in self.segments} | {self.trained_until(i) for i in range(len(self.segments))}
         #: the steps at which a segment, or training on its task, ends
         self.borders = sorted(ends)
+        pairs = enumerate(itertools.pairwise(self.segments))
+        #: the steps at which the task changes, or begins to
+        self.changes = [schedule.left_from(i) for i, (here, following) in pairs if here.task != following.task]
         if schedule.smooth and len({task.group() for task in self.tasks}) > 1:
             raise EnvError(
                 "schedule drift moves the parameters of one environment; its tasks use several (or other options)"

@@ -125,12 +125,13 @@ def test_every_registered_part_is_there_and_says_what_it_is(kind: str, name: str
     assert isinstance(part, type) and part.__doc__
 
 
-@pytest.mark.parametrize("kind", ["cell", "gradient", "strategy"])
+@pytest.mark.parametrize("kind", ["cell", "gradient", "strategy", "detector"])
 def test_a_part_lies_in_the_file_of_its_name(kind: str) -> None:
     folder = {
         "cell": "lifelong.agent.cells",
         "gradient": "lifelong.agent.gradients",
         "strategy": "lifelong.agent.strategies",
+        "detector": "lifelong.agent.detectors",
     }[kind]
     for name, target in REGISTRY[kind].items():
         assert target.partition(":")[0] == f"{folder}.{name}"

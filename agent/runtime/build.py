@@ -12,12 +12,14 @@ import torch
 
 from lifelong.agent import registry
 from lifelong.agent.config import Config, find_own_modules
+from lifelong.agent.detectors.base import Detector
 from lifelong.agent.errors import ConfigError, EnvError, LifelongError
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.objectives.base import Objective
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.capture import CudaGraph
+from lifelong.agent.runtime.detection import Detection
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.machine import identity, versions
@@ -137,11 +139,11 @@ def check_strategies(config: Config, strategies: list[Strategy], objective: Obje
     """Refuse a strategy that does not get what it needs."""
     for strategy, spec in zip(strategies, config.strategy, strict=True):
         kind = spec["kind"]
-        if strategy.needs_boundaries and config.stream.boundaries != "given":
+        if strategy.needs_boundaries and config.stream.boundaries == "hidden":
             clock = f", or {kind}'s `{strategy.clock_option}` to a number of steps" if strategy.clock_option else ""
             raise ConfigError(
-                f"strategy {kind} needs task boundaries, but stream.boundaries is {config.stream.boundaries}; set it "
-                f"to given{clock}"
+                f"strategy {kind} needs task boundaries, but stream.boundaries is hidden; set it to given or detected"
+                f"{clock}"
             )
         if strategy.needs_task_id and config.stream.task_id != "observed":
             raise ConfigError(f"strategy {kind} needs the task id here; set stream.task_id to observed")
@@ -231,6 +233,20 @@ def can_capture(config: Config, rollout: Acting, workers: Workers) -> bool:
     """Whether a chunk is to be a CUDA graph: on a GPU, with one worker that steps native environments itself."""
     on_gpu = rollout.env.device.type == "cuda"
     return config.runtime.capture == "auto" and on_gpu and workers.count == 1 and rollout.capturable
+
+
+def build_detection(
+    config: Config, strategies: list[Strategy], copies: int, device: torch.device, workers: Workers
+) -> Detection | None:
+    """What finds boundaries, if they are to be found."""
+    if config.stream.boundaries != "detected":
+        return None
+    detector: Detector = registry.build("detector", config.detector)
+    try:
+        detector.setup(subseed(config.seed, "detector"), copies * workers.count, device, workers)
+    except ValueError as error:
+        raise ConfigError(f"detector {config.detector['kind']}: {error}") from error
+    return Detection(detector, strategies, copies)
 
 
 def build_env(
@@ -448,7 +464,10 @@ def _build(
     record = Record(config, folder, versions(), names, device, restarts)
     fresh = Fresh(fresh_rollout, fresh_engine)
     graph = CudaGraph if can_capture(config, rollout, workers) else None
-    trainer = Trainer(record, stream, rollout, learner, strategies, evaluator, evaluations, fresh, workers, graph)
+    detection = build_detection(config, strategies, copies, device, workers)
+    trainer = Trainer(
+        record, stream, rollout, learner, strategies, evaluator, evaluations, fresh, workers, graph, detection
+    )
     if objective.needs_target and not _has_target(env):
         raise ConfigError(
             f"objective {config.objective['kind']} needs prediction tasks, but {names[0]!r} gives no target; use "

@@ -363,6 +363,7 @@ class ChunkRunner:
         strategies: all of them.
         steps: T.
         graph: makes a graph; None: everything runs eagerly.
+        kept: whoever calls this keeps experiences.
     """
 
     def __init__(
@@ -372,11 +373,13 @@ class ChunkRunner:
         strategies: list[Strategy],
         steps: int,
         graph: Callable[[], Graph] | None = None,
+        *,
+        kept: bool = False,
     ) -> None:
         self.rollout, self.learner, self.steps = rollout, learner, steps
         self.whole = graph is not None and not learner.hooked and not learner.finite.skip
-        #: strategies that see the experience may keep some of it, and a graph overwrites it
-        self.seen_later = bool(overrides(strategies, "after_chunk"))
+        #: whoever sees the experience may keep some of it, and a graph overwrites it
+        self.seen_later = kept or bool(overrides(strategies, "after_chunk"))
         self.captured: Captured | None = None
         if graph is not None:
             learner.finite.at_once = learner.finite.skip  # a graph does not wait

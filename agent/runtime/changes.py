@@ -109,6 +109,8 @@ RULES: dict[str, Rule] = {
     "objective.*": APPLIES,
     "optimizer": Rule(fresh="the optimiser's state"),
     "optimizer.*": APPLIES,
+    "detector": Rule(fresh="what the detector knows"),
+    "detector.*": Rule(fresh="what the detector knows"),
     "max_grad_norm": APPLIES,
     "on_nonfinite": APPLIES,
     "strategy": APPLIES,

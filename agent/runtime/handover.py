@@ -41,6 +41,11 @@ def hand_over(saved: dict[str, Any], changes: Sequence[Change], old: Config, tra
         saved["rollout"] = {"fresh": subseed(trainer.config.seed, "resume", saved["step"], trainer.workers.rank)}
     else:
         _write_params(saved["rollout"], old, trainer)
+    if saved["detection"]:
+        if {"detector", "rollout.copies", "rollout.steps"} & changed:
+            saved["detection"].pop("detector")
+        if {"rollout.copies", "rollout.steps", "stream.tasks.*.reward_scale"} & changed:
+            saved["kept"] = []
     if "stream.tasks.*.reward_scale" in changed:
         _rescale([saved["strategies"], saved["strategy_shards"]], old, trainer)
     return list(changes)

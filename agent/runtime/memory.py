@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 
 from lifelong.agent.config import Config
+from lifelong.agent.detectors.base import LOOKBACK
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.detection import chunks_kept
 from lifelong.agent.runtime.walk import tensors_of
 from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.tasks import TaskEnv
@@ -101,6 +103,9 @@ def needs_of(
         stored = stored_bytes(strategy, policy, steps, slots)
         here = sum(size for place, size in stored.items() if place == "device" or (place, on_cpu) == ("host", True))
         needs.append((f"options of strategy {spec['kind']}", here + fresh))
+    if config.stream.boundaries == "detected":
+        kept = chunks_kept(strategies, copies, config.detector.get("lookback", LOOKBACK))
+        needs.append(("what strategies look back on with stream.boundaries detected", kept * copies * sequence))
     return needs
 
 

@@ -47,6 +47,8 @@ def drop(trainer: Trainer, found: NotFinite) -> None:
     if found.experience is not None:
         bad_B = bad_copies(found.experience)
         trainer.learner.live_through(found.experience, ~bad_B)
+    if trainer.detection:  # what it keeps is consecutive
+        trainer.detection.kept = []
     trainer.learner.engine.reset(bad_B)
     trainer.rollout.restart(bad_B)
     trainer.frames = trainer.copies * trainer.steps

@@ -21,6 +21,7 @@ def shared(trainer: Trainer) -> dict[str, Any]:
         "segment": trainer.segment,
         "ended": trainer.ended,
         "owed": trainer.owed,
+        "detection": trainer.detection.shared_state() if trainer.detection else None,
         "policy": trainer.rollout.policy.state_dict(),
         "optimizer": trainer.learner.optimizer.state_dict(),
         "objective": trainer.learner.objective.state_dict(),
@@ -35,6 +36,7 @@ def own(trainer: Trainer) -> dict[str, Any]:
         "carry": trainer.learner.engine.state_dict(),
         "rollout": trainer.rollout.state_dict(),
         "strategy_shards": _strategies(trainer, sharded=True),
+        "kept": trainer.detection.own_state() if trainer.detection else [],
         "record": trainer.record.state_dict(),
         "torch_random": torch.get_rng_state(),
         "global_random": as_tensors(globals_now()),
@@ -68,6 +70,8 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     for strategy, spec in zip(trainer.strategies, trainer.config.strategy, strict=True):
         if spec["kind"] in states:
             strategy.load_state_dict(states[spec["kind"]])
+    if trainer.detection and saved["detection"]:
+        trainer.detection.load_state_dict(saved["detection"], saved["kept"], trainer.rollout.env.device)
     trainer.record.load_state_dict(saved["record"])
     torch.set_rng_state(saved["torch_random"])
     set_globals(saved["global_random"])

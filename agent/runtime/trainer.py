@@ -16,6 +16,7 @@ from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.registry import REGISTRY, is_foreign
 from lifelong.agent.runtime import checkpoint, state
 from lifelong.agent.runtime.capture import ChunkRunner, Graph
+from lifelong.agent.runtime.detection import Detection
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.learner import Learner
@@ -61,23 +62,25 @@ class Trainer:
         fresh: Fresh,
         workers: Workers = ALONE,
         graph: Callable[[], Graph] | None = None,
+        detection: Detection | None = None,
     ) -> None:
         self.record, self.config = record, record.config
         self.stream, self.rollout, self.learner = stream, rollout, learner
         self.strategies, self.evaluator, self.evaluations = strategies, evaluator, evaluations
-        self.fresh, self.workers = fresh, workers
+        self.fresh, self.workers, self.detection = fresh, workers, detection
         self.clocked = overrides(strategies, "on_clock")
         #: whether a part of the user's own takes part in learning
         config = self.config
-        parts = [config.policy.encoder, config.policy.cell, config.gradient, config.objective, config.optimizer]
-        self.foreign = any(map(is_foreign, [*parts, *config.strategy]))
+        parts = [config.policy.encoder, config.policy.cell, config.gradient, config.objective]
+        parts += [config.optimizer, config.detector, *config.strategy]
+        self.foreign = any(map(is_foreign, parts))
         kinds = [task.env["kind"] for task in config.stream.tasks]
         #: whether acting may raise: environments are not ours, or elsewhere
         self.fragile = not (rollout.owns_environments and set(kinds) <= REGISTRY["env"].keys() - {*ADAPTERS})
         self._performance: tuple[int, dict[str, float]] = 0, {}  # number of evaluations, the last one
         self.copies, self.steps = self.config.rollout.copies, self.config.rollout.steps
         #: acts for T steps and learns from them; with a `graph`, as one CUDA graph
-        self.chunk = ChunkRunner(rollout, learner, strategies, self.steps, graph)
+        self.chunk = ChunkRunner(rollout, learner, strategies, self.steps, graph, kept=detection is not None)
         self.step, self.segment = 0, -1
         self.ended = 0  # segments whose task is not trained any more
         self.logged = 0  # step at the last line of the log
@@ -135,13 +138,15 @@ class Trainer:
         self.step += self.frames
         for strategy in self.clocked:
             strategy.on_clock(self.context(), self.source)
+        if self.detection:
+            self.detection.look(self, experience, metrics)
         self.record.add(metrics, experience)
         return experience
 
     # ---- the stream ----------------------------------------------------------------------------------------------
 
     def follow_stream(self) -> None:
-        """Put every copy on its task; tell the strategies of a boundary if the stream gives boundaries."""
+        """Put every copy on its task; tell the strategies of a boundary if it is given, or the first start."""
         segment = self.stream.segment_at(self.step)
         told = self.config.stream.boundaries == "given"
         while self.step >= self.stream.trained_until(self.ended) and self.ended < len(self.stream.segments) - 1:
@@ -151,8 +156,8 @@ class Trainer:
                     strategy.on_task_end(self.context(self.ended), source)
             self.ended += 1
         if segment != self.segment:
-            self.segment = segment
-            if told:
+            first, self.segment = self.segment < 0, segment
+            if told or (self.detection and first):
                 for strategy in self.strategies:
                     self.forget(strategy.on_task_start(self.context()))
         task_B = self.stream.tasks_at(self.step, self.copies)[self.workers.share(self.copies)]
@@ -164,6 +169,8 @@ class Trainer:
         if units is not None:
             self.learner.engine.reset_units(units)
             self.rollout.reset_units(units)
+            if self.detection:
+                self.detection.reset_units(self.rollout.policy, units)
 
     def context(self, segment: int | None = None) -> Context:
         """What the hooks may know now; of `segment` instead of the one in training if it is given."""
@@ -174,7 +181,7 @@ class Trainer:
             policy=self.rollout.policy,
             objective=self.learner.objective,
             step=self.step,
-            segment=segment,
+            segment=len(self.detection.alarms) if self.detection else segment,
             task=self.stream.segments[segment].task if shown and segment >= 0 else None,
             copies=self.rollout.env.num_envs,
             steps=self.steps,
@@ -226,6 +233,7 @@ class Trainer:
             kind = spec["kind"].rpartition(":")[2].lower()
             reports = self.workers.gather(strategy.report())
             scalars |= {f"strategy/{kind}/{name}": sum(r[name] for r in reports) / len(reports) for name in reports[0]}
+        scalars |= self.detection.report(self) if self.detection else {}
         log.scalars(self.step, scalars)
         clock = {"speed/env_steps_per_second": progress.rate(self.step)}
         clock |= self.workers.speed((self.step - self.logged) // self.workers.count)

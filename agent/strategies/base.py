@@ -4,7 +4,8 @@ Order of the hooks in one chunk, for a list of strategies in the order of the co
 
     transform_batch -> (loss) extra_loss -> (backward) transform_gradients -> (optimiser) transform_update
     -> after_update ... once a minibatch; then after_chunk and on_clock once a chunk. on_task_start and on_task_end fire
-    at boundaries that are given. A chunk that `learns` declines is lived through: none of these but on_clock is called.
+    at boundaries that are given, or that a detector finds. A chunk that `learns` declines is lived through: none of
+    these but on_clock is called.
 
 Whoever re-initialises units of the cell says which (on_task_start, after_update, after_chunk): the memory of every copy
 and the carry of the gradient engine must forget what these units were. Parameters are re-initialised by
@@ -36,7 +37,8 @@ Source = Callable[[int], Iterator[Experience]]
 
 @dataclass(frozen=True)
 class Context:
-    """What a hook may know. Read-only; `task` is None unless the stream shows the task id or gives boundaries."""
+    """What a hook may know. Read-only; `task` is None unless the stream shows the task id or gives boundaries. Where a
+    detector finds these, `segment` counts them."""
 
     policy: Policy
     objective: Objective
@@ -61,7 +63,7 @@ class Context:
 class Strategy:
     """Base of all strategies. What a strategy needs is declared, and checked before the run starts."""
 
-    #: boundaries must be given (may depend on options, then set on the instance)
+    #: boundaries must be given or found (may depend on options, then set on the instance)
     needs_boundaries: bool = False
     #: the option that makes it work without boundaries: a number of steps; empty if there is none
     clock_option: ClassVar[str] = "every"
@@ -102,7 +104,8 @@ class Strategy:
         return None
 
     def on_task_end(self, ctx: Context, source: Source) -> None:
-        """A segment of the stream has ended; `source` gives fresh experience on its task."""
+        """A segment of the stream has ended; `source` gives fresh experience on its task. If a detector found the end,
+        that is the experience before it, maybe less than asked for (see `agent.runtime.detection`)."""
 
     def on_clock(self, ctx: Context, source: Source) -> None:
         """Called after every chunk, for strategies that consolidate on a clock instead of at boundaries."""

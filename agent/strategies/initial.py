@@ -51,10 +51,13 @@ def reinitialise(ctx: Context, fresh: Mapping[str, Tensor], entries: Mapping[str
 
 
 def weights_of(policy: Policy, recurrence: bool) -> dict[str, nn.Parameter]:
-    """Weights and biases by name: not the log standard deviation of actions, and only with `recurrence` the parameters
-    of the cell that set how long a unit remembers (see `Cell.time_parameters`)."""
+    """Weights and biases by name: not the log standard deviation of actions nor what normalises (scales and shifts that
+    begin at 1 and 0), and only with `recurrence` the parameters of the cell that set how long a unit remembers (see
+    `Cell.time_parameters`)."""
     times = [] if recurrence else policy.cell.time_parameters()
-    left_out = {"actor.log_std", *(f"cell.{name}" for name in times)}
+    norms = [name for name, module in policy.named_modules() if isinstance(module, nn.LayerNorm | nn.GroupNorm)]
+    of_norms = (f"{name}.{kind}" for name in norms for kind in ("weight", "bias"))
+    left_out = {"actor.log_std", *of_norms, *(f"cell.{name}" for name in times)}
     return {name: parameter for name, parameter in policy.named_parameters() if name not in left_out}
 
 

@@ -22,6 +22,7 @@ from lifelong.agent.runtime.handover import hand_over
 from lifelong.agent.runtime.summary import load_summary
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context, Source, Strategy
+from tests.agent.strategies.test_conformance import AT_WORK
 from tests.agent.support import assert_identical, make_config
 
 NEW = {"name": "longer", "env": {"kind": "TMaze", "corridor": 6}, "steps": 128}
@@ -208,6 +209,14 @@ def test_what_strategies_protect_stays_protected(cell: str, tmp_path: Path) -> N
         torch.testing.assert_close(with_task[tap] @ basis, seen[tap] @ narrow)
     trainer, finished = run.resume(tmp_path / "run", add=[str(tmp_path / "opened.yaml")], quiet=True)
     assert finished and trainer.step == 512
+
+
+@pytest.mark.parametrize("name", ["c_chain", "cpr", "hare_tortoise", "parseval", "spectral", "trac", "upgd"])
+def test_what_strategies_keep_of_every_parameter_grows_with_it(name: str, tmp_path: Path) -> None:
+    begin(tmp_path / "run", policy={"heads": "per_task"}, strategy={"kind": name, **AT_WORK.get(name, {})})
+    trainer = add(tmp_path / "run", NEW)
+    assert trainer.step == 512
+    assert all(bool(p.isfinite().all()) for p in trainer.rollout.policy.parameters())
 
 
 def test_one_head_of_one_task_becomes_the_first_of_two(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ VALUES: dict[str, Any] = {
     "policy.encoder.activation": "relu",
     "policy.cell.kind": "gru",
     "policy.cell.forget_bias": [1, 2],
+    "detector.kind": "one_class",
     "gradient.kind": "bptt",
     "gradient.carry_dtype": "bfloat16",
     "objective.kind": "ppo",

@@ -91,7 +91,9 @@ def test_at_boundaries_it_acts_at_every_one_but_the_first_and_at_no_update(tmp_p
 
 def test_at_boundaries_that_are_hidden_it_is_refused_in_a_sentence(tmp_path: Path) -> None:
     spec = [{"kind": "shrink_perturb", "at": "boundary"}]
-    with pytest.raises(ConfigError, match=r"needs task boundaries, but stream\.boundaries is hidden; set it to given$"):
+    with pytest.raises(
+        ConfigError, match=r"needs task boundaries, but stream\.boundaries is hidden; set it to given or detected$"
+    ):
         make_trainer(tmp_path, strategy=spec, stream={"boundaries": "hidden"})
 
 
@@ -131,6 +133,21 @@ def test_after_every_update_no_weight_is_beyond_its_bound(recurrence: bool, tmp_
     assert names == before.keys() - (set() if recurrence else TIME)
     free = [float(p.abs().max()) for n, p in learner.policy.named_parameters() if n not in names]
     assert recurrence or max(free) > 2
+
+
+@pytest.mark.parametrize("kind", ["shrink_perturb", "weight_clipping"])
+def test_scales_and_shifts_of_a_norm_are_no_weights(kind: str, tmp_path: Path) -> None:
+    policy = {"encoder": {"kind": "mlp", "hidden": [12], "norm": "layer"}}
+    spec = {"kind": kind, **({"shrink": 0.5} if kind == "shrink_perturb" else {"kappa": 1e-9})}
+    trainer = make_trainer(tmp_path, strategy=[spec], policy=policy, optimizer={"kind": "sgd", "lr": 0.0})
+    before = parameters_of(trainer.rollout.policy)
+    run(trainer)
+    after = parameters_of(trainer.rollout.policy)
+    assert {name for name in after if torch.equal(after[name], before[name])} >= {
+        "encoder.layers.1.weight",
+        "encoder.layers.1.bias",
+    }
+    assert not torch.equal(after["encoder.layers.0.weight"], before["encoder.layers.0.weight"])
 
 
 # ---- freezing --------------------------------------------------------------------------------------------------------

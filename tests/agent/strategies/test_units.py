@@ -135,6 +135,18 @@ def test_a_silenced_unit_of_an_encoder_can_be_redrawn_without_anybody_hearing_it
         assert rows.nonzero().flatten().tolist() == [1, 2]
 
 
+def test_a_reset_unit_takes_its_scale_and_shift_of_a_norm_with_it() -> None:
+    policy = make_policy("gru", 6, encoder={"kind": "mlp", "hidden": [5], "norm": "layer"})
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            policy.get_parameter(f"encoder.layers.1.{name}").fill_(7.0)
+    layer = layer_of(policy, "encoder.layers.0")
+    reset(context_of(policy), [(layer, torch.tensor([1, 3]))], generator())
+    assert policy.get_parameter("encoder.layers.1.weight").tolist() == [7, 1, 7, 1, 7]
+    assert policy.get_parameter("encoder.layers.1.bias").tolist() == [7, 0, 7, 0, 7]
+    assert activations(policy, [layer], lived(policy))["encoder.layers.0"].shape[1] == 5
+
+
 def test_a_cell_with_a_matrix_in_no_tap_is_refused_in_a_sentence(tmp_path: Path) -> None:
     policy = {"cell": {"kind": f"{__name__}:Mixed", "size": 6}}
     with pytest.raises(ConfigError, match=r"redo: the cell does not say in `taps` what its parameter mix reads"):
