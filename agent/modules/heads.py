@@ -8,7 +8,7 @@ touches the randomness of training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -370,16 +370,25 @@ class Heads:
         Momentum and weight decay would move it while another task is trained. Nothing waits for the device.
         """
         before = []
-        for parameter in self.parameters if self.tasks > 1 else ():
-            if parameter.grad is not None:
-                rows = parameter.grad.reshape(self.tasks, -1).eq(0).all(1)
-                held = {name: x.clone() for name, x in moments(optimizer, parameter).items()}
-                before.append((parameter, rows, parameter.detach().clone(), held))
+        for parameter, rows in self._idle():
+            held = {name: x.clone() for name, x in moments(optimizer, parameter).items()}
+            before.append((parameter, rows, parameter.detach().clone(), held))
         yield
         for parameter, idle, value, held in before:
             parameter.data.copy_(self._merge(idle, value, parameter.data))
             for name, state in moments(optimizer, parameter).items():
                 state.copy_(self._merge(idle, held.get(name, torch.zeros_like(state)), state))
+
+    def still(self, deltas: Mapping[int, Tensor]) -> None:
+        """Take idle heads out of steps that others have changed since; `id` of a parameter -> its step."""
+        for parameter, idle in self._idle():
+            step = deltas[id(parameter)]
+            step.copy_(self._merge(idle, torch.zeros_like(step), step))
+
+    def _idle(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Parameters with a gradient, and which heads have none in it, bool [tasks]."""
+        heads = [p for p in self.parameters if p.grad is not None] if self.tasks > 1 else []
+        return [(p, p.grad.reshape(self.tasks, -1).eq(0).all(1)) for p in heads if p.grad is not None]
 
     def _merge(self, idle: Tensor, kept: Tensor, moved: Tensor) -> Tensor:
         """`kept` in the rows of idle heads, `moved` in the others."""

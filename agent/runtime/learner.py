@@ -193,5 +193,6 @@ class Learner:
         deltas = {name: parameter - before[name] for name, parameter in self.named.items()}
         for strategy in self.update_hooks:
             strategy.transform_update(ctx, deltas)
+        self.heads.still({id(self.named[name]): delta for name, delta in deltas.items()})
         for name, parameter in self.named.items():
             parameter.copy_(before[name] + deltas[name])

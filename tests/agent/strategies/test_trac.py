@@ -124,6 +124,16 @@ def test_what_is_reinitialised_begins_a_new_way(tmp_path: Path) -> None:
     assert not bool(trac.path["actor.linear.weight"].any()) and bool(trac.path["cell.weight_input"].any())
 
 
+@pytest.mark.parametrize("kind", ["trac", "upgd"])
+def test_a_head_that_is_not_in_training_does_not_move(kind: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, strategy=[{"kind": kind}], policy={"heads": "per_task"})
+    run(trainer, until=192)
+    before = trainer.rollout.policy.actor.linear.weight.detach().clone().unflatten(0, (2, -1))
+    run(trainer)
+    after = trainer.rollout.policy.actor.linear.weight.detach().unflatten(0, (2, -1))
+    assert torch.equal(after[0], before[0]) and not torch.equal(after[1], before[1])
+
+
 def test_its_scale_is_reported(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, strategy=[{"kind": "trac"}])
     trac = trainer.strategies[0]
