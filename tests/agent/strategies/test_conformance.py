@@ -35,6 +35,8 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "rer": {"capacity": 24, "start": 8, "interval": 2, "relation_lr": 0.1},
     "uer": {"capacity": 24, "start": 8},
     "explore": {"steps": 100},
+    "refresh": {"rate": 1e-2},
+    "ideal_continual_learner": {"sequences": 8, "batch": 4, "constraints": 2},
     "gpm": {"chunks": 2, "elementwise": "importance", "critic": "projected", "per_task": 0.5},
     "owm": {"chunks": 2, "room": 0.3},
     "adam_nscl": {"chunks": 2, "per_task": 0.4},
