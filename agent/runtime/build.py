@@ -397,6 +397,9 @@ def _build(
         if name in registry.REGISTRY["strategy"]:  # a mistake in one that is not chosen shows today, not some day
             registry.check_options("strategy", name, registry.load("strategy", name), options, {})
     strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
+    chunks = -(-stream.total_steps // (config.rollout.copies * config.rollout.steps))
+    for strategy in strategies:
+        strategy.expect(chunks * config.rollout.copies)
     foreseen = foresee(config, stream, strategies, copies, device, folder)
     # if others act, one copy to know the spaces from
     env = environment("training", copies if acting is None else 1, ages=config.rollout.random_initial_age)

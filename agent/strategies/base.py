@@ -77,6 +77,9 @@ class Strategy:
     #: its own, or `none`: it cannot run on more than one
     data_parallel: ClassVar[str] = "none"
 
+    def expect(self, sequences: int) -> None:
+        """Told before anything large is made how many sequences of a chunk's length the whole stream has."""
+
     def replay_sequences(self) -> int:
         """How many sequences of a chunk's length it will keep at most; the memory for them is asked for beforehand."""
         return 0
