@@ -147,6 +147,11 @@ def check_strategies(config: Config, strategies: list[Strategy], objective: Obje
             )
         if strategy.needs_task_id and config.stream.task_id != "observed":
             raise ConfigError(f"strategy {kind} needs the task id here; set stream.task_id to observed")
+        if strategy.needs_task and config.stream.boundaries != "given" and config.stream.task_id != "observed":
+            raise ConfigError(
+                f"strategy {kind} needs to know the task, and stream.boundaries is {config.stream.boundaries}; set "
+                "stream.task_id to observed"
+            )
         if strategy.needs_off_policy and not objective.off_policy:
             valid = [name for name in registry.REGISTRY["objective"] if registry.load("objective", name).off_policy]
             raise ConfigError(
@@ -392,6 +397,9 @@ def _build(
         if name in registry.REGISTRY["strategy"]:  # a mistake in one that is not chosen shows today, not some day
             registry.check_options("strategy", name, registry.load("strategy", name), options, {})
     strategies: list[Strategy] = [registry.build("strategy", spec) for spec in config.strategy]
+    chunks = -(-stream.total_steps // (config.rollout.copies * config.rollout.steps))
+    for strategy in strategies:
+        strategy.expect(chunks * config.rollout.copies)
     foreseen = foresee(config, stream, strategies, copies, device, folder)
     # if others act, one copy to know the spaces from
     env = environment("training", copies if acting is None else 1, ages=config.rollout.random_initial_age)

@@ -69,11 +69,16 @@ class Strategy:
     clock_option: ClassVar[str] = "every"
     #: the task id must be observed
     needs_task_id: bool = False
+    #: it must know which task is in training: boundaries given, or the task id observed
+    needs_task: bool = False
     #: the objective must correct for data of older policies
     needs_off_policy: bool = False
     #: its state on data-parallel workers: `equal` by itself, made equal by a `reduce`, one `shard` each with a seed of
     #: its own, or `none`: it cannot run on more than one
     data_parallel: ClassVar[str] = "none"
+
+    def expect(self, sequences: int) -> None:
+        """Told before anything large is made how many sequences of a chunk's length the whole stream has."""
 
     def replay_sequences(self) -> int:
         """How many sequences of a chunk's length it will keep at most; the memory for them is asked for beforehand."""

@@ -3,11 +3,14 @@ learning based orthogonal projection for continual learning of spiking neural ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from lifelong.agent.parallel import Workers
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Source
 from lifelong.agent.strategies.projection import BasisProjection
@@ -83,26 +86,31 @@ class HLOP(BasisProjection):
         if (self.looks - 1) % self.period:
             return
         found = self.taps.vectors(experience)
-        moments = {tap: vectors.T @ vectors for tap, vectors in found.items()}
-        ctx.workers.sum_(list(moments.values()))
-        for tap, moment in moments.items():
-            self.learn(tap, moment / moment.trace().clamp(min=1e-12))
+        energy = {tap: x_MN.square().sum() for tap, x_MN in found.items()}
+        # where a chunk has more steps than a layer has inputs their second moments are the shorter way
+        dense = {tap: x_MN.T @ x_MN for tap, x_MN in found.items() if x_MN.shape[1] <= ctx.copies * ctx.steps}
+        ctx.workers.sum_([*energy.values(), *dense.values()])
+        for tap, x_MN in found.items():
+            scale = energy[tap].clamp(min=1e-12)
+            self.learn(tap, x_MN.shape[1], partial(_times, ctx.workers, scale, dense.get(tap), x_MN))
 
-    def learn(self, tap: str, moment_nn: Tensor) -> None:
-        """One look: `iterations` steps of the rule on second moments with trace 1."""
-        frozen_nk = self.basis(tap, len(moment_nn))
+    def learn(self, tap: str, width: int, times: Callable[[Tensor], Tensor]) -> None:
+        """One look: `iterations` steps of the rule. `times` multiplies rows by second moments with trace 1."""
+        frozen_nk = self.basis(tap, width)
         if tap not in self.rows:
             self._begin(tap, frozen_nk)
         rows, velocity = self.rows[tap], self.velocity[tap]
         for _ in range(self.iterations):
             every = torch.cat([frozen_nk.T, rows])
-            answer = rows @ moment_nn  # mean y x^T
+            answer = times(rows)  # mean y x^T
             step = (answer - (answer @ every.T) @ every).clamp(-self.CLIP, self.CLIP)
             velocity.mul_(self.momentum).add_(step, alpha=1 - self.momentum)
             rows.add_(velocity, alpha=self.rate)
-        self.energy[tap] = self.KEEP * self.energy[tap] + (1 - self.KEEP) * rows @ moment_nn @ rows.T
-        held = torch.cat([frozen_nk, rows.T], 1)
-        self.residual[tap] = (moment_nn - held @ (held.T @ moment_nn)).trace()
+        every = torch.cat([frozen_nk.T, rows])
+        answers = times(every) @ every.T  # mean y y^T
+        rank = frozen_nk.shape[1]
+        self.energy[tap] = self.KEEP * self.energy[tap] + (1 - self.KEEP) * answers[rank:, rank:]
+        self.residual[tap] = 1 - answers.trace()
 
     def _begin(self, tap: str, frozen_nk: Tensor) -> None:
         """New rows at random, orthonormal to each other and to the frozen ones; as many as the budget has room for."""
@@ -145,6 +153,15 @@ class HLOP(BasisProjection):
         self.energy = {tap: x.to(self.device) for tap, x in saved["energy"].items() if tap in taps}
         self.residual, self.looks = dict(saved["residual"]), saved["looks"]
         self.generator.set_state(saved["generator"].cpu())
+
+
+def _times(workers: Workers, scale: Tensor, dense_nn: Tensor | None, x_MN: Tensor, rows_KN: Tensor) -> Tensor:
+    """Rows times the second moments over all workers' steps, divided by their trace."""
+    if dense_nn is not None:
+        return rows_KN @ dense_nn / scale
+    product = (rows_KN @ x_MN.T) @ x_MN
+    workers.sum_([product])
+    return product / scale
 
 
 def _orthonormal(frozen_nk: Tensor, new_nj: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ class PackNet(Masked):
 
     Args:
         keep: share of the free weights that a task keeps; 0: as many as every task will have in the end if all that the
-            stream has get the same (Wolczyk et al. 2021, *Continual World*), so that the last takes all that are left.
+            stream has get the same (Wolczyk et al. 2021, *Continual World*), so that the last takes all that are left
+            and a task that is added afterwards finds none.
         prune_after: steps of its training after which a task is pruned; 0, or more than it has: when it ends.
         options: see `Masked`.
     """

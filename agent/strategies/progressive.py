@@ -25,7 +25,7 @@ class Progressive(Masked):
     When all columns are taken, a further task trains its actor (and critic) alone, on all units.
 
     Args:
-        columns: number of columns; 0: one for every task that the stream has.
+        columns: number of columns; 0: one for every task that the stream has when the run begins.
         options: see `Masked`.
     """
 
@@ -40,29 +40,33 @@ class Progressive(Masked):
 
     def setup(self, ctx: Context, seed: int) -> None:
         super().setup(ctx, seed)
-        count = self.columns or ctx.policy.tasks
-        size = torch.int16
-        writes = {name: torch.zeros((), dtype=size, device=ctx.device) for name in self.parameters}
+        self.policy = ctx.policy
+        self.lay_out(self.columns or ctx.policy.tasks)
+
+    def lay_out(self, count: int) -> None:
+        """Share the units out to so many columns."""
+        like = self.policy.critic.weight
+        writes = {name: torch.zeros((), dtype=torch.int16, device=like.device) for name in self.parameters}
         reads = dict(writes)
-        for layer in layers_of(ctx.policy):
+        for layer in layers_of(self.policy):
             if layer.size < count:
                 raise ValueError(f"{layer.name} has {layer.size} units, too few for {count} columns")
-            column = (torch.arange(layer.size, device=ctx.device) * count // layer.size).to(size)
+            column = (torch.arange(layer.size, device=like.device) * count // layer.size).to(torch.int16)
             for found, parts in ((writes, layer.incoming), (reads, layer.outgoing)):
                 for part in parts:
                     if part.parameter not in self.parameters:  # a free critic
                         continue
                     shape = self.parameters[part.parameter].shape
-                    line = torch.zeros(shape[part.dim], dtype=size, device=ctx.device)
+                    line = torch.zeros(shape[part.dim], dtype=torch.int16, device=like.device)
                     line[part.index] = column.unsqueeze(1).expand_as(part.index)
                     found[part.parameter] = line.view([-1 if d == part.dim else 1 for d in range(len(shape))])
         #: the column from which on an entry is read; what belongs to no unit of a layer is the first task's
-        self.level = {}
+        self.level: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            if name in self.anew:  # a head belongs to its task
-                level = reads[name]
-            else:
-                level = torch.where(reads[name] <= writes[name], writes[name], torch.tensor(NEVER, dtype=size))
+            level = reads[name]
+            if name not in self.anew:  # a head belongs to its task
+                never = torch.full_like(level, NEVER)
+                level = torch.where(reads[name] <= writes[name], writes[name], never)
             self.level[name] = level.expand(parameter.shape)
         self.count = count
 
@@ -72,3 +76,10 @@ class Progressive(Masked):
 
     def first_mask(self, ctx: Context, task: int) -> dict[str, Tensor]:
         return {name: level <= self.column(task) for name, level in self.level.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "columns": self.count}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
+        self.lay_out(saved["columns"])

@@ -43,6 +43,14 @@ class Taps:
         if "critic" in self.readers:
             self.weights["critic"] = (["critic.weight"], "critic.bias")
 
+    def of_observation(self) -> list[str]:
+        """The taps that read the observation itself: the first layer of the encoder, without one those of the cell that
+        read its input."""
+        if self.layers:
+            return [next(iter(self.layers))]
+        reads = {f"cell.{name}" for name in self.policy.cell.input_weights()}
+        return [tap for tap, (weights, _) in self.weights.items() if reads & {*weights}]
+
     def rest(self) -> list[str]:
         """Parameters that acting depends on and no tap has: element-wise recurrent weights, a free log standard
         deviation, normalisation in an encoder. Heads of which every task has its own are not among them."""

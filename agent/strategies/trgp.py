@@ -109,7 +109,7 @@ class TRGP(GPM):
             self.plain[tap] = joint if offset is None else joint - offset
             kept = self.spaces.setdefault(tap, {})
             if task not in kept:
-                kept[task] = leading(self.protected[tap], moment, self.threshold)
+                kept[task] = leading(self.protected[tap], moment, self.threshold_of(tap))
 
     def protect(self, tap: str, moment_nn: Tensor, count: int) -> Tensor:
         self.moments[tap] = moment_nn

@@ -274,5 +274,23 @@ def test_with_a_head_a_task_only_the_head_in_training_moves() -> None:
 
 @pytest.mark.parametrize("options", [{"threshold": 0.0}, {"threshold": 1.1}, {"chunks": 0}, {"every": -1}])
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"it must"):
+    with pytest.raises(ValueError, match=r"(it|they) must"):
         GPM(**options)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_layers_that_read_the_observation_have_a_threshold_of_their_own(encoder: str) -> None:
+    policy = make_policy("elstm", 30, observation=20, encoder=ENCODERS[encoder])
+    old = old_experience(policy)
+    old.chunk.obs[:] = torch.randn(old.chunk.obs.shape, generator=torch.Generator().manual_seed(0))
+    gpm = GPM(threshold=0.99, observation_threshold=0.3, chunks=1)
+    ctx = make_context(policy, ActorCritic(policy.distribution), B, T)
+    gpm.setup(ctx, 0)
+    gpm.on_task_end(ctx, lambda chunks: iter([old] * chunks))
+    first = {"encoder.layers.0"} if encoder == "mlp" else {"cell.input", "cell.output"}
+    assert set(gpm.of_observation) == first
+    for tap, vectors in gpm.taps.vectors(old).items():
+        energy = torch.linalg.svdvals(vectors.double()).square()
+        share = 0.3 if tap in first else 0.99
+        held = int((energy.cumsum(0) / energy.sum() < share).sum()) + 1
+        assert gpm.protected[tap].shape[1] == held, tap

@@ -38,8 +38,7 @@ def draw(mixing: Tensor, g: torch.Generator, count: int = 64, noise: float = 0.0
 
 
 def look(strategy: HLOP, x_MN: Tensor) -> None:
-    moment = x_MN.T @ x_MN
-    strategy.learn(TAP, moment / moment.trace())
+    strategy.learn(TAP, x_MN.shape[1], lambda rows: rows @ (x_MN.T @ x_MN) / x_MN.square().sum())
 
 
 def residual(held_nk: Tensor, x_MN: Tensor) -> float:
@@ -148,6 +147,22 @@ def test_it_learns_while_it_trains_and_asks_for_no_fresh_experience() -> None:
 
     strategy.on_task_end(ctx, refuse)
     assert strategy.protected.keys() == strategy.taps.weights.keys() and not strategy.rows
+
+
+def test_long_and_short_chunks_go_two_ways_to_the_same_rows() -> None:
+    """By second moments where there are more steps than inputs, else by the vectors themselves."""
+    policy, found = policy_with("elstm", "mlp"), []
+    for copies in (B, 1):  # what the context says decides, the experience is the same
+        strategy = HLOP(per_task=0.5)
+        ctx = make_context(policy, ActorCritic(policy.distribution), copies, T)
+        strategy.setup(ctx, 0)
+        for _ in range(20):
+            strategy.after_chunk(ctx, old_experience(policy))
+        found.append(strategy)
+    assert all(T < rows.shape[1] <= B * T for rows in found[0].rows.values())
+    for tap, rows in found[0].rows.items():
+        torch.testing.assert_close(found[1].rows[tap], rows, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found[1].residual[tap], found[0].residual[tap], rtol=1e-2, atol=1e-4)
 
 
 def test_what_was_never_seen_is_not_protected() -> None:

@@ -29,6 +29,7 @@ from lifelong.agent.strategies.progressive import Progressive
 from lifelong.agent.strategies.shrink_perturb import ShrinkPerturb
 from tests.agent.gradients.test_rtrl import EXACT, B, split
 from tests.agent.group import in_group
+from tests.agent.runtime.test_adding import NEW, add, begin
 from tests.agent.support import (
     act_through,
     assert_identical,
@@ -304,8 +305,10 @@ def test_before_any_boundary_and_with_all_tasks_at_once_nothing_is_withheld(tmp_
 
 
 def test_hidden_boundaries_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"packnet needs task boundaries.*set it to given$"):
+    with pytest.raises(ConfigError, match=r"packnet needs task boundaries.*set it to given or detected$"):
         make_trainer(tmp_path, strategy=["packnet"], stream={"boundaries": "hidden"})
+    with pytest.raises(ConfigError, match=r"packnet needs to know the task.*set stream\.task_id to observed"):
+        make_trainer(tmp_path, strategy=["packnet"], stream={"boundaries": "detected", "task_id": "hidden"})
 
 
 # ---- through the trainer ---------------------------------------------------------------------------------------------
@@ -395,7 +398,27 @@ def test_the_gradient_of_what_may_move_is_exact_in_a_later_view(name: str, cell:
         assert not bool(expected[n][~movable[n]].any())
 
 
-# ---- new tasks -------------------------------------------------------------------------------------------------------
+# ---- new tasks of a finished run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec", [SPECS["packnet"], SPECS["dst"], {"kind": "progressive", "columns": 3}], ids=lambda spec: spec["kind"]
+)
+def test_a_task_added_to_a_finished_run_is_trained_and_changes_no_return_of_the_others(
+    spec: dict[str, Any], tmp_path: Path
+) -> None:
+    begin(tmp_path / "run", strategy=[spec, "l2_init"], policy={"heads": "per_task"}, optimizer={"lr": 0.05})
+    trainer = add(tmp_path / "run", NEW)
+    strategy: Any = trainer.strategies[0]
+    assert strategy.order == [0, 1, 2] and any(bool(m.any()) for m in strategy.movable.values())
+    steps, tensor = np.array(trainer.evaluations.steps), trainer.evaluations.tensor()
+    assert steps[-1] == 512 and 384 in steps
+    for task in (0, 1):
+        ended = tensor[steps >= 192 * (task + 1), task]
+        np.testing.assert_array_equal(ended, np.broadcast_to(ended[0], ended.shape))
+
+
+# ---- a policy that grows ---------------------------------------------------------------------------------------------
 
 
 def grown_policy(policy: Policy, **options: Any) -> Policy:

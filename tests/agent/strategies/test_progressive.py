@@ -99,6 +99,16 @@ def test_columns_are_one_a_task_by_default_and_must_fit_every_layer(tmp_path: Pa
         Progressive(columns=-1)
 
 
+def test_columns_stay_where_they_were_when_a_task_is_added() -> None:
+    life, _ = lived(Progressive(), [0, 1], tasks=2)
+    later = Life([Progressive()], tasks=3)
+    strategy = later.strategies[0]
+    assert isinstance(strategy, Progressive) and strategy.count == 3
+    strategy.load_state_dict(life.strategies[0].state_dict())
+    assert strategy.count == 2
+    assert strategy.level["encoder.layers.0.bias"].tolist() == [0] * 5 + [1] * 4
+
+
 def test_channels_of_a_convolution_are_units_too() -> None:
     space = gymnasium.spaces.Box(0, 1, (1, 6, 6), np.float32)
     encoder = {"kind": "cnn", "channels": [4, 4], "hidden": 6}

@@ -46,6 +46,14 @@ ENCODERS: dict[str, tuple[dict[str, Any], gymnasium.Space[Any]]] = {
     "mlp": ({"kind": "mlp", "hidden": [30, 20]}, Box(-10, 10, (12,), np.float32)),
     "one_hot": ({"kind": "mlp", "hidden": [30]}, MultiDiscrete([6, 5, 4])),
     "cnn": ({"kind": "cnn", "channels": [4, 5], "hidden": 20}, Box(0, 1, (8, 8, 3), np.float32)),
+    "mlp norm crelu": (
+        {"kind": "mlp", "hidden": [20, 20], "norm": "layer", "activation": "crelu"},
+        Box(-10, 10, (12,), np.float32),
+    ),
+    "cnn norm": (
+        {"kind": "cnn", "channels": [4, 5], "hidden": 20, "norm": "layer"},
+        Box(0, 1, (8, 8, 3), np.float32),
+    ),
     OWN: ({"kind": OWN}, Box(-10, 10, (12,), np.float32)),
 }
 PAIRS = [(cell, "mlp") for cell in [*CELLS, *OWN_CELLS]] + [(c, e) for c in ("elstm", "lstm") for e in ENCODERS]
@@ -120,11 +128,12 @@ def test_every_parameter_that_acting_uses_is_projected_or_has_no_subspace(cell: 
     assert len(tapped) == len(set(tapped)) and not set(tapped) & set(taps.rest())
     assert names == {name for name in (*tapped, *taps.rest()) if parameters[name].numel()}
     expected = {f"cell.{name}" for name in policy.cell.elementwise_parameters()}
+    for name, module in policy.encoder.named_modules():
+        if not list(module.children()) and not isinstance(module, nn.Linear | nn.Conv2d):
+            expected |= {f"encoder.{name}.{parameter}" for parameter, _ in module.named_parameters()}
     if encoder == OWN:
-        expected |= {f"encoder.{name}" for name in ("norm.weight", "norm.bias", "grouped.weight", "grouped.bias")}
-    assert {name for name in taps.rest() if parameters[name].numel()} == {
-        name for name in expected if parameters[name].numel()
-    }
+        expected |= {"encoder.grouped.weight", "encoder.grouped.bias"}
+    assert {n for n in taps.rest() if parameters[n].numel()} == {n for n in expected if parameters[n].numel()}
 
 
 def test_with_a_head_a_task_the_other_heads_stay_and_the_own_one_moves() -> None:
