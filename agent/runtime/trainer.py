@@ -177,11 +177,12 @@ class Trainer:
         stream = self.config.stream
         segment = self.segment if segment is None else segment
         shown = stream.task_id == "observed" or stream.boundaries == "given"
+        seen = segment if shown else min(segment, 0)
         return Context(
             policy=self.rollout.policy,
             objective=self.learner.objective,
             step=self.step,
-            segment=len(self.detection.alarms) if self.detection else segment,
+            segment=len(self.detection.alarms) if self.detection else seen,
             task=self.stream.segments[segment].task if shown and segment >= 0 else None,
             copies=self.rollout.env.num_envs,
             steps=self.steps,

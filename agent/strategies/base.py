@@ -37,8 +37,8 @@ Source = Callable[[int], Iterator[Experience]]
 
 @dataclass(frozen=True)
 class Context:
-    """What a hook may know. Read-only; `task` is None unless the stream shows the task id or gives boundaries. Where a
-    detector finds these, `segment` counts them."""
+    """What a hook may know. Read-only; unless the stream shows the task id or gives boundaries, `task` is None and
+    `segment` stays 0. Where a detector finds the boundaries, `segment` counts them."""
 
     policy: Policy
     objective: Objective

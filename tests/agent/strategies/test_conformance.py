@@ -158,6 +158,7 @@ def test_hidden_boundaries_are_handled_or_refused_in_a_sentence(
         return
     assert not trainer.strategies[0].needs_boundaries and not trainer.strategies[0].needs_task_id
     run(trainer, until=256)
+    assert trainer.segment == 1 and (trainer.context().segment, trainer.context().task) == (0, None)
 
 
 @every_strategy
