@@ -147,6 +147,11 @@ def check_strategies(config: Config, strategies: list[Strategy], objective: Obje
             )
         if strategy.needs_task_id and config.stream.task_id != "observed":
             raise ConfigError(f"strategy {kind} needs the task id here; set stream.task_id to observed")
+        if strategy.needs_task and config.stream.boundaries != "given" and config.stream.task_id != "observed":
+            raise ConfigError(
+                f"strategy {kind} needs to know the task, and stream.boundaries is {config.stream.boundaries}; set "
+                "stream.task_id to observed"
+            )
         if strategy.needs_off_policy and not objective.off_policy:
             valid = [name for name in registry.REGISTRY["objective"] if registry.load("objective", name).off_policy]
             raise ConfigError(

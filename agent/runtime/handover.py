@@ -41,7 +41,7 @@ def hand_over(saved: dict[str, Any], changes: Sequence[Change], old: Config, tra
         saved["rollout"] = {"fresh": subseed(trainer.config.seed, "resume", saved["step"], trainer.workers.rank)}
     else:
         _write_params(saved["rollout"], old, trainer)
-    if saved["detection"]:
+    if saved.get("detection"):
         if {"detector", "rollout.copies", "rollout.steps"} & changed:
             saved["detection"].pop("detector")
         if {"rollout.copies", "rollout.steps", "stream.tasks.*.reward_scale"} & changed:

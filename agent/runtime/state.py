@@ -70,7 +70,7 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     for strategy, spec in zip(trainer.strategies, trainer.config.strategy, strict=True):
         if spec["kind"] in states:
             strategy.load_state_dict(states[spec["kind"]])
-    if trainer.detection and saved["detection"]:
+    if trainer.detection and saved.get("detection"):
         trainer.detection.load_state_dict(saved["detection"], saved["kept"], trainer.rollout.env.device)
     trainer.record.load_state_dict(saved["record"])
     torch.set_rng_state(saved["torch_random"])

@@ -69,6 +69,8 @@ class Strategy:
     clock_option: ClassVar[str] = "every"
     #: the task id must be observed
     needs_task_id: bool = False
+    #: it must know which task is in training: boundaries given, or the task id observed
+    needs_task: bool = False
     #: the objective must correct for data of older policies
     needs_off_policy: bool = False
     #: its state on data-parallel workers: `equal` by itself, made equal by a `reduce`, one `shard` each with a seed of

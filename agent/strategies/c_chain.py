@@ -31,14 +31,14 @@ class CChain(Strategy):
     gradient is truncated at their start. The live copies' gradient is as exact as ever.
 
     Args:
-        policy_weight: lambda of the policy's churn.
+        policy_weight: lambda of the policy's churn; smaller steps of the optimiser ask for a larger one.
         value_weight: lambda of the value's; the paper's PPO agents have 0.
         batch: sequences of reference data, by all workers together.
     """
 
     data_parallel: ClassVar[str] = "shard"
 
-    def __init__(self, *, policy_weight: Weight = 100.0, value_weight: Weight = 0.0, batch: Count = 16) -> None:
+    def __init__(self, *, policy_weight: Weight = 1.0, value_weight: Weight = 0.0, batch: Count = 16) -> None:
         self.policy_weight, self.value_weight, self.batch = policy_weight, value_weight, batch
         self.reference: Chunk | None = None
         self.metrics: dict[str, Tensor] = {}

@@ -42,6 +42,7 @@ class Isolation(Redrawing):
     """
 
     needs_boundaries = True
+    needs_task = True
     clock_option: ClassVar[str] = ""
 
     def __init__(self, *, critic: Critic = "own") -> None:

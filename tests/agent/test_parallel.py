@@ -317,11 +317,23 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "lwf": {},
     "si": {},
     "ewc-clock": {"kind": "ewc", "sequences": 5, "every": 64},
+    "ewc-detected": {"kind": "ewc", "sequences": 7},
+    "refresh": {"rate": 1e-2},
+    "ideal_continual_learner": {"sequences": 7, "batch": 4},
+    "nmc": {},
+}
+#: what else is in the config
+BESIDE: dict[str, dict[str, Any]] = {
+    "ewc-detected": {
+        "stream": {"boundaries": "detected"},
+        "detector": {"kind": "distribution_shift", "window": 1, "alpha": 0.5, "size": 0.0, "gap": 2},
+    }
 }
 
 
 def config_with(name: str, **changes: Any) -> Any:
     spec = {"kind": name, **STRATEGIES[name]}
+    changes = {**BESIDE.get(name, {}), **changes}
     return make_config(strategy=[spec], runtime={"device": "cpu", "backend": "ray", "workers": 2}, **changes)
 
 
@@ -373,6 +385,8 @@ def test_shared_state_is_equal_on_all_workers_after_training_and_shards_differ(
     assert not torch.equal(
         first["own"]["rollout"]["env"]["envs"][0]["generator"], second["own"]["rollout"]["env"]["envs"][0]["generator"]
     )
+    if name == "ewc-detected":
+        assert first["shared"]["detection"]["alarms"]
     if name in ("agem", "clear", "der_pp"):
         sizes = [r["own"]["strategy_shards"][name]["replay"]["size"] for r in (first, second)]
         assert sizes == [12, 12] and first["seen"][f"strategy/{name}/replay_size"] == 24

@@ -21,6 +21,7 @@ from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Source, Strategy
 from lifelong.envs.stream import Blurry, Drift, Phases, Sequential, TaskStream
 from lifelong.envs.tasks import Task
+from tests.agent.strategies.test_conformance import AT_WORK
 from tests.agent.support import assert_identical, make_rollout, make_trainer, perturb, policy_for, run, task_env
 
 CHANGED = 192  # where the task of the small stream changes
@@ -163,10 +164,14 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(name: str, tmp_path:
     assert_identical(whole.state_dict(), second.state_dict())
 
 
-@pytest.mark.parametrize("name", ["ewc", "gpm", "lwf", "si", "functional", "reset_on_task", "freeze_at"])
-def test_strategies_that_need_boundaries_work_with_those_that_are_found(name: str, tmp_path: Path) -> None:
-    options = {"ewc": {"sequences": 8}, "gpm": {"chunks": 2}, "functional": {"sequences": 8, "capacity": 12}}
-    trainer = detected(tmp_path, strategy=[{"kind": name, **options.get(name, {})}], stream={"task_id": "hidden"})
+@pytest.mark.parametrize("name", REGISTRY["strategy"])
+def test_every_strategy_works_with_boundaries_that_are_found(name: str, tmp_path: Path) -> None:
+    spec = {"kind": name, **AT_WORK.get(name, {})}
+    try:
+        trainer = detected(tmp_path, strategy=[spec], stream={"task_id": "hidden"})
+    except ConfigError as error:
+        assert "needs the task id" in str(error)
+        trainer = detected(tmp_path, strategy=[spec], stream={"task_id": "observed"})
     log = run(trainer)
     assert all(bool(p.isfinite().all()) for p in trainer.rollout.policy.parameters())
     assert log.seen["detector/alarms"] == 1.0 and log.seen["detector/delay"] == 256 - CHANGED

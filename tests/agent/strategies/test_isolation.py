@@ -305,8 +305,10 @@ def test_before_any_boundary_and_with_all_tasks_at_once_nothing_is_withheld(tmp_
 
 
 def test_hidden_boundaries_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"packnet needs task boundaries.*set it to given$"):
+    with pytest.raises(ConfigError, match=r"packnet needs task boundaries.*set it to given or detected$"):
         make_trainer(tmp_path, strategy=["packnet"], stream={"boundaries": "hidden"})
+    with pytest.raises(ConfigError, match=r"packnet needs to know the task.*set stream\.task_id to observed"):
+        make_trainer(tmp_path, strategy=["packnet"], stream={"boundaries": "detected", "task_id": "hidden"})
 
 
 # ---- through the trainer ---------------------------------------------------------------------------------------------
