@@ -45,7 +45,7 @@ def test_the_churn_is_that_of_the_last_update_on_sequences_of_the_chunk_before(t
             kl = (p * (p.log() - q)).sum(-1).mean()
             expected = 3.0 * kl + 0.5 * (now.value - then.value).square().mean()
             torch.testing.assert_close(got.detach(), expected.detach(), rtol=1e-3, atol=1e-7)
-            seen.append(float(got))
+            seen.append(float(got.detach()))
         old.load_state_dict(policy.state_dict())
         data.append(strategy.reference)
         return got
