@@ -170,7 +170,7 @@ def test_every_strategy_works_with_boundaries_that_are_found(name: str, tmp_path
     try:
         trainer = detected(tmp_path, strategy=[spec], stream={"task_id": "hidden"})
     except ConfigError as error:
-        assert "needs the task id" in str(error)
+        assert "set stream.task_id to observed" in str(error)
         trainer = detected(tmp_path, strategy=[spec], stream={"task_id": "observed"})
     log = run(trainer)
     assert all(bool(p.isfinite().all()) for p in trainer.rollout.policy.parameters())
