@@ -165,7 +165,7 @@ every_schedule = pytest.mark.parametrize("name", list(REGISTRY["schedule"]))
 
 
 @every_schedule
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_copies_are_shared_out_by_the_proportions_however_many_there_are(name: str, data: st.DataObject) -> None:
     steps = data.draw(st.lists(st.integers(10, 500), min_size=1, max_size=5))
@@ -226,7 +226,7 @@ def test_a_share_ends_the_stream_early_and_changes_nothing_before() -> None:
     kind=st.sampled_from([Sequential, Interleaved, Blurry, Drift, Random]),
     cycles=st.integers(1, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_phase_that_is_added_changes_nothing_before_it(
     steps: list[int], more: list[list[int]], kind: type[Schedule], cycles: int
 ) -> None:
