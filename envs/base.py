@@ -343,14 +343,15 @@ class BatchedEnv(VectorEnv):
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned. The number of copies must be the same."""
+        """Restore what `state_dict` returned. The number of copies must be the same; parameters that the environment has
+        got since then keep their values."""
         if saved["age"].shape[0] != self.num_envs:
             raise EnvError(f"the saved state has {saved['age'].shape[0]} copies, this environment {self.num_envs}")
         if saved["state"] is not None:
             if self.state is None:
                 self.state = self.draw_state()
             self.state = type(self.state)(**{k: v.to(self.device).clone() for k, v in saved["state"].items()})
-        self.params = {k: v.to(self.device).clone() for k, v in saved["params"].items()}
+        self.params = {k: saved["params"].get(k, v).to(self.device).clone() for k, v in self.params.items()}
         self.age_B = saved["age"].to(self.device).clone()
         self.return_B = saved["return"].to(self.device).clone()
         self.generator.set_state(saved["generator"].cpu())

@@ -450,3 +450,17 @@ def test_an_environment_that_fills_its_memory_again_is_copied_from(how: str) -> 
         assert [x.flatten().tolist() for x in row] == [[x] * 3 for x in expected], (how, t)
     assert env._reused == ({"reward", "terminated", "extra"} if how == "rewards" else {"obs"})
     assert env._watch is None
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_a_state_saved_before_a_parameter_was_there_is_restored_with_its_default(name: str) -> None:
+    env, other, whole = make(name), make(name, seed=5), make(name)
+    env.reset(seed=0)
+    saved = env.state_dict()
+    whole.load_state_dict(saved)
+    dropped = sorted(saved["params"])[0]
+    other.load_state_dict({**saved, "params": {k: v for k, v in saved["params"].items() if k != dropped}})
+    assert other.params.keys() == env.params.keys()
+    actions = actions_of(env, 5)
+    for left, right in zip(rollout(whole, actions), rollout(other, actions), strict=True):
+        assert data_equivalence(left, right)
