@@ -18,6 +18,8 @@ from lifelong.agent.strategies.base import Strategy, overrides
 from tests.agent.history import History
 from tests.agent.support import assert_identical, make_trainer, run
 
+#: what `make test-all` adds to the representative part of the matrix
+SLOW = pytest.mark.slow
 #: options under which a strategy is fully at work within a few chunks
 AT_WORK: dict[str, dict[str, Any]] = {
     "agem": {"capacity": 24, "start": 8},
@@ -104,7 +106,7 @@ def resumes_bit_for_bit(folder: Path, name: str, options: dict[str, Any], stop: 
 
 
 @every_strategy
-@pytest.mark.parametrize("stop", [96, 224], ids=["first-task", "second-task"])
+@pytest.mark.parametrize("stop", [pytest.param(96, id="first-task", marks=SLOW), pytest.param(224, id="second-task")])
 def test_a_run_resumed_from_its_checkpoint_is_the_uninterrupted_run_bit_for_bit(
     name: str, options: dict[str, Any], stop: int, tmp_path: Path
 ) -> None:
@@ -180,8 +182,15 @@ def test_every_hook_it_overrides_is_one_of_the_contract(name: str, options: dict
 
 
 @every_strategy
-@pytest.mark.parametrize("objective", ["actor_critic", "ppo"])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize(
+    ("cell", "objective"),
+    [
+        ("gru", "actor_critic"),
+        pytest.param("gru", "ppo", marks=SLOW),
+        pytest.param("lstm", "actor_critic", marks=SLOW),
+        pytest.param("lstm", "ppo", marks=SLOW),
+    ],
+)
 def test_it_works_with_dense_cells_and_every_objective_it_allows(
     name: str, options: dict[str, Any], objective: str, cell: str, tmp_path: Path
 ) -> None:
