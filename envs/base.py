@@ -343,8 +343,8 @@ class BatchedEnv(VectorEnv):
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned. The number of copies must be the same; parameters that the environment has
-        got since then keep their values."""
+        """Restore what `state_dict` returned. The number of copies must be the same; parameters that the environment
+        has got since then keep their values."""
         if saved["age"].shape[0] != self.num_envs:
             raise EnvError(f"the saved state has {saved['age'].shape[0]} copies, this environment {self.num_envs}")
         if saved["state"] is not None:
