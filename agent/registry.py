@@ -34,8 +34,11 @@ REGISTRY: dict[str, dict[str, str]] = {
         "diagonal_lstm": "lifelong.agent.cells.diagonal_lstm:DiagonalLSTM",
         "elstm": "lifelong.agent.cells.elstm:ELSTM",
         "gru": "lifelong.agent.cells.gru:GRU",
+        "lru": "lifelong.agent.cells.lru:LRU",
         "lstm": "lifelong.agent.cells.lstm:LSTM",
+        "min_gru": "lifelong.agent.cells.min_gru:MinGRU",
         "rnn": "lifelong.agent.cells.rnn:RNN",
+        "rtu": "lifelong.agent.cells.rtu:RTU",
     },
     "gradient": {
         "bptt": "lifelong.agent.gradients.bptt:BPTT",
