@@ -232,10 +232,10 @@ class ElementwiseCell(Cell):
         widths = {"input": input_size, "state": self.state_size}
         for name in self.READS:
             bound = sum(widths[read] for read in self.READS) ** -0.5
-            self.register_parameter(f"output_{name}", nn.Parameter(torch.empty(size, widths[name])))
+            self.register_parameter(f"output_{name}", nn.Parameter(torch.empty(self.output_size, widths[name])))
             nn.init.uniform_(self.get_parameter(f"output_{name}"), -bound, bound)
         if self.READS:
-            self.output_bias = nn.Parameter(torch.zeros(size))
+            self.output_bias = nn.Parameter(torch.zeros(self.output_size))
 
     def drive(self, x: Tensor) -> Tensor:
         """All drives at once, [..., G*P]."""
@@ -250,7 +250,7 @@ class ElementwiseCell(Cell):
         return state[..., : self.size]
 
     def output_drive(self, x: Tensor, state: Tensor) -> Tensor:
-        """The linear layer of the output on what it reads (`READS`), [..., N]."""
+        """The linear layer of the output on what it reads (`READS`), [..., H]."""
         layers = {"input": x, "state": state}
         parts = [nn.functional.linear(layers[name], self.get_parameter(f"output_{name}")) for name in self.READS]
         return sum(parts[1:], parts[0]) + self.output_bias

@@ -16,6 +16,7 @@ from torch import Tensor
 from lifelong.agent import config as configuration
 from lifelong.agent.cells.base import BlockCell, DiagonalCell
 from lifelong.agent.cells.linear import LinearCell
+from lifelong.agent.cells.rtu import RTU
 from lifelong.agent.config import PolicyConfig
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.objectives.base import Objective
@@ -76,7 +77,14 @@ class Spiral(BlockCell):
         return h, torch.tanh(decay * c + vectors[1] * h)
 
 
-OWN_CELLS = [f"tests.agent.support:{name}" for name in ("DiagonalGRU", "GatedSum", "Spiral")]
+class NonlinearRTU(RTU):
+    """The registered cell in its other form."""
+
+    def __init__(self, input_size: int, *, size: int = 8) -> None:
+        super().__init__(input_size, size=size, form="nonlinear")
+
+
+OWN_CELLS = [f"tests.agent.support:{name}" for name in ("DiagonalGRU", "GatedSum", "Spiral", "NonlinearRTU")]
 
 # ---- environments ----------------------------------------------------------------------------------------------------
 
