@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from lifelong.envs.options import Width
 from lifelong.kernels.loop import Call
 from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
-from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
+from lifelong.kernels.rtrl_block import (
+    reference,
+    rtrl_block_advance,
+    rtrl_block_advance_vector,
+    rtrl_block_boundary,
+)
 
 
 @dataclass
@@ -411,8 +416,8 @@ class DiagonalCell(ElementwiseCell):
 class BlockCell(ElementwiseCell):
     """A cell whose units have a state of two parts: (h, c)'_n = r(u^1_n .. u^G_n, v^1_n .. v^K_n, h_n, c_n).
 
-    The state [B, 2N] is h, then c; its Jacobian consists of 2x2 blocks, one a unit. The output is h. See
-    `ElementwiseCell`.
+    The state [B, 2N] is h, then c; its Jacobian consists of 2x2 blocks, one a unit. The output is h. A cell with more
+    `PARTS` gets and gives as many. See `ElementwiseCell`.
     """
 
     jacobian: ClassVar[str] = "block"
@@ -447,14 +452,14 @@ class BlockCell(ElementwiseCell):
         T, B, N = *state_TBS.shape[:2], self.places
         keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
         with torch.enable_grad():
-            parts = tuple(part.detach().requires_grad_() for part in (state_TBS * keep_TB1).chunk(2, -1))
+            parts = tuple(part.detach().requires_grad_() for part in (state_TBS * keep_TB1).split(N, -1))
             drives = tuple(u.detach().requires_grad_() for u in u_TBGN.split(N, -1))
             vectors = tuple(v.detach().expand(T, B, N).requires_grad_() for v in vectors_KN.unbind(0))
             after = self.recurrence(drives, vectors, *parts)
             inputs = (*parts, *drives, *vectors)
             rows = [torch.autograd.grad(a.sum(), inputs, retain_graph=True, materialize_grads=True) for a in after]
         every = torch.stack([torch.stack(row, dim=2) for row in rows], dim=2)
-        J_TB22N, local, vector = every.split((2, len(drives), len(vectors)), 3)
+        J_TB22N, local, vector = every.split((self.PARTS, len(drives), len(vectors)), 3)
         return J_TB22N * keep_TB1[..., None, None], local, vector
 
     def advance_carry(
@@ -466,14 +471,20 @@ class BlockCell(ElementwiseCell):
         J_TB22N, local, vector = self.local_derivatives(
             chunk.drive(), chunk.weight_recurrent, chunk.state_TBS, chunk.is_init_TB
         )
-        rtrl_block_advance(weight_BGND.unflatten(1, (2, -1)), J_TB22N, local, chunk.x_TBD)
-        rtrl_block_advance_vector(small_BMN.unflatten(1, (2, -1)), J_TB22N, torch.cat([local, vector], 3))
+        weight, small = (carry.unflatten(1, (self.PARTS, -1)) for carry in (weight_BGND, small_BMN))
+        if self.PARTS == 2:
+            rtrl_block_advance(weight, J_TB22N, local, chunk.x_TBD)
+            rtrl_block_advance_vector(small, J_TB22N, torch.cat([local, vector], 3))
+        else:
+            reference.advance(weight, J_TB22N, local, chunk.x_TBD)
+            reference.advance_vector(small, J_TB22N, torch.cat([local, vector], 3))
         return *grads, J_TB22N.abs().max()
 
     def carry_gradient(
         self, weight_BGND: Tensor, small_BMN: Tensor, boundary_BS: Tensor, index: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        boundary_B2N = boundary_BS.unflatten(-1, (2, -1))
-        small = (small_BMN if index is None else small_BMN[index]).unflatten(1, (2, -1))
-        grad_GND = rtrl_block_boundary(weight_BGND.unflatten(1, (2, -1)), boundary_B2N, index)
+        boundary_B2N = boundary_BS.unflatten(-1, (self.PARTS, -1))
+        small = (small_BMN if index is None else small_BMN[index]).unflatten(1, (self.PARTS, -1))
+        boundary = rtrl_block_boundary if self.PARTS == 2 else reference.boundary
+        grad_GND = boundary(weight_BGND.unflatten(1, (self.PARTS, -1)), boundary_B2N, index)
         return grad_GND, torch.einsum("bin,bimn->mn", boundary_B2N, small)
