@@ -183,7 +183,8 @@ def gradient_report(trainer: Trainer) -> str:
     engine, T = trainer.learner.engine, trainer.steps
     exact = {f"cell.{name}" for name in engine.exact_parameters()}
     names = [name for name, _ in trainer.rollout.policy.named_parameters()]
-    outside = [n for n in names if n not in exact and n.startswith(("actor.", "critic.", "cell.output_"))]
+    timeless = {f"cell.{name}" for name in trainer.rollout.policy.cell.timeless_parameters()}
+    outside = [n for n in names if n not in exact and (n.startswith(("actor.", "critic.")) or n in timeless)]
     truncated = [n for n in names if n not in exact and n not in outside]
     lines = []
     if exact:
