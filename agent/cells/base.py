@@ -7,6 +7,7 @@ A cell's state is one tensor [B, S] (LSTM packs h and c). `is_init[t]` means: th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import ClassVar
 
 import torch
@@ -67,6 +68,31 @@ class Cell(nn.Module):
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         """One step without any reset: `(y_BH, state_BS)`."""
         raise NotImplementedError
+
+    def update(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
+        """The state after a step, unit by unit, from the drives [..., G*N] of every tap and the state before [..., S].
+
+        Gradient engines for dense cells take their local derivatives from it (`agent.cells.local`). Without it the cell
+        is one block to them, so that all of them cost what `exact` costs.
+        """
+        raise NotImplementedError
+
+    def drives(self, x: Tensor, state: Tensor) -> dict[str, Tensor]:
+        """What the matrices of each tap make of their presynaptic vectors, [..., G*N]."""
+        lead, made = x.shape[:-1], {}
+        seen = self.presynaptic(x.reshape(-1, x.shape[-1]), state.reshape(-1, state.shape[-1]))
+        for tap, (names, bias) in self.taps().items():
+            weight = torch.cat([attrgetter(name)(self) for name in names], 1)
+            made[tap] = nn.functional.linear(seen[tap], weight, None if bias is None else attrgetter(bias)(self))
+        return {tap: drive.view(*lead, -1) for tap, drive in made.items()}
+
+    def output(self, x: Tensor, state: Tensor) -> Tensor:
+        """The output [..., H] of a step from its input and the state after it: the first H entries by default."""
+        return state[..., : self.output_size]
+
+    def recurrent_parameters(self) -> list[str]:
+        """The parameters that a state depends on, which are those that a carry covers; all by default."""
+        return [name for name, _ in self.named_parameters()]
 
     def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
         """One step after resetting the state where `is_init_B`: `(y_BH, state_BS)`."""
@@ -257,10 +283,6 @@ class DiagonalCell(ElementwiseCell):
         """c' from the drives [..., N] (one a gate), weight vectors [N] and the state c [..., N], element by element."""
         raise NotImplementedError
 
-    def output(self, x: Tensor, c: Tensor) -> Tensor:
-        """The cell's output [..., H] from the input and the new state; the state itself by default."""
-        return c
-
     def scan(self, u_TBGN: Tensor, state_BN: Tensor, is_init_TB: Tensor) -> Tensor:
         """The states c_TBN after each step, from the drives [T, B, G*N]. Subclasses with a kernel override this."""
         keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
@@ -346,10 +368,6 @@ class BlockCell(ElementwiseCell):
     ) -> tuple[Tensor, Tensor]:
         """(h', c') from the drives [..., N] (one a gate), weight vectors [N] and h, c [..., N], element by element."""
         raise NotImplementedError
-
-    def output(self, x: Tensor, state: Tensor) -> Tensor:
-        """The cell's output [..., H] from the input and the new state [..., 2N]."""
-        return state[..., : self.size]
 
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         drives, vectors = self.drive(x_BD).split(self.size, -1), self.weight_recurrent.unbind(0)

@@ -411,6 +411,7 @@ def _build(
         check_memory(config, needs_of(config, env, policy, strategies, copies), device)
         check_places(config, policy, strategies, device, folder)
     engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
+    engine.seed(own_seed("gradient"))
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.setup(policy)
     objective.workers = workers
@@ -440,6 +441,7 @@ def _build(
 
     def fresh_engine(count: int) -> GradientEngine:
         made: GradientEngine = registry.build("gradient", config.gradient, policy.cell, count)
+        made.seed(own_seed("source gradient"))
         return made
 
     learner = Learner(
