@@ -34,12 +34,12 @@ class CellChunk:
     x_TBD: Tensor  # inputs
     state_TBS: Tensor  # before each step, before any reset
     is_init_TB: Tensor  # reset flags
-    weight_input: Tensor  # [G*N, D]
-    bias: Tensor  # [G*N]
-    weight_recurrent: Tensor  # [K, N]
+    weight_input: Tensor  # [G*P, D]
+    bias: Tensor  # [G*P]
+    weight_recurrent: Tensor  # [K, P]
 
     def drive(self) -> Tensor:
-        """All drives of all steps, [T, B, G*N]."""
+        """All drives of all steps, [T, B, G*P]."""
         return nn.functional.linear(self.x_TBD, self.weight_input, self.bias)
 
 
@@ -47,18 +47,27 @@ class Cell(nn.Module):
     """A recurrent cell. Subclasses set the sizes and write `step`; `sequence` has a reset-aware loop as default.
 
     `jacobian` states the structure of d state_t / d state_{t-1}, from which the allowed gradient engines follow:
-    `diagonal` (element-wise), `block` (small blocks), `linear_diagonal`, or `dense`.
+    `diagonal` (element-wise), `linear_diagonal` (element-wise, the same at every state), `block` (small blocks) or
+    `dense`.
+
+    Args:
+        input_size: D.
+        state_size: S; entry i belongs to unit i mod N, up to `unit_state` (S by default); what lies behind, to none.
+        output_size: H, entry i of unit i mod N.
+        units: N, H by default.
     """
 
     jacobian: ClassVar[str] = "dense"
 
-    def __init__(self, input_size: int, state_size: int, output_size: int) -> None:
+    def __init__(self, input_size: int, state_size: int, output_size: int, units: int | None = None) -> None:
         super().__init__()
         if output_size < 1:
             raise ValueError(f"size is {output_size}; it must be at least 1")
         self.input_size = input_size
         self.state_size = state_size
         self.output_size = output_size
+        self.units = output_size if units is None else units
+        self.unit_state = state_size
 
     def initial_state(self, copies: int, device: torch.device | str | None = None) -> Tensor:
         """The state at the start of an episode, zeros [B, S]."""
@@ -69,11 +78,11 @@ class Cell(nn.Module):
         """One step without any reset: `(y_BH, state_BS)`."""
         raise NotImplementedError
 
-    def update(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
+    def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
         """The state after a step, unit by unit, from the drives [..., G*N] of every tap and the state before [..., S].
 
-        Gradient engines for dense cells take their local derivatives from it (`agent.cells.local`). Without it the cell
-        is one block to them, so that all of them cost what `exact` costs.
+        Gradient engines take their local derivatives from it (`agent.cells.local`). A cell that leaves it out is one
+        block to them, and all of them cost what `exact` costs. Element-wise parameters are used as vectors [..., N].
         """
         raise NotImplementedError
 
@@ -146,7 +155,7 @@ class Cell(nn.Module):
 
     def reset_units(self, state_BS: Tensor, units: Tensor) -> None:
         """Zero everything that the state [B, S] holds of the `units` (int64), in place: h and c of an LSTM."""
-        state_BS.unflatten(-1, (-1, self.output_size))[..., units] = 0.0
+        state_BS[..., : self.unit_state].unflatten(-1, (-1, self.units))[..., units] = 0.0
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         """Which parameters read which presynaptic vector: tap -> (weight names, concatenated in order; bias name).
@@ -161,6 +170,10 @@ class Cell(nn.Module):
 
     def elementwise_parameters(self) -> list[str]:
         """Recurrent parameters that multiply the state element by element, which have no matrix to project."""
+        return []
+
+    def shared_parameters(self) -> list[str]:
+        """Parameters whose rows belong to no unit: the keys of a cell whose units have rows of one matrix as state."""
         return []
 
     def input_weights(self) -> list[str]:
@@ -187,10 +200,12 @@ class Cell(nn.Module):
             ValueError: a matrix is in no tap, so what it reads is not known.
         """
         elementwise, reads_input = self.elementwise_parameters(), self.input_weights()
+        shared = self.shared_parameters()
         known = {name for names, _ in self.taps().values() for name in names}
         incoming, outgoing = {}, {}
         for name, parameter in self.named_parameters():
-            incoming[name] = parameter.dim() - 1 if name in elementwise else 0
+            if name not in shared:
+                incoming[name] = parameter.dim() - 1 if name in elementwise else 0
             if parameter.dim() > 1 and name not in elementwise:
                 if name not in known:
                     raise ValueError(
@@ -216,28 +231,97 @@ class ElementwiseCell(Cell):
 
     A new cell declares `GATES` (names of the drives) and `VECTORS` (names of the element-wise weights) and writes
     `recurrence`. All derivatives that RTRL needs come from autograd on detached states (`local_derivatives`).
+    `READS` says what a linear layer for its `output` reads, if it has one: the input, the new state, or both.
+
+    The element-wise functions run over P places, one a unit; a cell whose units have a row of a matrix as their state
+    has more, and several places share a drive (`cells.matrix`).
     """
 
     PARTS: ClassVar[int] = 1
+    OUTPUTS: ClassVar[int] = 1
     GATES: ClassVar[tuple[str, ...]] = ()
     VECTORS: ClassVar[tuple[str, ...]] = ()
+    READS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, input_size: int, *, size: Width = 128) -> None:
-        super().__init__(input_size, state_size=self.PARTS * size, output_size=size)
-        self.size = size
+        super().__init__(input_size, self.PARTS * size, self.OUTPUTS * size, size)
+        self.size = self.places = size
         self.weight_input = nn.Parameter(torch.empty(len(self.GATES) * size, input_size))  # [G*N, D]
         self.bias = nn.Parameter(torch.zeros(len(self.GATES) * size))  # [G*N]
-        self.weight_recurrent = nn.Parameter(torch.empty(len(self.VECTORS), size))  # [K, N]
+        self.weight_recurrent: Tensor  # [K, N]
+        if self.VECTORS:
+            self.weight_recurrent = nn.Parameter(torch.empty(len(self.VECTORS), size))
+        else:
+            self.register_buffer("weight_recurrent", torch.empty(0, size), persistent=False)
         nn.init.normal_(self.weight_input, std=1.0 / max(1, input_size) ** 0.5)
         nn.init.normal_(self.weight_recurrent, std=0.1)
+        widths = {"input": input_size, "state": self.state_size}
+        for name in self.READS:
+            bound = sum(widths[read] for read in self.READS) ** -0.5
+            self.register_parameter(f"output_{name}", nn.Parameter(torch.empty(self.output_size, widths[name])))
+            nn.init.uniform_(self.get_parameter(f"output_{name}"), -bound, bound)
+        if self.READS:
+            self.output_bias = nn.Parameter(torch.zeros(self.output_size))
 
     def drive(self, x: Tensor) -> Tensor:
-        """All drives at once, [..., G*N]."""
+        """All drives at once, [..., G*P]."""
         return nn.functional.linear(x, self.weight_input, self.bias)
+
+    def update(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
+        """The state [..., S] after a step, from the drives [..., G*P], the weight vectors [P] and the state before."""
+        raise NotImplementedError
+
+    def output(self, x: Tensor, state: Tensor) -> Tensor:
+        """The cell's output [..., H] from the input and the new state; its first part by default."""
+        return state[..., : self.size]
+
+    def output_drive(self, x: Tensor, state: Tensor) -> Tensor:
+        """The linear layer of the output on what it reads (`READS`), [..., H]."""
+        layers = {"input": x, "state": state}
+        parts = [nn.functional.linear(layers[name], self.get_parameter(f"output_{name}")) for name in self.READS]
+        return sum(parts[1:], parts[0]) + self.output_bias
+
+    def scan(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
+        """The states [T, B, S] after each step, from the drives [T, B, G*P]. Subclasses with a kernel override this."""
+        keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
+        vectors, states = self.spread()[2].unbind(0), []
+        for u_BGN, keep_B1 in zip(u_TBGN, keep_TB1, strict=True):
+            state_BS = self.update(u_BGN, vectors, state_BS * keep_B1)
+            states.append(state_BS)
+        return torch.stack(states)
+
+    @torch.no_grad()
+    def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
+        return self.scan(self.drive(x_TBD), state_BS, is_init_TB)
+
+    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        state_BS = self.update(self.drive(x_BD), self.spread()[2].unbind(0), state_BS)
+        return self.output(x_BD, state_BS), state_BS
+
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
+        states_TBS = self.scan(self.drive(x_TBD), state_BS, is_init_TB)
+        return self.output(x_TBD, states_TBS), states_TBS[-1]
 
     def recurrent_parameters(self) -> list[str]:
         """The parameters that the carry covers: their gradient is exact under RTRL."""
-        return ["weight_input", "bias", "weight_recurrent"]
+        return ["weight_input", "bias", *self.elementwise_parameters()]
+
+    def spread(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The recurrent parameters with a row for every gate and place: [G*P, D], [G*P] and [K, P]."""
+        return self.weight_input, self.bias, self.weight_recurrent
+
+    def fold(self, grad_GPD: Tensor, grad_MP: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of the `recurrent_parameters`, in their order, from those of what `spread` gives.
+
+        Args:
+            grad_GPD: of the input weights.
+            grad_MP: of the biases, then of the weight vectors, M = G + K.
+        """
+        gates = len(self.GATES)
+        grads = grad_GPD.flatten(0, 1), grad_MP[:gates].flatten(), grad_MP[gates:]
+        return grads[: len(self.recurrent_parameters())]
 
     def advance_carry(
         self, weight_BGND: Tensor, small_BMN: Tensor, chunk: CellChunk, boundary_BS: Tensor | None
@@ -262,13 +346,22 @@ class ElementwiseCell(Cell):
         raise NotImplementedError
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
-        return {"input": (["weight_input"], "bias")}
+        taps: dict[str, tuple[list[str], str | None]] = {"input": (["weight_input"], "bias")}
+        if self.READS:
+            taps["output"] = ([f"output_{name}" for name in self.READS], "output_bias")
+        return taps
 
     def presynaptic(self, x_MD: Tensor, state_MS: Tensor) -> dict[str, Tensor]:
-        return {"input": x_MD}
+        seen = {"input": x_MD}
+        if self.READS:
+            layers = {"input": x_MD}
+            if "state" in self.READS:
+                layers["state"] = self.update(self.drive(x_MD), self.spread()[2].unbind(0), state_MS)
+            seen["output"] = torch.cat([layers[name] for name in self.READS], -1)
+        return seen
 
     def elementwise_parameters(self) -> list[str]:
-        return ["weight_recurrent"]
+        return ["weight_recurrent"] if self.VECTORS else []
 
 
 class DiagonalCell(ElementwiseCell):
@@ -283,30 +376,8 @@ class DiagonalCell(ElementwiseCell):
         """c' from the drives [..., N] (one a gate), weight vectors [N] and the state c [..., N], element by element."""
         raise NotImplementedError
 
-    def scan(self, u_TBGN: Tensor, state_BN: Tensor, is_init_TB: Tensor) -> Tensor:
-        """The states c_TBN after each step, from the drives [T, B, G*N]. Subclasses with a kernel override this."""
-        keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
-        vectors = self.weight_recurrent.unbind(0)
-        states = []
-        for u_BGN, keep_B1 in zip(u_TBGN, keep_TB1, strict=True):
-            state_BN = self.recurrence(u_BGN.split(self.size, -1), vectors, state_BN * keep_B1)
-            states.append(state_BN)
-        return torch.stack(states)
-
-    @torch.no_grad()
-    def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
-        return self.scan(self.drive(x_TBD), state_BS, is_init_TB)
-
-    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        drives = self.drive(x_BD).split(self.size, -1)
-        c_BN = self.recurrence(drives, self.weight_recurrent.unbind(0), state_BS)
-        return self.output(x_BD, c_BN), c_BN
-
-    def sequence(
-        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
-    ) -> tuple[Tensor, Tensor]:
-        c_TBN = self.scan(self.drive(x_TBD), state_BS, is_init_TB)
-        return self.output(x_TBD, c_TBN), c_TBN[-1]
+    def update(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
+        return self.recurrence(u.split(self.places, -1), vectors, state)
 
     @torch.no_grad()
     def local_derivatives(
@@ -369,10 +440,9 @@ class BlockCell(ElementwiseCell):
         """(h', c') from the drives [..., N] (one a gate), weight vectors [N] and h, c [..., N], element by element."""
         raise NotImplementedError
 
-    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        drives, vectors = self.drive(x_BD).split(self.size, -1), self.weight_recurrent.unbind(0)
-        state_BS = torch.cat(self.recurrence(drives, vectors, *state_BS.chunk(2, -1)), -1)
-        return self.output(x_BD, state_BS), state_BS
+    def update(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
+        parts = state.split(self.places, -1)
+        return torch.cat(self.recurrence(u.split(self.places, -1), vectors, *parts), -1)
 
     @torch.no_grad()
     def local_derivatives(
@@ -390,7 +460,7 @@ class BlockCell(ElementwiseCell):
             `(J_TB22N, l_TB2GN, lv_TB2KN)`, the third axis being the part that is differentiated: by the state before
             the step (zero where it was reset), by the drives, by the weights.
         """
-        T, B, N = *state_TBS.shape[:2], self.size
+        T, B, N = *state_TBS.shape[:2], self.places
         keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
         with torch.enable_grad():
             parts = tuple(part.detach().requires_grad_() for part in (state_TBS * keep_TB1).chunk(2, -1))

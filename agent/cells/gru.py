@@ -26,7 +26,7 @@ class GRU(Cell):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(size**-0.5), size**-0.5)
 
-    def update(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
+    def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
         ur, uz, un = drives["input"].chunk(3, -1)
         vr, vz, vn = drives["recurrent"].chunk(3, -1)
         z = torch.sigmoid(uz + vz)
@@ -34,7 +34,7 @@ class GRU(Cell):
         return n + z * (state - n)
 
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        h_BN = self.update({"input": self.input(x_BD), "recurrent": self.hidden(state_BS)}, state_BS)
+        h_BN = self.state_from({"input": self.input(x_BD), "recurrent": self.hidden(state_BS)}, state_BS)
         return h_BN, h_BN
 
     def sequence(

@@ -99,8 +99,20 @@ class Derivatives:
     """
 
     def __init__(self, cell: Cell) -> None:
-        self.cell, self.parts, self.units = cell, cell.state_size, 1
+        self.cell, self.parts, self.units, self.knows_units = cell, cell.state_size, 1, False
         self.taps = [Tap((name,), (1,), cell.get_parameter(name).numel()) for name in cell.recurrent_parameters()]
+
+    def names(self) -> list[str]:
+        """The parameters, in the order of `gradients`."""
+        return [name for tap in self.taps for name in tap.names]
+
+    def gradients(self, grads: list[Tensor]) -> tuple[Tensor, ...]:
+        """Gradients of the parameters from those of the matrices of all taps, [G*N, M] each."""
+        found = []
+        for tap, grad_RM in zip(self.taps, grads, strict=True):
+            columns = zip(tap.names, grad_RM.view(tap.rows, -1).split(tap.widths, 1), strict=True)
+            found += [column.reshape(self.cell.get_parameter(name).shape) for name, column in columns]
+        return tuple(found)
 
     def recurrent(self) -> list[Recurrent]:
         """The weights that read units, so that these are coupled."""
@@ -123,16 +135,15 @@ class Derivatives:
         """C and, for every tap, E."""
         step, S = _Step(self.cell), self.cell.state_size
         lead = x_TBD.shape[:2]
-        parameters = {f"cell.{name}": p.detach() for name, p in self.cell.named_parameters()}
         names = [f"cell.{tap.names[0]}" for tap in self.taps]
 
         def after(state_S: Tensor, moving: dict[str, Tensor], x_D: Tensor) -> Tensor:
             arguments = (x_D[None], state_S[None])
-            state: Tensor = torch.func.functional_call(step, {**parameters, **moving}, arguments)[0]
+            state: Tensor = torch.func.functional_call(step, moving, arguments)[0]
             return state
 
         both = torch.func.vmap(torch.func.jacrev(after, argnums=(0, 1)), in_dims=(0, None, 0))
-        moving = {name: parameters[name] for name in names}
+        moving = {f"cell.{tap.names[0]}": self.cell.get_parameter(tap.names[0]).detach() for tap in self.taps}
         own, by_name = both((state_TBS * keep_TB1).flatten(0, 1), moving, x_TBD.flatten(0, 1))
         own_TBSS = own.unflatten(0, lead) * keep_TB1.unsqueeze(-1)
         return own_TBSS.unsqueeze(-1), [by_name[name].reshape(*lead, S, -1, 1) for name in names]
@@ -149,9 +160,9 @@ class _Step(nn.Module):
         super().__init__()
         self.cell = cell
 
-    def forward(self, x_BD: Tensor, state_BS: Tensor) -> Tensor:
-        """The state after the step."""
-        return self.cell.step(x_BD, state_BS)[1]
+    def forward(self, x_BD: Tensor | dict[str, Tensor], state_BS: Tensor) -> Tensor:
+        """The state after the step, from the input or from the drives."""
+        return self.cell.state_from(x_BD, state_BS) if isinstance(x_BD, dict) else self.cell.step(x_BD, state_BS)[1]
 
 
 class Elementwise(Derivatives):
@@ -160,17 +171,27 @@ class Elementwise(Derivatives):
     cell: ElementwiseCell
 
     def __init__(self, cell: ElementwiseCell) -> None:
-        self.cell, self.parts, self.units = cell, cell.PARTS, cell.size
-        rows = len(cell.GATES) * cell.size
+        self.cell, self.parts, self.units, self.knows_units = cell, cell.PARTS, cell.places, True
+        rows = len(cell.GATES) * cell.places
         self.taps = [Tap(("bias", "weight_input"), (1, cell.input_size), rows)]
         if cell.VECTORS:
-            self.taps.append(Tap(("weight_recurrent",), (1,), len(cell.VECTORS) * cell.size))
+            self.taps.append(Tap(("weight_recurrent",), (1,), len(cell.VECTORS) * cell.places))
+
+    def names(self) -> list[str]:
+        return self.cell.recurrent_parameters()
+
+    def gradients(self, grads: list[Tensor]) -> tuple[Tensor, ...]:
+        of_input = grads[0].view(len(self.cell.GATES), self.units, -1)
+        small = [of_input[..., 0], *(grad.view(-1, self.units) for grad in grads[1:])]
+        return self.cell.fold(of_input[..., 1:], torch.cat(small))
 
     def derived(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, keep_TB1: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         cell: Any = self.cell
-        own, gates, vectors = cell.local_derivatives(cell.drive(x_TBD), cell.weight_recurrent, state_TBS, is_init_TB)
+        weight, bias, vectors_KN = cell.spread()
+        drive = nn.functional.linear(x_TBD, weight, bias)
+        own, gates, vectors = cell.local_derivatives(drive, vectors_KN, state_TBS, is_init_TB)
         if own.dim() == 3:  # one part a unit, which these cells leave out
             own, gates, vectors = own[:, :, None, None], gates.unsqueeze(2), vectors.unsqueeze(2)
         return own, [gates, vectors][: len(self.taps)]
@@ -181,10 +202,10 @@ class Elementwise(Derivatives):
 
 
 class Driven(Derivatives):
-    """Of a cell that says in `update` how drives make its state, and in `taps` and `presynaptic` what makes them."""
+    """Of a cell that says in `state_from` what drives make of its state, and in `taps` what makes the drives."""
 
     def __init__(self, cell: Cell) -> None:
-        self.cell, self.units = cell, cell.output_size
+        self.cell, self.units, self.knows_units = cell, cell.units, True
         self.parts = cell.state_size // self.units
         self.taps, self._order, self._recurrent = [], [], list[Recurrent]()
         parts = self._parts_read()
@@ -197,6 +218,7 @@ class Driven(Derivatives):
             self.taps.append(Tap(tuple(names), (*([1] if bias else []), *widths), rows))
             self._order.append([weights.index(name) for name in ordered])
             self._recurrent += [Recurrent(number, name, parts[name]) for name in inner]
+        self.taps += [Tap((name,), (1,), self.units) for name in cell.elementwise_parameters()]
 
     def _parts_read(self) -> dict[str, int]:
         """Of every weight that reads units, which part of the state it reads."""
@@ -231,8 +253,10 @@ class Driven(Derivatives):
         drives = {tap: u.detach().requires_grad_() for tap, u in cell.drives(x_TBD, state).items()}
         with torch.enable_grad():
             parts = [part.detach().requires_grad_() for part in state.split(N, -1)]
-            after = cell.update(drives, torch.cat(parts, -1)).split(N, -1)
-            inputs = [*parts, *drives.values()]
+            moving = {name: cell.get_parameter(name).detach() for name in cell.elementwise_parameters()}
+            moving = {f"cell.{n}": p.expand(*x_TBD.shape[:2], -1).requires_grad_() for n, p in moving.items()}
+            after = torch.func.functional_call(_Step(cell), moving, (drives, torch.cat(parts, -1))).split(N, -1)
+            inputs = [*parts, *drives.values(), *moving.values()]
             rows = [torch.autograd.grad(a.sum(), inputs, retain_graph=True, materialize_grads=True) for a in after]
         own = torch.stack([torch.stack(row[: len(parts)], 2) for row in rows], 2) * keep_TB1[..., None, None]
         by_tap = zip(*(row[len(parts) :] for row in rows), strict=True)
@@ -241,16 +265,16 @@ class Driven(Derivatives):
     def read(self, x_TBD: Tensor, state_TBS: Tensor) -> list[Tensor]:
         seen = self.cell.presynaptic(x_TBD.flatten(0, 1), state_TBS.flatten(0, 1))
         one, found = x_TBD.new_ones(*x_TBD.shape[:2], 1), []
-        for vectors, tap, order in zip(seen.values(), self.taps, self._order, strict=True):
+        for vectors, tap, order in zip(seen.values(), self.taps, self._order, strict=False):
             bias = len(tap.names) > len(order)
             widths = dict(zip(order, tap.widths[bias:], strict=True))
             columns = vectors.unflatten(0, x_TBD.shape[:2]).split([widths[i] for i in range(len(order))], -1)
             found.append(torch.cat([*([one] if bias else []), *(columns[i] for i in order)], -1))
-        return found
+        return found + [one] * (len(self.taps) - len(found))
 
 
 def derivatives_of(cell: Cell) -> Derivatives:
     """The best way to the local derivatives of a cell."""
     if isinstance(cell, ElementwiseCell):
         return Elementwise(cell)
-    return Driven(cell) if type(cell).update is not Cell.update else Derivatives(cell)
+    return Driven(cell) if type(cell).state_from is not Cell.state_from else Derivatives(cell)

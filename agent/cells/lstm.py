@@ -29,14 +29,14 @@ class LSTM(Cell):
         with torch.no_grad():
             self.input.bias[size : 2 * size] = forget_bias
 
-    def update(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
+    def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
         i, f, g, o = drives["joint"].chunk(4, -1)
         c = torch.sigmoid(f) * state[..., self.size :] + torch.sigmoid(i) * torch.tanh(g)
         return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], -1)
 
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         drive_BN = self.input(x_BD) + self.hidden(state_BS[:, : self.size])
-        state_BS = self.update({"joint": drive_BN}, state_BS)
+        state_BS = self.state_from({"joint": drive_BN}, state_BS)
         return state_BS[:, : self.size], state_BS
 
     def sequence(

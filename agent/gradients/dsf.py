@@ -32,14 +32,13 @@ class DSF(LocalFeedback):
         if low > high:
             raise ValueError(f"low is {low}, above high, which is {high}")
         like = self.recurrent[0]
-        self.decay_N = torch.linspace(low, high, cell.output_size, device=like.device, dtype=like.dtype)
+        self.decay_N = torch.linspace(low, high, cell.units, device=like.device, dtype=like.dtype)
 
     def blocks(self, local: Local) -> Tensor:
         P, _, N = local.own_TBPPN.shape[2:]
-        units = self.decay_N.numel()
-        same = torch.eye(P, device=self.decay_N.device, dtype=self.decay_N.dtype).unsqueeze(-1)
-        decay = self.decay_N if units == N else self.decay_N.repeat(-(-P // units))[:P].view(-1, 1, 1)
-        return same * decay * local.keep_TB1[..., None, None]
+        of_state = torch.arange(P * N, device=self.decay_N.device) % self.cell.units
+        decay_PN = self.decay_N[of_state].view(P, N)
+        return torch.diag_embed(decay_PN.T).permute(1, 2, 0) * local.keep_TB1[..., None, None]
 
     def exact(self) -> bool:
         return False

@@ -44,7 +44,7 @@ class Sensitivity(GradientEngine):
         super().__init__(cell, copies)
         self.derivatives = derivatives_of(cell)
         self.taps = self.derivatives.taps
-        self.recurrent = [cell.get_parameter(name) for tap in self.taps for name in tap.names]
+        self.recurrent = [cell.get_parameter(name) for name in self.derivatives.names()]
         like, self.carry = self.recurrent[0], Carry()
         for name, (shape, _) in self.shapes().items():
             dtype = torch.int64 if name in self.COUNTERS else like.dtype
@@ -79,11 +79,7 @@ class Sensitivity(GradientEngine):
 
     @torch.no_grad()
     def boundary(self, grad_BS: Tensor, index: Tensor | None) -> tuple[Tensor, ...]:
-        found = []
-        for tap, grad_RM in zip(self.taps, self.product(grad_BS, self._rows(index)), strict=True):
-            columns = zip(tap.names, grad_RM.view(tap.rows, -1).split(tap.widths, 1), strict=True)
-            found += [column.reshape(self.cell.get_parameter(name).shape) for name, column in columns]
-        return tuple(found)
+        return self.derivatives.gradients(self.product(grad_BS, self._rows(index)))
 
     def trace(
         self,
@@ -114,11 +110,11 @@ class Sensitivity(GradientEngine):
 
     def reset_units(self, units: Tensor, index: Tensor | None = None) -> None:
         copies = slice(None) if index is None else index
-        N = self.cell.output_size
+        N = self.cell.units
         for name, (shape, letters) in self.shapes().items():
             tensor = self.carry[name]
             for dim, (size, letter) in enumerate(zip(shape, letters, strict=True), 1):
-                if letter in "SN" or (letter == "R" and self.derivatives.units == N):
+                if letter in "SN" or (letter == "R" and self.derivatives.knows_units):
                     parts = N * torch.arange(size // N, device=units.device)
                     tensor[copies] = tensor[copies].index_fill(dim, (parts[:, None] + units).flatten(), 0.0)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lifelong.agent import config as configuration
 from lifelong.agent.cells.base import BlockCell, DiagonalCell
+from lifelong.agent.cells.linear import LinearCell
+from lifelong.agent.cells.rtu import RTU
 from lifelong.agent.config import PolicyConfig
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.objectives.base import Objective
@@ -47,18 +49,18 @@ class DiagonalGRU(DiagonalCell):
         return (1 - z) * n + z * c
 
 
-class GatedSum(DiagonalCell):
+class GatedSum(LinearCell):
     """A gated linear recurrence without any recurrent weight (K = 0), with an output function of its own."""
 
     GATES = ("forget", "value")
     VECTORS = ()
 
-    def recurrence(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], c: Tensor) -> Tensor:
+    def coefficients(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         f = torch.sigmoid(drives[0] + 1)
-        return f * c + (1 - f) * drives[1]
+        return f, (1 - f) * drives[1]
 
-    def output(self, x: Tensor, c: Tensor) -> Tensor:
-        return torch.tanh(c)
+    def output(self, x: Tensor, state: Tensor) -> Tensor:
+        return torch.tanh(state)
 
 
 class Spiral(BlockCell):
@@ -75,7 +77,14 @@ class Spiral(BlockCell):
         return h, torch.tanh(decay * c + vectors[1] * h)
 
 
-OWN_CELLS = [f"tests.agent.support:{name}" for name in ("DiagonalGRU", "GatedSum", "Spiral")]
+class NonlinearRTU(RTU):
+    """The registered cell in its other form."""
+
+    def __init__(self, input_size: int, *, size: int = 8) -> None:
+        super().__init__(input_size, size=size, form="nonlinear")
+
+
+OWN_CELLS = [f"tests.agent.support:{name}" for name in ("DiagonalGRU", "GatedSum", "Spiral", "NonlinearRTU")]
 
 # ---- environments ----------------------------------------------------------------------------------------------------
 

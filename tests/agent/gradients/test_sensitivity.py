@@ -59,11 +59,11 @@ class Leaky(Cell):
         self.coupling = nn.Parameter(torch.randn(size, size) / size**0.5)
         self.offset = nn.Parameter(torch.randn(size) / 2)
 
-    def update(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
+    def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
         return (1 - self.ALPHA) * state + self.ALPHA * torch.tanh(drives["joint"])
 
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        h_BN = self.update(self.drives(x_BD, state_BS), state_BS)
+        h_BN = self.state_from(self.drives(x_BD, state_BS), state_BS)
         return h_BN, h_BN
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
@@ -76,10 +76,10 @@ class Leaky(Cell):
 class Closed(Leaky):
     """The same, which says nothing of its inside."""
 
-    update = Cell.update
+    state_from = Cell.state_from
 
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        h_BN = Leaky.update(self, self.drives(x_BD, state_BS), state_BS)
+        h_BN = Leaky.state_from(self, self.drives(x_BD, state_BS), state_BS)
         return h_BN, h_BN
 
 
@@ -93,14 +93,14 @@ class Echo(Cell):
         self.feed = nn.Parameter(torch.randn(2 * size, input_size) / size**0.5)
         self.slow = nn.Parameter(torch.randn(size, size) / size**0.5)
 
-    def update(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
+    def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
         a, b, c = state.chunk(3, -1)
         first, second = drives["fast"].chunk(2, -1)
         a = torch.tanh(first + b)
         return torch.cat([a, 0.8 * b + torch.tanh(second) * c, torch.sin(drives["slow"] + a)], -1)
 
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        state_BS = self.update(self.drives(x_BD, state_BS), state_BS)
+        state_BS = self.state_from(self.drives(x_BD, state_BS), state_BS)
         return state_BS[:, : self.size], state_BS
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
@@ -111,10 +111,11 @@ class Echo(Cell):
         return {"fast": torch.cat([x_MD, a], -1), "slow": c}
 
 
-LEAKY, CLOSED = (f"tests.agent.gradients.test_sensitivity:{name}" for name in ("Leaky", "Closed"))
-DENSE = ["rnn", "gru", "lstm", LEAKY, CLOSED]
-COUPLED = DENSE[:4]
-ELEMENTWISE = ["elstm", "diagonal_gru", "diagonal_lstm", *OWN_CELLS]
+LEAKY, CLOSED, ECHO = (f"tests.agent.gradients.test_sensitivity:{name}" for name in ("Leaky", "Closed", "Echo"))
+DENSE = [name for name in registry.REGISTRY["cell"] if registry.load("cell", name).jacobian == "dense"]
+ELEMENTWISE = [name for name in registry.REGISTRY["cell"] if name not in DENSE] + OWN_CELLS
+COUPLED = ["rnn", "gru", "lstm", LEAKY]
+KNOWN = [*COUPLED, "leaky", "nbrc", ECHO, *ELEMENTWISE]
 ENGINES = [n for n in registry.REGISTRY["gradient"] if issubclass(registry.load("gradient", n), Sensitivity)]
 NOISY = ["uoro", "kf_rtrl"]
 
@@ -140,7 +141,7 @@ def relative(got: Tensor, expected: Tensor) -> float:
 # ---- local derivatives -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", [*COUPLED, "tests.agent.gradients.test_sensitivity:Echo", *ELEMENTWISE])
+@pytest.mark.parametrize("cell", KNOWN)
 def test_local_derivatives_are_those_of_a_cell_about_which_nothing_is_known(cell: str) -> None:
     made = double_policy(cell).cell
     g = torch.Generator().manual_seed(3)
@@ -153,7 +154,7 @@ def test_local_derivatives_are_those_of_a_cell_about_which_nothing_is_known(cell
     expected = whole(x, state, is_init)
     J = local.jacobian()
     torch.testing.assert_close(J, expected.jacobian(), rtol=1e-12, atol=1e-12)
-    units = torch.arange(made.state_size) % made.output_size
+    units = torch.arange(made.state_size) % made.units
     own = J * (units[:, None] == units)
     got = torch.zeros_like(J).view(3, B, known.parts, known.units, known.parts, known.units)
     got.diagonal(dim1=3, dim2=5).copy_(local.blocks())
@@ -185,7 +186,7 @@ def test_a_weight_that_reads_something_else_than_a_part_of_the_state_is_refused(
 
 
 @pytest.mark.parametrize(("steps", "chunks"), [(1, 6), (7, 3)])
-@pytest.mark.parametrize("cell", [*DENSE, "tests.agent.gradients.test_sensitivity:Echo", *ELEMENTWISE])
+@pytest.mark.parametrize("cell", [*DENSE, *ELEMENTWISE, LEAKY, CLOSED, ECHO])
 def test_exact_is_the_gradient_of_the_whole_history_and_bptt_is_not(cell: str, steps: int, chunks: int) -> None:
     policy = double_policy(cell)
     data = history(policy, steps, chunks)
@@ -269,7 +270,7 @@ class Steps:
 
 
 def carried_product(engine: Any, boundary: Tensor) -> dict[str, Tensor]:
-    names = [f"cell.{name}" for tap in engine.taps for name in tap.names]
+    names = [f"cell.{name}" for name in engine.derivatives.names()]
     return dict(zip(names, engine.boundary(boundary, None), strict=True))
 
 
@@ -441,7 +442,7 @@ def test_dsf_sends_errors_back_over_a_fixed_diagonal_wherever_chunks_are_cut(cel
 
 
 @pytest.mark.parametrize("kind", ["eprop", "dsf"])
-@pytest.mark.parametrize("cell", DENSE)
+@pytest.mark.parametrize("cell", [*COUPLED, CLOSED])
 def test_local_feedback_changes_no_output_and_no_gradient_to_a_step_s_own_input(kind: str, cell: str) -> None:
     policy = double_policy(cell)
     steps = Steps(policy, split(policy, history(policy, 4, 3), 4))
