@@ -102,6 +102,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "refresh": "lifelong.agent.strategies.refresh:Refresh",
         "ideal_continual_learner": "lifelong.agent.strategies.ideal_continual_learner:IdealContinualLearner",
         "explore": "lifelong.agent.strategies.explore:Explore",
+        "recode": "lifelong.agent.strategies.recode:Recode",
         "shrink_perturb": "lifelong.agent.strategies.shrink_perturb:ShrinkPerturb",
         "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
         "freeze_at": "lifelong.agent.strategies.freeze_at:FreezeAt",
