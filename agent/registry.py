@@ -34,6 +34,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "diagonal_gru": "lifelong.agent.cells.diagonal_gru:DiagonalGRU",
         "diagonal_lstm": "lifelong.agent.cells.diagonal_lstm:DiagonalLSTM",
         "elstm": "lifelong.agent.cells.elstm:ELSTM",
+        "ensemble": "lifelong.agent.cells.ensemble:Ensemble",
         "gateloop": "lifelong.agent.cells.gateloop:GateLoop",
         "gru": "lifelong.agent.cells.gru:GRU",
         "hgrn": "lifelong.agent.cells.hgrn:HGRN",
@@ -50,6 +51,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "rtu": "lifelong.agent.cells.rtu:RTU",
         "scrn": "lifelong.agent.cells.scrn:SCRN",
         "sru": "lifelong.agent.cells.sru:SRU",
+        "stack": "lifelong.agent.cells.stack:Stack",
     },
     "gradient": {
         "bptt": "lifelong.agent.gradients.bptt:BPTT",
@@ -100,6 +102,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "hypernet": "lifelong.agent.strategies.hypernet:Hypernet",
         "nmc": "lifelong.agent.strategies.nmc:NMC",
         "refresh": "lifelong.agent.strategies.refresh:Refresh",
+        "rebasin": "lifelong.agent.strategies.rebasin:Rebasin",
         "ideal_continual_learner": "lifelong.agent.strategies.ideal_continual_learner:IdealContinualLearner",
         "explore": "lifelong.agent.strategies.explore:Explore",
         "recode": "lifelong.agent.strategies.recode:Recode",
@@ -183,6 +186,8 @@ def load(kind: str, name: str) -> Any:
         ConfigError: unknown name, a `module:Attr` that cannot be imported, or something that is no part of this kind.
     """
     check_name(kind, name)
+    if kind == "cell" and name.startswith("torchrecurrent:"):
+        return importlib.import_module("lifelong.agent.cells.torchrecurrent").adapted(name.partition(":")[2])
     base_module, _, base_name = BASES[kind].partition(":")
     try:
         part = import_part(kind, name, REGISTRY[kind])

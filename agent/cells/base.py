@@ -58,6 +58,8 @@ class Cell(nn.Module):
     """
 
     jacobian: ClassVar[str] = "dense"
+    #: whether it is made of cells, each with a gradient engine of its own
+    composite: ClassVar[bool] = False
 
     def __init__(self, input_size: int, state_size: int, output_size: int, units: int | None = None) -> None:
         super().__init__()
@@ -100,8 +102,9 @@ class Cell(nn.Module):
         return state[..., : self.output_size]
 
     def recurrent_parameters(self) -> list[str]:
-        """The parameters that a state depends on, which are those that a carry covers; all by default."""
-        return [name for name, _ in self.named_parameters()]
+        """The parameters that a state is a function of, which are those that a carry covers."""
+        timeless = self.timeless_parameters()
+        return [name for name, _ in self.named_parameters() if name not in timeless]
 
     def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
         """One step after resetting the state where `is_init_B`: `(y_BH, state_BS)`."""
@@ -175,6 +178,14 @@ class Cell(nn.Module):
     def shared_parameters(self) -> list[str]:
         """Parameters whose rows belong to no unit: the keys of a cell whose units have rows of one matrix as state."""
         return []
+
+    def timeless_parameters(self) -> list[str]:
+        """Parameters of the output, of which no state is a function: their gradient is exact under every engine."""
+        return [name for name, _ in self.named_parameters() if name.startswith("output_")]
+
+    def maps(self, name: str) -> int:
+        """How many linear maps lie in a weight matrix, one above the other: one a gate."""
+        return 1 if name in self.shared_parameters() else max(1, len(self.get_parameter(name)) // self.units)
 
     def input_weights(self) -> list[str]:
         """The weights of `taps` whose columns read the cell's input, and not its units."""
@@ -267,7 +278,7 @@ class ElementwiseCell(Cell):
         """All drives at once, [..., G*P]."""
         return nn.functional.linear(x, self.weight_input, self.bias)
 
-    def update(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
+    def transition(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
         """The state [..., S] after a step, from the drives [..., G*P], the weight vectors [P] and the state before."""
         raise NotImplementedError
 
@@ -286,7 +297,7 @@ class ElementwiseCell(Cell):
         keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
         vectors, states = self.spread()[2].unbind(0), []
         for u_BGN, keep_B1 in zip(u_TBGN, keep_TB1, strict=True):
-            state_BS = self.update(u_BGN, vectors, state_BS * keep_B1)
+            state_BS = self.transition(u_BGN, vectors, state_BS * keep_B1)
             states.append(state_BS)
         return torch.stack(states)
 
@@ -295,7 +306,7 @@ class ElementwiseCell(Cell):
         return self.scan(self.drive(x_TBD), state_BS, is_init_TB)
 
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        state_BS = self.update(self.drive(x_BD), self.spread()[2].unbind(0), state_BS)
+        state_BS = self.transition(self.drive(x_BD), self.spread()[2].unbind(0), state_BS)
         return self.output(x_BD, state_BS), state_BS
 
     def sequence(
@@ -356,7 +367,7 @@ class ElementwiseCell(Cell):
         if self.READS:
             layers = {"input": x_MD}
             if "state" in self.READS:
-                layers["state"] = self.update(self.drive(x_MD), self.spread()[2].unbind(0), state_MS)
+                layers["state"] = self.transition(self.drive(x_MD), self.spread()[2].unbind(0), state_MS)
             seen["output"] = torch.cat([layers[name] for name in self.READS], -1)
         return seen
 
@@ -376,7 +387,7 @@ class DiagonalCell(ElementwiseCell):
         """c' from the drives [..., N] (one a gate), weight vectors [N] and the state c [..., N], element by element."""
         raise NotImplementedError
 
-    def update(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
+    def transition(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
         return self.recurrence(u.split(self.places, -1), vectors, state)
 
     @torch.no_grad()
@@ -440,7 +451,7 @@ class BlockCell(ElementwiseCell):
         """(h', c') from the drives [..., N] (one a gate), weight vectors [N] and h, c [..., N], element by element."""
         raise NotImplementedError
 
-    def update(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
+    def transition(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
         parts = state.split(self.places, -1)
         return torch.cat(self.recurrence(u.split(self.places, -1), vectors, *parts), -1)
 

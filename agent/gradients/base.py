@@ -54,9 +54,11 @@ class GradientEngine:
 
     #: the Jacobian structures that the engine supports
     jacobians: ClassVar[tuple[str, ...]] = ("diagonal", "block", "linear_diagonal", "dense")
+    #: whether it takes a cell that is made of cells as one, and not part by part
+    whole: ClassVar[bool] = False
     #: how the carry is approximate, in a few words, and how the gradient inside the chunk is, if it is
-    approximation: ClassVar[str] = ""
-    inside: ClassVar[str] = ""
+    approximation: str = ""
+    inside: str = ""
 
     def __init__(self, cell: Cell, copies: int) -> None:
         self.cell = cell

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -24,8 +22,8 @@ class DSF(LocalFeedback):
         high: the largest decay.
     """
 
-    approximation: ClassVar[str] = "DSF: a fixed decay of every unit in place of the state Jacobian"
-    inside: ClassVar[str] = "errors go back over that decay"
+    approximation = "DSF: a fixed decay of every unit in place of the state Jacobian"
+    inside = "errors go back over that decay"
 
     def __init__(self, cell: Cell, copies: int, *, low: Share = 0.5, high: Share = 0.99) -> None:
         super().__init__(cell, copies)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from lifelong.agent.cells.local import Local
@@ -16,8 +14,8 @@ class EProp(LocalFeedback):
     time is left out, inside the chunk as before it. Feedback is symmetric: L_t comes through the weights of the heads.
     """
 
-    approximation: ClassVar[str] = "e-prop: eligibility traces along a unit's own dynamics"
-    inside: ClassVar[str] = "learning signals do not go back from unit to unit"
+    approximation = "e-prop: eligibility traces along a unit's own dynamics"
+    inside = "learning signals do not go back from unit to unit"
 
     def blocks(self, local: Local) -> Tensor:
         return local.own_TBPPN

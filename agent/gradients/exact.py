@@ -7,6 +7,8 @@ become N^4 / T + N^3.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ class Exact(Sensitivity):
         cell: any cell.
         copies: B.
     """
+
+    whole: ClassVar[bool] = True
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         S = self.cell.state_size

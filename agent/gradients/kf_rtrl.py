@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ class KFRTRL(Noisy):
     its own, after their Jacobians have been multiplied; T = 1 is the paper. Unbiased, with less variance than `uoro`.
     """
 
-    approximation: ClassVar[str] = "KF-RTRL: without bias, a random Kronecker product in place of the sensitivity"
+    approximation = "KF-RTRL: without bias, a random Kronecker product in place of the sensitivity"
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         S, found = self.cell.state_size, dict[str, tuple[tuple[int, ...], str]]()

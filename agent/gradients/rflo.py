@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from lifelong.agent.cells.local import Local
@@ -18,7 +16,7 @@ class RFLO(UnitTraces):
     inside the chunk the gradient is exact.
     """
 
-    approximation: ClassVar[str] = "RFLO: what reaches the present through the leak of a parameter's own unit alone"
+    approximation = "RFLO: what reaches the present through the leak of a parameter's own unit alone"
 
     def blocks(self, local: Local) -> Tensor:
         return local.own_TBPPN

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from lifelong.agent.cells.local import Local
@@ -16,7 +14,7 @@ class SnAp1(UnitTraces):
     coupled. Costs as much as the parameters, in time and memory.
     """
 
-    approximation: ClassVar[str] = "SnAp-1: what reaches the present through a parameter's own unit alone"
+    approximation = "SnAp-1: what reaches the present through a parameter's own unit alone"
 
     def blocks(self, local: Local) -> Tensor:
         return local.blocks()

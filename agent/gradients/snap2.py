@@ -18,7 +18,8 @@ class SnAp2(Exact):
     any zero every unit is reached and it is `exact`. The carry is stored as that of `exact`, with zeros in it.
     """
 
-    approximation: ClassVar[str] = (
+    whole: ClassVar[bool] = False
+    approximation = (
         "SnAp-2: what reaches the present through a parameter's own unit and those that read it; exact while no "
         "recurrent weight is zero"
     )

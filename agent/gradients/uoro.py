@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ class UORO(Noisy):
     memory.
     """
 
-    approximation: ClassVar[str] = "UORO: without bias, a random outer product in place of the sensitivity"
+    approximation = "UORO: without bias, a random outer product in place of the sensitivity"
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         weights = {f"w{k}": ((tap.rows, sum(tap.widths)), "R.") for k, tap in enumerate(self.taps)}

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from lifelong.agent import registry
 from lifelong.agent.config import Config
 from lifelong.agent.detectors.base import LOOKBACK
 from lifelong.agent.errors import ConfigError
+from lifelong.agent.gradients.parts import carry_numbers
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.detection import chunks_kept
 from lifelong.agent.runtime.walk import tensors_of
@@ -92,7 +92,7 @@ def needs_of(
         slots = min(slots, 1)
     sequence, copy = sequence_bytes(policy, steps, slots), copy_bytes(env, policy)
     size = sum(p.numel() for p in policy.parameters())
-    carry = 4 * registry.load("gradient", config.gradient["kind"]).carry_numbers(policy.cell)
+    carry = 4 * carry_numbers(config.gradient, policy.cell)
     chunk = 2 * (sequence + 4 * steps * policy.cell.state_size)  # what was seen, and acting's steps
     needs = [
         ("policy.encoder and policy.cell", 4 * 4 * size),  # parameters, gradients, two of them in the optimiser

@@ -184,7 +184,8 @@ def gradient_report(trainer: Trainer) -> str:
     exact = {f"cell.{name}" for name in engine.exact_parameters()}
     approximate = {f"cell.{name}" for name in engine.approximate_parameters()}
     names = [name for name, _ in trainer.rollout.policy.named_parameters() if name not in exact | approximate]
-    outside = [name for name in names if name.startswith(("actor.", "critic.", "cell.output_"))]
+    timeless = {f"cell.{name}" for name in trainer.rollout.policy.cell.timeless_parameters()}
+    outside = [name for name in names if name.startswith(("actor.", "critic.")) or name in timeless]
     truncated = [name for name in names if name not in outside]
     lines = []
     if exact:

@@ -23,15 +23,13 @@ def matrices_of(policy: Policy, heads: bool) -> dict[str, tuple[nn.Parameter, in
         heads: actor and critic, too.
     """
     elementwise = {f"cell.{name}" for name in policy.cell.elementwise_parameters()}
-    shared = {f"cell.{name}" for name in policy.cell.shared_parameters()}
     found: dict[str, tuple[nn.Parameter, int]] = {}
     for name, parameter in policy.named_parameters():
         part = name.partition(".")[0]
         if parameter.dim() < 2 or name in elementwise or (part in ("actor", "critic") and not heads):
             continue
-        gates = 1 if name in shared else parameter.shape[0] // policy.cell.units
-        blocks = {"cell": gates, "actor": policy.actor.tasks}.get(part, 1)
-        found[name] = parameter, max(1, blocks)
+        gates = policy.cell.maps(name.removeprefix("cell.")) if part == "cell" else 1
+        found[name] = parameter, max(1, policy.actor.tasks) if part == "actor" else gates
     return found
 
 

@@ -21,7 +21,7 @@ from lifelong.agent.config import PolicyConfig
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.objectives.base import Objective
 from lifelong.agent.policy import Policy, inputs_of
-from lifelong.agent.registry import REGISTRY
+from lifelong.agent.registry import REGISTRY, load
 from lifelong.agent.runtime.build import build
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.agent.runtime.trainer import Trainer
@@ -32,6 +32,8 @@ from lifelong.envs.tasks import Task, TaskEnv
 from lifelong.replay.chunk import SLOTS, Chunk
 
 CELLS = list(REGISTRY["cell"])
+#: those whose units are their own, and not those of cells that they are made of
+UNIT_CELLS = [name for name in CELLS if not load("cell", name).composite]
 
 # ---- cells a user could have written ---------------------------------------------------------------------------------
 
@@ -175,7 +177,7 @@ def random_truncations(env: BatchedEnv | TaskEnv, low: int, high: int) -> None:
 
 
 def make_policy(
-    cell: str = "elstm",
+    cell: str | dict[str, Any] = "elstm",
     size: int = 6,
     observation: int | gymnasium.Space[Any] = 3,
     action: gymnasium.Space[Any] | None = None,
@@ -188,7 +190,8 @@ def make_policy(
     torch.manual_seed(seed)
     space = Box(-10, 10, (observation,), np.float32) if isinstance(observation, int) else observation
     options = {"encoder": {"kind": "identity"}, **options}
-    config = PolicyConfig(cell={"kind": cell, "size": size}, **options)
+    spec = {"kind": cell} if isinstance(cell, str) else cell
+    config = PolicyConfig(cell={"size": size, **spec}, **options)
     policy = Policy(config, space, action or Discrete(3), tasks, task_observed)
     with torch.no_grad():
         policy.actor.linear.weight.normal_(std=0.5)

@@ -196,11 +196,12 @@ def test_exact_is_the_gradient_of_the_whole_history_and_bptt_is_not(cell: str, s
     bptt = chunked_gradient(policy, parts, BPTT(policy.cell, B))
     names = carried(policy)
     others = [name for name in expected if name not in names]
-    assert all(name.startswith(("actor.", "critic.", "cell.output_")) for name in others)
+    timeless = {f"cell.{name}" for name in policy.cell.timeless_parameters()}
+    assert all(name.startswith(("actor.", "critic.")) or name in timeless for name in others)
     errors = max_relative_error(exact, expected, names), max_relative_error(bptt, expected, names)
     print(f"\nrelative error of {cell} T={steps} K={chunks}: exact {errors[0]:.1e}, bptt {errors[1]:.1e}")
     assert errors[0] <= 1e-10
-    assert all(max_relative_error(bptt, expected, [name]) > 1e-3 for name in names)
+    assert all(max_relative_error(bptt, expected, [name]) > 1e-4 for name in names)
     assert max_relative_error(exact, expected, others) <= 1e-10
 
 

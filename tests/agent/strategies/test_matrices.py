@@ -42,7 +42,8 @@ def test_every_gate_and_head_is_a_map_of_its_own_and_what_sets_the_memory_is_non
     maps = {name: tuple(blocks_of(p, count).shape) for name, (p, count) in found.items()}
     assert maps["encoder.layers.0.weight"] == (1, 5, 3) and maps["encoder.layers.2.weight"] == (1, 6, 5)
     shared = {f"cell.{name}" for name in policy.cell.shared_parameters()}
-    assert all(shape[1] == 7 for name, shape in maps.items() if name.startswith("cell.") and name not in shared)
+    sizes = {part.units for part in policy.cell.parts} if policy.cell.composite else {7}
+    assert all(shape[1] in sizes for name, shape in maps.items() if name.startswith("cell.") and name not in shared)
     assert ("actor.linear.weight" in maps) == heads == ("critic.weight" in maps)
     said = policy.cell.output_size
     assert not heads or (maps["actor.linear.weight"] == (2, 3, said) and maps["critic.weight"] == (1, 1, said))

@@ -13,12 +13,12 @@ from lifelong.agent.cells.base import Cell
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.strategies.progressive import Progressive
 from tests.agent.strategies.test_isolation import Life, lived
-from tests.agent.support import CELLS, OWN_CELLS, act_through, make_trainer, random_chunk
+from tests.agent.support import OWN_CELLS, UNIT_CELLS, act_through, make_trainer, random_chunk
 
 COLUMNS = 3
 
 
-@pytest.mark.parametrize("cell", CELLS + OWN_CELLS)
+@pytest.mark.parametrize("cell", UNIT_CELLS + OWN_CELLS)
 def test_what_a_column_says_depends_on_no_later_column(cell: str) -> None:
     """By autograd, through the encoder and over time: units of column k on every parameter and every unit before."""
     strategy = Progressive(columns=COLUMNS)

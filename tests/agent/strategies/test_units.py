@@ -29,8 +29,8 @@ from lifelong.agent.strategies.units import CELL, Layer, activations, layers_of,
 from tests.agent.gradients.test_rtrl import EXACT, B, double_policy, split
 from tests.agent.group import in_group
 from tests.agent.support import (
-    CELLS,
     OWN_CELLS,
+    UNIT_CELLS,
     act_through,
     make_context,
     make_policy,
@@ -74,7 +74,7 @@ def forget(policy: Policy, state: Tensor, units: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("previous", [False, True], ids=["features", "features-action-reward"])
-@pytest.mark.parametrize("cell", CELLS + OWN_CELLS)
+@pytest.mark.parametrize("cell", UNIT_CELLS + OWN_CELLS)
 def test_what_a_unit_hears_and_says_goes_through_its_entries_and_no_others(cell: str, previous: bool) -> None:
     """Incoming: changing them changes the unit alone, until others hear it. Outgoing: without them nobody hears it."""
     policy = make_policy(cell, 6, previous_action=previous, previous_reward=previous, **SQUARE).double()
@@ -174,7 +174,7 @@ class Mixed(DiagonalCell):
 # ---- a reset ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNIT_CELLS)
 def test_a_reset_draws_what_is_incoming_and_zeroes_what_is_outgoing_and_the_optimisers_entries(cell: str) -> None:
     policy = make_policy(cell, 6, **SQUARE)
     optimizer = torch.optim.Adam(policy.parameters(), 0.01)
@@ -227,7 +227,7 @@ def test_adams_steps_after_a_reset_are_as_large_as_documented(betas: tuple[float
     assert float(torch.stack(steps).max()) == pytest.approx(largest, rel=0.04)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNIT_CELLS)
 def test_resetting_units_that_nobody_hears_does_not_move_the_outputs(cell: str) -> None:
     policy = make_policy(cell, 6).double()
     chunk = random_chunk(policy, 5, 4, dtype=torch.float64)
