@@ -100,6 +100,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "dst": "lifelong.agent.strategies.dst:DST",
         "progressive": "lifelong.agent.strategies.progressive:Progressive",
         "hypernet": "lifelong.agent.strategies.hypernet:Hypernet",
+        "sharp": "lifelong.agent.strategies.sharp:Sharp",
         "nmc": "lifelong.agent.strategies.nmc:NMC",
         "refresh": "lifelong.agent.strategies.refresh:Refresh",
         "rebasin": "lifelong.agent.strategies.rebasin:Rebasin",
