@@ -7,7 +7,6 @@ A cell's state is one tensor [B, S] (LSTM packs h and c). `is_init[t]` means: th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import ClassVar
 
 import torch
@@ -87,15 +86,6 @@ class Cell(nn.Module):
         block to them, and all of them cost what `exact` costs. Element-wise parameters are used as vectors [..., N].
         """
         raise NotImplementedError
-
-    def drives(self, x: Tensor, state: Tensor) -> dict[str, Tensor]:
-        """What the matrices of each tap make of their presynaptic vectors, [..., G*N]."""
-        lead, made = x.shape[:-1], {}
-        seen = self.presynaptic(x.reshape(-1, x.shape[-1]), state.reshape(-1, state.shape[-1]))
-        for tap, (names, bias) in self.taps().items():
-            weight = torch.cat([attrgetter(name)(self) for name in names], 1)
-            made[tap] = nn.functional.linear(seen[tap], weight, None if bias is None else attrgetter(bias)(self))
-        return {tap: drive.view(*lead, -1) for tap, drive in made.items()}
 
     def output(self, x: Tensor, state: Tensor) -> Tensor:
         """The output [..., H] of a step from its input and the state after it: the first H entries by default."""

@@ -250,7 +250,7 @@ class Driven(Derivatives):
     ) -> tuple[Tensor, list[Tensor]]:
         cell, N = self.cell, self.units
         state = state_TBS * keep_TB1
-        drives = {tap: u.detach().requires_grad_() for tap, u in cell.drives(x_TBD, state).items()}
+        drives = {tap: u.detach().requires_grad_() for tap, u in drives_of(cell, x_TBD, state).items()}
         with torch.enable_grad():
             parts = [part.detach().requires_grad_() for part in state.split(N, -1)]
             moving = {name: cell.get_parameter(name).detach() for name in cell.elementwise_parameters()}
@@ -271,6 +271,16 @@ class Driven(Derivatives):
             columns = vectors.unflatten(0, x_TBD.shape[:2]).split([widths[i] for i in range(len(order))], -1)
             found.append(torch.cat([*([one] if bias else []), *(columns[i] for i in order)], -1))
         return found + [one] * (len(self.taps) - len(found))
+
+
+def drives_of(cell: Cell, x: Tensor, state: Tensor) -> dict[str, Tensor]:
+    """What the matrices of each tap of the cell make of their presynaptic vectors, [..., G*N]."""
+    lead, made = x.shape[:-1], {}
+    seen = cell.presynaptic(x.reshape(-1, x.shape[-1]), state.reshape(-1, state.shape[-1]))
+    for tap, (names, bias) in cell.taps().items():
+        weight = torch.cat([cell.get_parameter(name) for name in names], 1)
+        made[tap] = nn.functional.linear(seen[tap], weight, None if bias is None else cell.get_parameter(bias))
+    return {tap: drive.view(*lead, -1) for tap, drive in made.items()}
 
 
 def derivatives_of(cell: Cell) -> Derivatives:

@@ -62,6 +62,9 @@ class Leaky(Cell):
     def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
         return (1 - self.ALPHA) * state + self.ALPHA * torch.tanh(drives["joint"])
 
+    def drives(self, x_BD: Tensor, state_BS: Tensor) -> dict[str, Tensor]:
+        return {"joint": x_BD @ self.weight.T + state_BS @ self.coupling.T + self.offset}
+
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
         h_BN = self.state_from(self.drives(x_BD, state_BS), state_BS)
         return h_BN, h_BN
@@ -100,7 +103,9 @@ class Echo(Cell):
         return torch.cat([a, 0.8 * b + torch.tanh(second) * c, torch.sin(drives["slow"] + a)], -1)
 
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        state_BS = self.state_from(self.drives(x_BD, state_BS), state_BS)
+        a, _, c = state_BS.chunk(3, -1)
+        drives = {"fast": x_BD @ self.feed.T + a @ self.fast.T, "slow": c @ self.slow.T}
+        state_BS = self.state_from(drives, state_BS)
         return state_BS[:, : self.size], state_BS
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
