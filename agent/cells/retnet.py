@@ -14,7 +14,7 @@ from lifelong.envs.options import Width
 
 
 class RetNet(MatrixCell, ComplexCell):
-    """S' = g e^{i t} S + (1 - g) k v^T, y = Re(q S') silu(W_g x + b_g), with q, k (K complex numbers) and v linear in x.
+    """S' = g e^{i t} S + (1 - g) k v^T, y = Re(q S') silu(W_g x + b_g), with q, k (both complex) and v linear in x.
 
     Head h decays with g = 1 - 2^(-5-h), and key k turns by t = 10000^(-k/K) a step; neither is learned. The factor
     1 - g is in place of the paper's normalisation of each head, which would couple its units.

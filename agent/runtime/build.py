@@ -115,10 +115,10 @@ def check_gradient(config: Config, engine: Any, cell: Any) -> None:
         allowed = [
             name for name in registry.REGISTRY["gradient"] if cell.jacobian in registry.load("gradient", name).jacobians
         ]
-        cells = [name for name in registry.REGISTRY["cell"] if registry.load("cell", name).jacobian in engine.jacobians]
         raise ConfigError(
             f"gradient {config.gradient['kind']} cannot train cell {config.policy.cell['kind']}: its state Jacobian is "
-            f"{cell.jacobian}; use gradient {' or '.join(allowed)}, or cell {' or '.join(cells)}"
+            f"{cell.jacobian}; use gradient {' or '.join(allowed)}, or a cell whose Jacobian is "
+            f"{' or '.join(engine.jacobians)}, such as elstm"
         )
 
 
@@ -413,6 +413,7 @@ def _build(
         check_memory(config, needs_of(config, env, policy, strategies, copies), device)
         check_places(config, policy, strategies, device, folder)
     engine = engine_for(config.gradient, policy.cell, copies)
+    engine.seed(own_seed("gradient"))
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.setup(policy)
     objective.workers = workers
@@ -441,7 +442,9 @@ def _build(
         return rollout, torch.Generator().manual_seed(own_seed("source draw", step))
 
     def fresh_engine(count: int) -> GradientEngine:
-        return engine_for(config.gradient, policy.cell, count)
+        made = engine_for(config.gradient, policy.cell, count)
+        made.seed(own_seed("source gradient"))
+        return made
 
     learner = Learner(
         policy,
