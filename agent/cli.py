@@ -100,11 +100,13 @@ def parser() -> Parser:
     )
     compare.add_argument("--row", action="append", default=[], metavar="'a.b=x c.d=y'", help="one more row; repeatable")
     compare.add_argument("--controls", action="store_true", help="add finetune, reset, freeze and interleaved")
+    compare.add_argument("--alone", action="store_true", help="train every task alone, too, for forward transfer")
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1; default 3")
     compare.add_argument("--parallel", type=int, metavar="N", help="runs at once; default: the number of cores")
     compare.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs; default compare/<config>")
     compare.add_argument("--csv", type=Path, metavar="FILE", help="write every task of every run there")
     compare.add_argument("--json", type=Path, metavar="FILE", help="write every row, with machine and versions, there")
+    compare.add_argument("--markdown", type=Path, metavar="FILE", help="write a table with intervals there")
 
     sweep = commands.add_parser("sweep", help="tune a run config with Ray Tune; the same command goes on")
     sweep.add_argument("config", metavar="CONFIG", help="a bundled name (see `lifelong list sweep`) or a path")
@@ -324,9 +326,10 @@ def _compare(options: argparse.Namespace) -> int:
     chosen = compare.rows(options.overrides, options.row, options.controls)
     out: Path = options.out or Path("compare") / Path(options.config).stem
     runs = compare.plan(options.config, chosen, options.seeds, out.absolute())
+    single = compare.alone(options.config, options.overrides) if options.alone else []
+    references = compare.plan(options.config, single, options.seeds, out.absolute() / "alone")
     from lifelong.agent.files import write, write_json
-    from lifelong.agent.report import tables
-    from lifelong.agent.report.runs import load_runs
+    from lifelong.agent.report import comparison, tables
     from lifelong.agent.runtime.session import stop_signals
 
     def tell(line: str) -> None:
@@ -334,14 +337,17 @@ def _compare(options: argparse.Namespace) -> int:
             print(line, file=sys.stderr)
 
     with stop_signals() as stop:
-        if not compare.train(options.config, runs, options.parallel or os.cpu_count() or 1, tell, stop):
+        if not compare.train(options.config, [*runs, *references], options.parallel or os.cpu_count() or 1, tell, stop):
             print("stopped; what was trained is saved; the same command goes on", file=sys.stderr)
             return STOPPED
-    tables.console().print(tables.comparison(load_runs([run.folder for run in runs])))
+    rows = comparison.Comparison(options.config, runs, references)
+    tables.console().print(rows.table())
     if options.csv:
-        write(options.csv, compare.as_csv(runs))
+        write(options.csv, rows.csv())
     if options.json:
-        write_json(options.json, compare.as_json(options.config, runs))
+        write_json(options.json, rows.json())
+    if options.markdown:
+        write(options.markdown, rows.markdown())
     print(f"runs: {out}\nreport: {_command('lifelong')} report {out}")
     return 0
 

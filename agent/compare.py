@@ -6,9 +6,8 @@ again, unfinished ones go on, so the same command goes on after a stop.
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -18,10 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import date
 from hashlib import sha256
 from pathlib import Path
-from statistics import median
 from typing import IO, Any
 
 from lifelong.agent import config as configs
@@ -113,6 +110,21 @@ class Run:
     def finished(self) -> bool:
         """Whether it was trained to its end."""
         return (self.folder / "summary.json").is_file()
+
+
+def alone(config: str, words: Sequence[str]) -> list[tuple[str, ...]]:
+    """A row for every task of a config by itself, without a strategy: what forward transfer is measured against.
+
+    Args:
+        config: a bundled name or a path.
+        words: the overrides as given; those with one value hold here, too.
+
+    Raises:
+        ConfigError: a config that cannot be.
+    """
+    shared = tuple(word for word in words if len(alternatives(word)) == 1 and not word.startswith("strategy="))
+    tasks = configs.to_dict(configs.load(config, list(shared)))["stream"]["tasks"]
+    return [(*shared, "strategy=finetune", f"stream.tasks={json.dumps([task])}") for task in tasks]
 
 
 def label(row: Sequence[str]) -> str:
@@ -217,59 +229,3 @@ def _end(going: Sequence[Run]) -> None:
                 run.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 run.process.kill()
-
-
-# ---- what came out ---------------------------------------------------------------------------------------------------
-
-
-def summaries(runs: Sequence[Run]) -> list[tuple[Run, dict[str, Any]]]:
-    """Every run with its summary."""
-    from lifelong.agent.runtime.summary import load_summary
-
-    return [(run, load_summary(run.folder)) for run in runs]
-
-
-def as_csv(runs: Sequence[Run]) -> str:
-    """One line a task of every run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["row", "seed", "task", "learned", "final", "average_performance", "forgetting", "steps_per_second"]
-    )
-    for run, summary in summaries(runs):
-        totals = [summary[key] for key in ("average_performance", "forgetting", "steps_per_second")]
-        for task in summary["tasks"]:
-            writer.writerow([label(run.row), run.seed, task["name"], task["learned"], task["final"], *totals])
-    return text.getvalue()
-
-
-def as_json(config: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """Performance of every task and seed of every row, with machine and versions."""
-    from lifelong.agent.runtime.machine import machine, versions
-
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for run, summary in summaries(runs):
-        arms.setdefault(" ".join(run.row), []).append(summary)
-    return {
-        "benchmark": "compare",
-        "config": config,
-        "date": date.today().isoformat(),
-        "arms": [_arm(variant, found) for variant, found in arms.items()],
-        "machine": machine("cpu"),
-        "versions": versions(),
-    }
-
-
-def _arm(variant: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    tasks = []
-    for index, task in enumerate(found[0]["tasks"]):
-        learned, final = ([summary["tasks"][index][key] for summary in found] for key in ("learned", "final"))
-        medians = {"learned_median": median(learned), "final_median": median(final)}
-        tasks.append({"name": task["name"], "learned": learned, "final": final, **medians})
-    return {
-        "variant": variant,
-        "tasks": tasks,
-        "average_performance": [summary["average_performance"] for summary in found],
-        "forgetting": [summary["forgetting"] for summary in found],
-        "env_steps": found[0]["env_steps"],
-    }

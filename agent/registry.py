@@ -30,12 +30,28 @@ REGISTRY: dict[str, dict[str, str]] = {
         "cnn": "lifelong.agent.modules.encoders:CNN",
     },
     "cell": {
+        "brc": "lifelong.agent.cells.brc:BRC",
         "diagonal_gru": "lifelong.agent.cells.diagonal_gru:DiagonalGRU",
         "diagonal_lstm": "lifelong.agent.cells.diagonal_lstm:DiagonalLSTM",
         "elstm": "lifelong.agent.cells.elstm:ELSTM",
+        "ensemble": "lifelong.agent.cells.ensemble:Ensemble",
+        "gateloop": "lifelong.agent.cells.gateloop:GateLoop",
         "gru": "lifelong.agent.cells.gru:GRU",
+        "hgrn": "lifelong.agent.cells.hgrn:HGRN",
+        "indrnn": "lifelong.agent.cells.indrnn:IndRNN",
+        "leaky": "lifelong.agent.cells.leaky:Leaky",
+        "lru": "lifelong.agent.cells.lru:LRU",
         "lstm": "lifelong.agent.cells.lstm:LSTM",
+        "min_gru": "lifelong.agent.cells.min_gru:MinGRU",
+        "min_lstm": "lifelong.agent.cells.min_lstm:MinLSTM",
+        "nbrc": "lifelong.agent.cells.nbrc:NBRC",
+        "plrnn": "lifelong.agent.cells.plrnn:PLRNN",
+        "rg_lru": "lifelong.agent.cells.rg_lru:RGLRU",
         "rnn": "lifelong.agent.cells.rnn:RNN",
+        "rtu": "lifelong.agent.cells.rtu:RTU",
+        "scrn": "lifelong.agent.cells.scrn:SCRN",
+        "sru": "lifelong.agent.cells.sru:SRU",
+        "stack": "lifelong.agent.cells.stack:Stack",
     },
     "gradient": {
         "bptt": "lifelong.agent.gradients.bptt:BPTT",
@@ -76,10 +92,13 @@ REGISTRY: dict[str, dict[str, str]] = {
         "dst": "lifelong.agent.strategies.dst:DST",
         "progressive": "lifelong.agent.strategies.progressive:Progressive",
         "hypernet": "lifelong.agent.strategies.hypernet:Hypernet",
+        "sharp": "lifelong.agent.strategies.sharp:Sharp",
         "nmc": "lifelong.agent.strategies.nmc:NMC",
         "refresh": "lifelong.agent.strategies.refresh:Refresh",
+        "rebasin": "lifelong.agent.strategies.rebasin:Rebasin",
         "ideal_continual_learner": "lifelong.agent.strategies.ideal_continual_learner:IdealContinualLearner",
         "explore": "lifelong.agent.strategies.explore:Explore",
+        "recode": "lifelong.agent.strategies.recode:Recode",
         "shrink_perturb": "lifelong.agent.strategies.shrink_perturb:ShrinkPerturb",
         "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
         "freeze_at": "lifelong.agent.strategies.freeze_at:FreezeAt",
@@ -160,6 +179,8 @@ def load(kind: str, name: str) -> Any:
         ConfigError: unknown name, a `module:Attr` that cannot be imported, or something that is no part of this kind.
     """
     check_name(kind, name)
+    if kind == "cell" and name.startswith("torchrecurrent:"):
+        return importlib.import_module("lifelong.agent.cells.torchrecurrent").adapted(name.partition(":")[2])
     base_module, _, base_name = BASES[kind].partition(":")
     try:
         part = import_part(kind, name, REGISTRY[kind])

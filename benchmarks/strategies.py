@@ -30,6 +30,7 @@ from lifelong.agent import config as configs
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.registry import REGISTRY, check_name
 from lifelong.agent.runtime.build import build
+from lifelong.agent.runtime.memory import held_bytes
 from lifelong.agent.runtime.trainer import Trainer
 
 FIRST = 51_200  # steps of the first task, 50 chunks
@@ -51,15 +52,6 @@ def seconds(trainer: Trainer, chunks: int) -> float:
     for _ in range(chunks):
         trainer.advance()
     return time.process_time() - begun
-
-
-def tensors(value: Any) -> int:
-    """Bytes of all tensors in a nested state."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, dict):
-        return sum(tensors(x) for x in value.values())
-    return sum(tensors(x) for x in value) if isinstance(value, (list, tuple)) else 0
 
 
 def measure(strategy: str, folder: Path) -> dict[str, Any] | None:
@@ -84,11 +76,11 @@ def measure(strategy: str, folder: Path) -> dict[str, Any] | None:
         if turn:
             pairs.append(pair)
     mine, others = zip(*pairs, strict=True)
-    parameters = sum(p.numel() * p.element_size() for p in ours.rollout.policy.parameters())
+    parameters = held_bytes(dict(ours.rollout.policy.named_parameters()))
     return {
         "speed": median(ratios(list(others), list(mine))),
         "boundary_chunks": max(0.0, (border[0] - 3 * median(mine) / CHUNKS) / (median(others) / CHUNKS)),
-        "memory_parameters": tensors(ours.strategies[0].state_dict()) / parameters,
+        "memory_parameters": held_bytes(ours.strategies[0].state_dict()) / parameters,
         "needs": needs,
     }
 

@@ -12,6 +12,7 @@ import pytest
 
 from lifelong.agent import config as configs
 from lifelong.agent import registry
+from lifelong.agent.gradients.rtrl import RTRL
 from lifelong.agent.sweep.plan import GroupConfig, SweepConfig
 from lifelong.envs.registry import ADAPTERS, ENVIRONMENTS
 from lifelong.envs.tasks import CONTEXT, environment_class
@@ -88,7 +89,7 @@ def test_no_key_is_documented_that_is_not_there() -> None:
 
 #: the pages that describe parts
 METHODS = "\n## \n".join(
-    page.read_text() for page in (DOCS / "methods.md", *sorted((DOCS / "strategies").glob("*.md")))
+    page.read_text() for page in (DOCS / "methods.md", DOCS / "cells.md", *sorted((DOCS / "strategies").glob("*.md")))
 )
 
 
@@ -111,10 +112,31 @@ def test_every_part_is_documented_with_its_options(kind: str, name: str) -> None
         assert f"`{option}`" in said, f"option {option} of {kind} {name} is not documented"
 
 
+def test_the_table_of_cells_has_every_cell_with_its_jacobian_and_the_engines_that_follow() -> None:
+    table = rows("cells.md")
+    for jacobian in ("diagonal", "linear_diagonal", "block", "dense"):
+        engines = [n for n in registry.REGISTRY["gradient"] if jacobian in registry.load("gradient", n).jacobians]
+        assert table[jacobian][-1] == ", ".join(f"`{name}`" for name in engines)
+    documented = {name for name, rest in table.items() if len(rest) == 4 and not set(name) <= {"-"}} - {"cell"}
+    assert documented == set(registry.REGISTRY["cell"])
+
+
+@pytest.mark.parametrize("name", registry.REGISTRY["cell"])
+def test_the_row_of_a_cell_has_its_jacobian_its_source_and_the_size_of_its_carry(name: str) -> None:
+    formula, jacobian, carry, source = rows("cells.md")[name]
+    cell = registry.build("cell", {"kind": name, "size": 6}, 50)
+    assert "=" in formula and source and jacobian == ("of its parts" if cell.composite else cell.jacobian)
+    if jacobian in RTRL.jacobians:
+        held = RTRL(cell, 1).state_dict()["weight"].numel()
+        assert float(carry) == held / (6 * 50), f"docs/cells.md says {carry} for {name}, it is {held / 300:g}"
+    else:
+        assert carry == "–"
+
+
 @pytest.mark.parametrize("name", registry.REGISTRY["strategy"])
 def test_every_strategy_is_in_the_table_of_families(name: str) -> None:
     families = rows("strategies/overview.md").values()
-    assert name in ("finetune", "explore") or any(f"`{name}`" in row[0] for row in families)
+    assert name in ("finetune", "explore", "recode") or any(f"`{name}`" in row[0] for row in families)
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -33,12 +33,12 @@ class CellChunk:
     x_TBD: Tensor  # inputs
     state_TBS: Tensor  # before each step, before any reset
     is_init_TB: Tensor  # reset flags
-    weight_input: Tensor  # [G*N, D]
-    bias: Tensor  # [G*N]
-    weight_recurrent: Tensor  # [K, N]
+    weight_input: Tensor  # [G*P, D]
+    bias: Tensor  # [G*P]
+    weight_recurrent: Tensor  # [K, P]
 
     def drive(self) -> Tensor:
-        """All drives of all steps, [T, B, G*N]."""
+        """All drives of all steps, [T, B, G*P]."""
         return nn.functional.linear(self.x_TBD, self.weight_input, self.bias)
 
 
@@ -46,18 +46,29 @@ class Cell(nn.Module):
     """A recurrent cell. Subclasses set the sizes and write `step`; `sequence` has a reset-aware loop as default.
 
     `jacobian` states the structure of d state_t / d state_{t-1}, from which the allowed gradient engines follow:
-    `diagonal` (element-wise), `block` (small blocks), `linear_diagonal`, or `dense`.
+    `diagonal` (element-wise), `linear_diagonal` (element-wise, the same at every state), `block` (small blocks) or
+    `dense`.
+
+    Args:
+        input_size: D.
+        state_size: S; entry i belongs to unit i mod N, up to `unit_state` (S by default); what lies behind, to none.
+        output_size: H, entry i of unit i mod N.
+        units: N, H by default.
     """
 
     jacobian: ClassVar[str] = "dense"
+    #: whether it is made of cells, each with a gradient engine of its own
+    composite: ClassVar[bool] = False
 
-    def __init__(self, input_size: int, state_size: int, output_size: int) -> None:
+    def __init__(self, input_size: int, state_size: int, output_size: int, units: int | None = None) -> None:
         super().__init__()
         if output_size < 1:
             raise ValueError(f"size is {output_size}; it must be at least 1")
         self.input_size = input_size
         self.state_size = state_size
         self.output_size = output_size
+        self.units = output_size if units is None else units
+        self.unit_state = state_size
 
     def initial_state(self, copies: int, device: torch.device | str | None = None) -> Tensor:
         """The state at the start of an episode, zeros [B, S]."""
@@ -120,7 +131,7 @@ class Cell(nn.Module):
 
     def reset_units(self, state_BS: Tensor, units: Tensor) -> None:
         """Zero everything that the state [B, S] holds of the `units` (int64), in place: h and c of an LSTM."""
-        state_BS.unflatten(-1, (-1, self.output_size))[..., units] = 0.0
+        state_BS[..., : self.unit_state].unflatten(-1, (-1, self.units))[..., units] = 0.0
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         """Which parameters read which presynaptic vector: tap -> (weight names, concatenated in order; bias name).
@@ -136,6 +147,18 @@ class Cell(nn.Module):
     def elementwise_parameters(self) -> list[str]:
         """Recurrent parameters that multiply the state element by element, which have no matrix to project."""
         return []
+
+    def shared_parameters(self) -> list[str]:
+        """Parameters whose rows belong to no unit: the keys of a cell whose units have rows of one matrix as state."""
+        return []
+
+    def timeless_parameters(self) -> list[str]:
+        """Parameters of the output, of which no state is a function: their gradient is exact under every engine."""
+        return [name for name, _ in self.named_parameters() if name.startswith("output_")]
+
+    def maps(self, name: str) -> int:
+        """How many linear maps lie in a weight matrix, one above the other: one a gate."""
+        return 1 if name in self.shared_parameters() else max(1, len(self.get_parameter(name)) // self.units)
 
     def input_weights(self) -> list[str]:
         """The weights of `taps` whose columns read the cell's input, and not its units."""
@@ -161,10 +184,12 @@ class Cell(nn.Module):
             ValueError: a matrix is in no tap, so what it reads is not known.
         """
         elementwise, reads_input = self.elementwise_parameters(), self.input_weights()
+        shared = self.shared_parameters()
         known = {name for names, _ in self.taps().values() for name in names}
         incoming, outgoing = {}, {}
         for name, parameter in self.named_parameters():
-            incoming[name] = parameter.dim() - 1 if name in elementwise else 0
+            if name not in shared:
+                incoming[name] = parameter.dim() - 1 if name in elementwise else 0
             if parameter.dim() > 1 and name not in elementwise:
                 if name not in known:
                     raise ValueError(
@@ -191,33 +216,51 @@ class ElementwiseCell(Cell):
     A new cell declares `GATES` (names of the drives) and `VECTORS` (names of the element-wise weights) and writes
     `recurrence`, in torch's element-wise operations. `kernels.recurrence` compiles it: forward, backward, one acting
     step and all derivatives that RTRL needs. What it cannot compile runs step by step in torch, and a line says why.
+    `READS` says what a linear layer for its `output` reads, if it has one: the input, the new state, or both.
+
+    The element-wise functions run over P places, one a unit; a cell whose units have a row of a matrix as their state
+    has more, and several places share a drive (`cells.matrix`).
     """
 
     PARTS: ClassVar[int] = 1
+    OUTPUTS: ClassVar[int] = 1
     GATES: ClassVar[tuple[str, ...]] = ()
     VECTORS: ClassVar[tuple[str, ...]] = ()
+    READS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, input_size: int, *, size: Width = 128) -> None:
-        super().__init__(input_size, state_size=self.PARTS * size, output_size=size)
-        self.size = size
+        super().__init__(input_size, self.PARTS * size, self.OUTPUTS * size, size)
+        self.size = self.places = size
         self.weight_input = nn.Parameter(torch.empty(len(self.GATES) * size, input_size))  # [G*N, D]
         self.bias = nn.Parameter(torch.zeros(len(self.GATES) * size))  # [G*N]
-        self.weight_recurrent = nn.Parameter(torch.empty(len(self.VECTORS), size))  # [K, N]
+        self.weight_recurrent: Tensor  # [K, N]
+        if self.VECTORS:
+            self.weight_recurrent = nn.Parameter(torch.empty(len(self.VECTORS), size))
+        else:
+            self.register_buffer("weight_recurrent", torch.empty(0, size), persistent=False)
         nn.init.normal_(self.weight_input, std=1.0 / max(1, input_size) ** 0.5)
         nn.init.normal_(self.weight_recurrent, std=0.1)
+        widths = {"input": input_size, "state": self.state_size}
+        for name in self.READS:
+            bound = sum(widths[read] for read in self.READS) ** -0.5
+            self.register_parameter(f"output_{name}", nn.Parameter(torch.empty(self.output_size, widths[name])))
+            nn.init.uniform_(self.get_parameter(f"output_{name}"), -bound, bound)
+        if self.READS:
+            self.output_bias = nn.Parameter(torch.zeros(self.output_size))
+
+    def drive(self, x: Tensor) -> Tensor:
+        """All drives at once, [..., G*P]."""
+        return nn.functional.linear(x, self.weight_input, self.bias)
 
     def recurrence(self, *arguments: Any, **named: Any) -> Any:
         """`recurrence(drives, vectors, *parts)`: the parts of the state after a step, element by element, from the
-        drives [..., N] (one a gate), the weight vectors [N] and the parts before it [..., N]."""
+        drives [..., P] (one a gate), the weight vectors [P] and the parts before it [..., P]."""
         raise NotImplementedError
 
-    def output(self, x: Tensor, state: Tensor) -> Tensor:
-        """The cell's output [..., H] from the input and the new state [..., S]; its first part by default."""
-        return state[..., : self.size]
-
-    def drive(self, x: Tensor) -> Tensor:
-        """All drives at once, [..., G*N]."""
-        return nn.functional.linear(x, self.weight_input, self.bias)
+    def transition(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
+        """The state [..., S] after a step, from the drives [..., G*P], the weight vectors [P] and the state before."""
+        after = self.recurrence(u.split(self.places, -1), vectors, *state.split(self.places, -1))
+        return torch.cat(after, -1) if isinstance(after, tuple) else after
 
     def compiled_recurrence(self) -> Recurrence:
         """The recurrence in all its forms, traced when it is first asked for.
@@ -228,20 +271,37 @@ class ElementwiseCell(Cell):
         found = _RECURRENCES.get(self)
         if found is None:
             counts = (len(self.GATES), len(self.VECTORS), self.PARTS)
-            found = _RECURRENCES[self] = Recurrence(self, type(self).recurrence, *counts, self.size)
+            found = _RECURRENCES[self] = Recurrence(self, type(self).recurrence, *counts, self.places)
         return found
 
     def run(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """T steps from the drives [T, B, G*N]: the parts of the state after each step, [T, B, N] each, and the last
+        """T steps from the drives [T, B, G*P]: the parts of the state after each step, [T, B, P] each, and the last
         state [B, S]."""
-        u, state = u_TBGN.unflatten(-1, (-1, self.size)), state_BS.unflatten(-1, (self.PARTS, -1))
-        parts, last = self.compiled_recurrence().sequence(u, self.weight_recurrent, state, is_init_TB)
+        u, state = u_TBGN.unflatten(-1, (-1, self.places)), state_BS.unflatten(-1, (-1, self.places))
+        parts, last = self.compiled_recurrence().sequence(u, self.spread()[2], state, is_init_TB)
         return parts, last.flatten(1)
 
+    def output(self, x: Tensor, state: Tensor) -> Tensor:
+        """The cell's output [..., H] from the input and the new state; its first part by default."""
+        return state[..., : self.size]
+
+    def output_drive(self, x: Tensor, state: Tensor) -> Tensor:
+        """The linear layer of the output on what it reads (`READS`), [..., H]."""
+        layers = {"input": x, "state": state}
+        parts = [nn.functional.linear(layers[name], self.get_parameter(f"output_{name}")) for name in self.READS]
+        return sum(parts[1:], parts[0]) + self.output_bias
+
+    def scan(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
+        """The states [T, B, S] after each step, from the drives [T, B, G*P]. Subclasses with a kernel override this."""
+        parts, _ = self.run(u_TBGN, state_BS, is_init_TB)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    @torch.no_grad()
+    def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
+        return self.scan(self.drive(x_TBD), state_BS, is_init_TB)
+
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        drives, vectors = self.drive(x_BD).split(self.size, -1), self.weight_recurrent.unbind(0)
-        after = self.recurrence(drives, vectors, *state_BS.split(self.size, -1))
-        state_BS = torch.cat(after, -1) if isinstance(after, tuple) else after
+        state_BS = self.transition(self.drive(x_BD), self.spread()[2].unbind(0), state_BS)
         return self.output(x_BD, state_BS), state_BS
 
     def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,18 +311,31 @@ class ElementwiseCell(Cell):
     def sequence(
         self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
     ) -> tuple[Tensor, Tensor]:
-        parts, last_BS = self.run(self.drive(x_TBD), state_BS, is_init_TB)
-        if type(self).output is ElementwiseCell.output:
+        kind = type(self)
+        if kind.output is ElementwiseCell.output and kind.scan is ElementwiseCell.scan:  # needs no other part
+            parts, last_BS = self.run(self.drive(x_TBD), state_BS, is_init_TB)
             return parts[0], last_BS
-        return self.output(x_TBD, parts[0] if self.PARTS == 1 else torch.cat(parts, -1)), last_BS
-
-    @torch.no_grad()
-    def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
-        return torch.cat(self.run(self.drive(x_TBD), state_BS, is_init_TB)[0], -1)
+        states_TBS = self.scan(self.drive(x_TBD), state_BS, is_init_TB)
+        return self.output(x_TBD, states_TBS), states_TBS[-1]
 
     def recurrent_parameters(self) -> list[str]:
         """The parameters that the carry covers: their gradient is exact under RTRL."""
-        return ["weight_input", "bias", "weight_recurrent"]
+        return ["weight_input", "bias", *self.elementwise_parameters()]
+
+    def spread(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The recurrent parameters with a row for every gate and place: [G*P, D], [G*P] and [K, P]."""
+        return self.weight_input, self.bias, self.weight_recurrent
+
+    def fold(self, grad_GPD: Tensor, grad_MP: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of the `recurrent_parameters`, in their order, from those of what `spread` gives.
+
+        Args:
+            grad_GPD: of the input weights.
+            grad_MP: of the biases, then of the weight vectors, M = G + K.
+        """
+        gates = len(self.GATES)
+        grads = grad_GPD.flatten(0, 1), grad_MP[:gates].flatten(), grad_MP[gates:]
+        return grads[: len(self.recurrent_parameters())]
 
     @torch.no_grad()
     def local_derivatives(
@@ -271,16 +344,16 @@ class ElementwiseCell(Cell):
         """Derivatives of every state at a fixed state before it, all T steps at once.
 
         Args:
-            u_TBGN: drives [T, B, G*N].
-            vectors_KN: the element-wise weights.
+            u_TBGN: drives [T, B, G*P].
+            vectors_KN: the element-wise weights, [K, P].
             state_TBS: the state before each step, before any reset.
             is_init_TB: reset flags.
 
         Returns:
-            `(J_TBPPN, l_TBPGN, lv_TBPKN)`, the third axis being the part that is differentiated: by the parts before
-            the step (zero where they were reset), by the drives, by the weights.
+            `(J, l, lv)`, [T, B, parts, parts | G | K, P], the third axis being the part that is differentiated: by the
+            parts before the step (zero where they were reset), by the drives, by the weights.
         """
-        u, state = u_TBGN.unflatten(-1, (-1, self.size)), state_TBS.unflatten(-1, (self.PARTS, -1))
+        u, state = u_TBGN.unflatten(-1, (-1, self.places)), state_TBS.unflatten(-1, (-1, self.places))
         return self.compiled_recurrence().local(u, vectors_KN, state, is_init_TB)
 
     def advance_carry(
@@ -297,17 +370,16 @@ class ElementwiseCell(Cell):
         Returns:
             `(grad_GND, grad_MN, largest entry of |dstate_t/dstate_{t-1}|)`; the first two are None without a boundary.
         """
-        P = self.PARTS
         return self.compiled_recurrence().advance(
-            weight_BGND.unflatten(1, (P, -1)),
-            small_BMN.unflatten(1, (P, -1)),
+            weight_BGND.unflatten(1, (self.PARTS, -1)),
+            small_BMN.unflatten(1, (self.PARTS, -1)),
             chunk.x_TBD,
             chunk.weight_input,
             chunk.bias,
             chunk.weight_recurrent,
-            chunk.state_TBS.unflatten(-1, (P, -1)),
+            chunk.state_TBS.unflatten(-1, (self.PARTS, -1)),
             chunk.is_init_TB,
-            boundary_BPN=None if boundary_BS is None else boundary_BS.unflatten(-1, (P, -1)),
+            boundary_BPN=None if boundary_BS is None else boundary_BS.unflatten(-1, (self.PARTS, -1)),
         )
 
     def carry_gradient(
@@ -318,13 +390,22 @@ class ElementwiseCell(Cell):
         return boundary(weight, small, state, index)
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
-        return {"input": (["weight_input"], "bias")}
+        taps: dict[str, tuple[list[str], str | None]] = {"input": (["weight_input"], "bias")}
+        if self.READS:
+            taps["output"] = ([f"output_{name}" for name in self.READS], "output_bias")
+        return taps
 
     def presynaptic(self, x_MD: Tensor, state_MS: Tensor) -> dict[str, Tensor]:
-        return {"input": x_MD}
+        seen = {"input": x_MD}
+        if self.READS:
+            layers = {"input": x_MD}
+            if "state" in self.READS:
+                layers["state"] = self.transition(self.drive(x_MD), self.spread()[2].unbind(0), state_MS)
+            seen["output"] = torch.cat([layers[name] for name in self.READS], -1)
+        return seen
 
     def elementwise_parameters(self) -> list[str]:
-        return ["weight_recurrent"]
+        return ["weight_recurrent"] if self.VECTORS else []
 
 
 #: a cell's recurrence, not among its attributes: a copy of the cell has one of its own
@@ -339,10 +420,6 @@ class DiagonalCell(ElementwiseCell):
 
     jacobian: ClassVar[str] = "diagonal"
 
-    def scan(self, u_TBGN: Tensor, state_BN: Tensor, is_init_TB: Tensor) -> Tensor:
-        """The states c_TBN after each step, from the drives [T, B, G*N]."""
-        return self.run(u_TBGN, state_BN, is_init_TB)[0][0]
-
     def local_derivatives(
         self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -355,8 +432,8 @@ class DiagonalCell(ElementwiseCell):
 class BlockCell(ElementwiseCell):
     """A cell whose units have a state of several parts: (h, c, ..)'_n = r(u^1_n .., v^1_n .., h_n, c_n, ..).
 
-    The state [B, P*N] is h, then c, up to four parts (`PARTS`); its Jacobian consists of PxP blocks, one a unit. The
-    output is h. See `ElementwiseCell`; `recurrence(drives, vectors, h, c)` gives (h', c').
+    The state [B, PARTS*N] is h, then c, up to four parts; its Jacobian consists of blocks, one a unit. The output is h.
+    See `ElementwiseCell`; `recurrence(drives, vectors, h, c)` gives (h', c').
     """
 
     jacobian: ClassVar[str] = "block"

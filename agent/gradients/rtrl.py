@@ -59,14 +59,14 @@ class RTRL(GradientEngine):
             the parameters. `bfloat16`: in half the memory, rounded once a chunk after sums in float32.
     """
 
-    jacobians: ClassVar[tuple[str, ...]] = ("diagonal", "block")
+    jacobians: ClassVar[tuple[str, ...]] = ("diagonal", "linear_diagonal", "block")
     cell: ElementwiseCell
 
     def __init__(
         self, cell: ElementwiseCell, copies: int, *, carry_dtype: Literal["float32", "bfloat16"] = "float32"
     ) -> None:
         super().__init__(cell, copies)
-        gates, vectors, N, D = len(cell.GATES), len(cell.VECTORS), cell.size, cell.input_size
+        gates, vectors, N, D = len(cell.GATES), len(cell.VECTORS), cell.places, cell.input_size
         like = cell.weight_input
         stored = torch.bfloat16 if carry_dtype == "bfloat16" else like.dtype
         self.weight_BGND = torch.zeros(copies, cell.PARTS * gates, N, D, device=like.device, dtype=stored)
@@ -76,22 +76,21 @@ class RTRL(GradientEngine):
         self.only_pass: Trace | None = None
 
     def attach(self, state_BS: Tensor, index: Tensor | None = None) -> Tensor:
-        cell = self.cell
+        parameters = [self.cell.get_parameter(name) for name in self.cell.recurrent_parameters()]
         attached: Tensor = _Boundary.apply(  # type: ignore[no-untyped-call]
-            state_BS, self, index, cell.weight_input, cell.bias, cell.weight_recurrent
+            state_BS, self, index, *parameters
         )
         return attached
 
-    def boundary(self, grad_BS: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The carry's term of dL/dW [G*N, D], dL/db [G*N] and dL/dv [K, N], given dL/dstate_0 [B, S]."""
+    def boundary(self, grad_BS: Tensor, index: Tensor | None) -> tuple[Tensor, ...]:
+        """The carry's term of the gradients of the recurrent parameters, given dL/dstate_0 [B, S]."""
         if self.only_pass is not None:  # nobody reads the old carry again: take the gradient while it is advanced
             weight, small = self._move(self.only_pass, grad_BS.contiguous())
             assert weight is not None
             assert small is not None
         else:
             weight, small = self.cell.carry_gradient(self.weight_BGND, self.small_BMN, grad_BS.contiguous(), index)
-        gates = len(self.cell.GATES)
-        return weight.flatten(0, 1), small[:gates].flatten(), small[gates:]
+        return self.cell.fold(weight, small)
 
     @torch.no_grad()
     def trace(
@@ -103,8 +102,7 @@ class RTRL(GradientEngine):
         *,
         only_pass: bool = False,
     ) -> Trace:
-        cell = self.cell
-        parameters = (cell.weight_input.clone(), cell.bias.clone(), cell.weight_recurrent.clone())
+        parameters = (parameter.clone() for parameter in self.cell.spread())
         trace = Trace(CellChunk(x_TBD, state_TBS, is_init_TB, *parameters), index)
         self.only_pass = trace if only_pass else None
         return trace
@@ -134,7 +132,7 @@ class RTRL(GradientEngine):
     def reset_units(self, units: Tensor, index: Tensor | None = None) -> None:
         copies = torch.arange(self.copies, device=units.device) if index is None else index
         for carry in (self.weight_BGND, self.small_BMN):
-            carry[copies.unsqueeze(-1), :, units] = 0.0
+            carry.unflatten(2, (-1, self.cell.units))[copies.unsqueeze(-1), :, :, units] = 0.0
 
     def exact_parameters(self) -> list[str]:
         return self.cell.recurrent_parameters()

@@ -15,6 +15,7 @@ from lifelong.agent.config import Config, find_own_modules
 from lifelong.agent.detectors.base import Detector
 from lifelong.agent.errors import ConfigError, EnvError, LifelongError
 from lifelong.agent.gradients.base import GradientEngine
+from lifelong.agent.gradients.parts import engine_for
 from lifelong.agent.objectives.base import Objective
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Policy
@@ -108,8 +109,9 @@ def build_stream(config: Config) -> TaskStream:
 
 
 def check_gradient(config: Config, engine: Any, cell: Any) -> None:
-    """Refuse an engine that the cell's Jacobian does not allow; name those that it does."""
-    if cell.jacobian not in engine.jacobians:
+    """Refuse an engine that the cell's Jacobian does not allow; name those that it does. Of a cell that is made of
+    cells each part has the engine that its own Jacobian allows."""
+    if cell.jacobian not in engine.jacobians and not cell.composite:
         allowed = [
             name for name in registry.REGISTRY["gradient"] if cell.jacobian in registry.load("gradient", name).jacobians
         ]
@@ -410,7 +412,7 @@ def _build(
     if not foreseen:
         check_memory(config, needs_of(config, env, policy, strategies, copies), device)
         check_places(config, policy, strategies, device, folder)
-    engine: GradientEngine = registry.build("gradient", config.gradient, policy.cell, copies)
+    engine = engine_for(config.gradient, policy.cell, copies)
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.setup(policy)
     objective.workers = workers
@@ -439,8 +441,7 @@ def _build(
         return rollout, torch.Generator().manual_seed(own_seed("source draw", step))
 
     def fresh_engine(count: int) -> GradientEngine:
-        made: GradientEngine = registry.build("gradient", config.gradient, policy.cell, count)
-        return made
+        return engine_for(config.gradient, policy.cell, count)
 
     learner = Learner(
         policy,

@@ -53,6 +53,7 @@ class Learner:
         self.policy, self.engine, self.objective, self.optimizer = policy, engine, objective, optimizer
         self.generator, self.workers = generator, workers
         self.max_grad_norm = max_grad_norm or float("inf")
+        self.reward_hooks = overrides(strategies, "extra_reward")
         self.batch_hooks = overrides(strategies, "transform_batch")
         self.loss_hooks = overrides(strategies, "extra_loss")
         self.gradient_hooks = overrides(strategies, "transform_gradients")
@@ -61,7 +62,7 @@ class Learner:
         self.learn_hooks = overrides(strategies, "learns")
         #: whether a strategy takes part in the update
         hooks = (self.batch_hooks, self.loss_hooks, self.gradient_hooks, self.update_hooks, self.after_hooks)
-        self.hooked = any((*hooks, self.learn_hooks))
+        self.hooked = any((*hooks, self.learn_hooks, self.reward_hooks))
         self.named = dict(policy.named_parameters())
         self.parameters = list(self.named.values())
         self.finite = FiniteCheck(self.parameters[0].device, skip)
@@ -104,6 +105,9 @@ class Learner:
             self.engine.advance(trace)
             return {}, []
         with torch.no_grad():
+            for strategy in self.reward_hooks:
+                extra = strategy.extra_reward(ctx, chunk)
+                chunk = chunk if extra is None else replace(chunk, reward=chunk.reward + extra)
             prepared = self.objective.prepare(chunk)
         reset_units: list[Tensor] = []
         sums: Metrics = {}

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -107,6 +108,11 @@ def needs_of(
         kept = chunks_kept(strategies, copies, config.detector.get("lookback", LOOKBACK))
         needs.append(("what strategies look back on with stream.boundaries detected", kept * copies * sequence))
     return needs
+
+
+def held_bytes(state: Any) -> int:
+    """How many bytes the tensors in a state take, however they are nested."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(state))
 
 
 def stored_bytes(strategy: Strategy, policy: Policy, steps: int, slots: int) -> dict[str, int]:

@@ -21,6 +21,7 @@ from lifelong.agent.runtime.handover import hand_over
 from lifelong.agent.runtime.identity import consent, differences
 from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
 from lifelong.agent.runtime.machine import machine
+from lifelong.agent.runtime.memory import held_bytes
 from lifelong.agent.runtime.metrics import (
     average_performance,
     backward_transfer,
@@ -182,7 +183,8 @@ def gradient_report(trainer: Trainer) -> str:
     engine, T = trainer.learner.engine, trainer.steps
     exact = {f"cell.{name}" for name in engine.exact_parameters()}
     names = [name for name, _ in trainer.rollout.policy.named_parameters()]
-    outside = [n for n in names if n not in exact and n.startswith(("actor.", "critic.", "cell.output_"))]
+    timeless = {f"cell.{name}" for name in trainer.rollout.policy.cell.timeless_parameters()}
+    outside = [n for n in names if n not in exact and (n.startswith(("actor.", "critic.")) or n in timeless)]
     truncated = [n for n in names if n not in exact and n not in outside]
     lines = []
     if exact:
@@ -204,6 +206,7 @@ def summary(trainer: Trainer, steps_per_second: float) -> dict[str, Any]:
         "seed": config.seed,
         "env_steps": trainer.step,
         "steps_per_second": steps_per_second,
+        "strategy_mib": sum(held_bytes(s.state_dict()) for s in trainer.strategies) / 2**20,
         "tasks": [{"name": t.name, "learned": float(a), "final": float(b)} for t, a, b in performance],
         "average_performance": float(average_performance(evaluations)),
         "forgetting": float(forgetting(evaluations)),

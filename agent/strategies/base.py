@@ -1,6 +1,6 @@
 """The continual-learning strategy contract. A strategy overrides the hooks it needs; all are optional.
 
-Order of the hooks in one chunk, for a list of strategies in the order of the config:
+Order of the hooks in one chunk, for a list of strategies in the order of the config: extra_reward, then
 
     transform_batch -> (loss) extra_loss -> (backward) transform_gradients -> (optimiser) transform_update
     -> after_update ... once a minibatch; then after_chunk and on_clock once a chunk. on_task_start and on_task_end fire
@@ -115,6 +115,11 @@ class Strategy:
     def learns(self, ctx: Context) -> bool:
         """Whether the policy learns from the next chunk; with data-parallel workers, the same on all."""
         return True
+
+    def extra_reward(self, ctx: Context, chunk: Chunk) -> Tensor | None:
+        """What is added to the rewards [T, B] of the live chunk, for the loss alone; called once a chunk, without a
+        gradient. Replay and the log keep the rewards of the environment."""
+        return None
 
     def transform_batch(self, ctx: Context, chunk: Chunk) -> Chunk:
         """The minibatch with replayed copies appended after the live ones."""

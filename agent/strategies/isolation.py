@@ -115,7 +115,7 @@ class Isolation(Redrawing):
         self.enter(task)
         for parameter in self.parameters.values():
             ctx.optimizer.state.pop(parameter, None)
-        return torch.arange(ctx.policy.cell.output_size, device=ctx.device) if ctx.segment > 0 else None
+        return torch.arange(ctx.policy.cell.units, device=ctx.device) if ctx.segment > 0 else None
 
     @contextmanager
     def evaluation_view(self, ctx: Context, task: int) -> Iterator[None]:

@@ -28,8 +28,8 @@ def matrices_of(policy: Policy, heads: bool) -> dict[str, tuple[nn.Parameter, in
         part = name.partition(".")[0]
         if parameter.dim() < 2 or name in elementwise or (part in ("actor", "critic") and not heads):
             continue
-        blocks = {"cell": parameter.shape[0] // policy.cell.output_size, "actor": policy.actor.tasks}.get(part, 1)
-        found[name] = parameter, max(1, blocks)
+        gates = policy.cell.maps(name.removeprefix("cell.")) if part == "cell" else 1
+        found[name] = parameter, max(1, policy.actor.tasks) if part == "actor" else gates
     return found
 
 

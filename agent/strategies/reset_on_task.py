@@ -46,7 +46,7 @@ class ResetOnTask(Redrawing):
         reinitialise(ctx, fresh, whole)
         for name in whole:
             ctx.optimizer.state.pop(ctx.policy.get_parameter(name), None)
-        return torch.arange(ctx.policy.cell.output_size, device=ctx.device) if self.what == "all" else None
+        return torch.arange(ctx.policy.cell.units, device=ctx.device) if self.what == "all" else None
 
     def on_task_start(self, ctx: Context) -> Tensor | None:
         return self.reset(ctx) if not self.every and ctx.segment > 0 else None

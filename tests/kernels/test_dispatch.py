@@ -76,7 +76,9 @@ COMPILERS = {
 }
 
 
-@pytest.mark.parametrize("why", ["no compiler", *COMPILERS])
+@pytest.mark.parametrize(
+    "why", ["no compiler", "broken", *(pytest.param(w, marks=pytest.mark.slow) for w in COMPILERS if w != "broken")]
+)
 def test_without_a_compiler_the_torch_backend_runs_after_one_log_line(tmp_path: Path, why: str) -> None:
     (tmp_path / "bin").mkdir()
     if why in COMPILERS:

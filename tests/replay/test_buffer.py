@@ -92,7 +92,7 @@ def chi_square_p(counts: torch.Tensor) -> float:
     return float(0.5 * torch.erfc(torch.tensor(z / 2**0.5)))
 
 
-@pytest.mark.parametrize("batch", [5, 25])
+@pytest.mark.parametrize("batch", [pytest.param(5, marks=pytest.mark.slow), 25])
 def test_a_reservoir_keeps_every_sequence_ever_offered_with_the_same_probability(batch: int) -> None:
     """1,000 offered to 20 places, 300 times over: each tenth of the stream must be kept alike."""
     kept = torch.zeros(10, dtype=torch.int64)

@@ -46,11 +46,18 @@ def test_the_initial_state_is_zeros_of_the_parameters_type(name: str) -> None:
 def test_resetting_units_zeroes_all_that_the_state_holds_of_them_and_nothing_else(name: str) -> None:
     cell = make(name)
     state = torch.ones(B, cell.state_size, dtype=torch.float64)
-    units = torch.tensor([0, cell.output_size - 1])
+    units = torch.tensor([0, cell.units - 1])
+    if cell.composite:  # entries are in the order of its parts
+        cell.reset_units(state, units)
+        assert 0 < float(state[0].sum()) < cell.state_size
+        cell.reset_units(state, torch.arange(cell.units))
+        assert not state.any()
+        return
     cell.reset_units(state, units)
-    parts = state.view(B, -1, cell.output_size)
-    others = [unit for unit in range(cell.output_size) if unit not in units.tolist()]
+    parts = state[:, : cell.unit_state].view(B, -1, cell.units)
+    others = [unit for unit in range(cell.units) if unit not in units.tolist()]
     assert not parts[..., units].any() and bool((parts[..., others] == 1).all())
+    assert bool((state[:, cell.unit_state :] == 1).all())
 
 
 def test_the_states_of_a_sequence_are_those_of_the_steps_one_by_one(name: str) -> None:
@@ -214,11 +221,17 @@ def test_changes_orthogonal_to_the_presynaptic_vectors_leave_every_output_as_it_
 
 def test_the_declared_jacobian_is_the_real_one(name: str) -> None:
     cell = make(name)
+    if cell.composite:  # engines ask its parts
+        assert cell.jacobian == "dense" and len({*cell.parts}) > 1
+        return
     x, state, _ = data(cell, copies=1)
-    jacobian = torch.autograd.functional.jacobian(lambda s: cell.step(x[0], s)[1], state)[0, :, 0]
-    state_of = torch.arange(cell.state_size)
-    unit = state_of % cell.output_size
+    own = cell.unit_state
+    found = [torch.autograd.functional.jacobian(lambda s: cell.step(x[0], s)[1], s) for s in (state, -3 * state)]
+    jacobian, elsewhere = (j[0, :own, 0, :own] for j in found)
+    state_of = torch.arange(own)
+    unit = state_of % cell.units
     between_units = bool((jacobian[unit[:, None] != unit] != 0).any())
     off_diagonal = bool((jacobian[state_of[:, None] != state_of] != 0).any())
     assert bool((jacobian.diagonal() != 0).any())
-    assert cell.jacobian == ("dense" if between_units else "block" if off_diagonal else "diagonal")
+    diagonal = "linear_diagonal" if torch.allclose(jacobian, elsewhere, rtol=0, atol=1e-12) else "diagonal"
+    assert cell.jacobian == ("dense" if between_units else "block" if off_diagonal else diagonal)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lifelong.agent.detectors.recode_novelty import Recode, RecodeNovelty
+from lifelong.agent.detectors.recode_novelty import RecodeNovelty
+from lifelong.agent.modules.novelty import Recode
 
 
 def make(size: int, decay: float, *, far: float = 0.2, insert: float = 0.5, dimensions: int = 2) -> Recode:

@@ -339,6 +339,7 @@ def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         made.shutdown()
 
 
+@pytest.mark.slow
 def test_a_killed_node_costs_nothing_but_time(config: Path, whole: Path, three_nodes: Any, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command, starting, at = start(folder, "run", config, "--out", folder, f"runtime.address={three_nodes.address}")

@@ -135,9 +135,7 @@ def test_chunked_rtrl_is_the_gradient_of_the_whole_history_and_bptt_is_not(
     rtrl = chunked_gradient(policy, parts, RTRL(policy.cell, B), only_pass=only_pass)  # type: ignore[arg-type]
     bptt = chunked_gradient(policy, parts, BPTT(policy.cell, B))
     names = [n for n in RECURRENT if n in expected and expected[n].numel()]
-    assert set(names) == {f"cell.{n}" for n in RTRL(policy.cell, B).exact_parameters()} - (  # type: ignore[arg-type]
-        {"cell.weight_recurrent"} if not policy.cell.VECTORS else set()  # type: ignore[attr-defined]
-    )
+    assert set(names) == {f"cell.{n}" for n in RTRL(policy.cell, B).exact_parameters()}  # type: ignore[arg-type]
     errors = max_relative_error(rtrl, expected, names), max_relative_error(bptt, expected, names)
     record_property("rtrl", errors[0])
     record_property("bptt", errors[1])
@@ -241,8 +239,8 @@ def test_the_carry_is_the_numerical_derivative_of_the_state(cell: str) -> None:
     weight = engine.weight_BGND.unflatten(1, (cell.PARTS, -1))
     bias, vector = engine.small_BMN.unflatten(1, (cell.PARTS, -1)).split([len(cell.GATES), len(cell.VECTORS)], 2)
     carries = {"weight_input": weight, "bias": bias, "weight_recurrent": vector}
-    for name, carry in carries.items():
-        parameter = dict(policy.cell.named_parameters())[name]
+    for name in cell.recurrent_parameters():
+        carry, parameter = carries[name], policy.cell.get_parameter(name)
         S = carry.reshape(B, cell.PARTS, parameter.numel())
         for index in range(parameter.numel()):
             sides = []

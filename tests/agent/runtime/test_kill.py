@@ -114,7 +114,9 @@ def kill_and_resume(config: str, folder: Path, whole: Path, shares: list[float],
     finish(process)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", [STRATEGIES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in STRATEGIES[1:])]
+)
 def test_a_killed_run_resumes_bit_for_bit(strategy: str, tmp_path: Path) -> None:
     config = tmp_path / "small.yaml"
     config.write_text(THREE_TASKS)
@@ -134,7 +136,7 @@ def test_quickstart_killed_five_times_resumes_bit_for_bit(tmp_path: Path) -> Non
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_a_checkpoint_and_exits_with_3(number: signal.Signals, tmp_path: Path) -> None:
     config = tmp_path / "small.yaml"
     config.write_text(THREE_TASKS)

@@ -249,6 +249,15 @@ def test_evaluation_counts_the_first_episode_of_every_copy_and_nothing_else() ->
     assert made.evaluate(ctx, []).tolist() == [lengths]  # again, from wherever the last one stopped
 
 
+def test_evaluation_ends_with_its_last_episode() -> None:
+    made, steps = evaluator(3, 40), []
+    act = made.rollout.act
+    made.rollout.act = lambda: steps.append(1) or act()  # type: ignore[func-returns-value,method-assign]
+    made.env.envs[0].set_params(None, length=[1, 5, 2])
+    made.evaluate(make_context(made.policy, ActorCritic(made.policy.distribution), 3, 4), [])
+    assert len(steps) == 5
+
+
 def test_an_episode_that_is_given_up_counts_with_the_return_it_has() -> None:
     made = evaluator(3, 10)
     made.env.envs[0].set_params(None, length=[3, 500, 10])

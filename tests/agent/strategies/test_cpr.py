@@ -14,12 +14,12 @@ from torch import Tensor
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.strategies.cpr import CPR
 from lifelong.agent.strategies.units import layers_of
-from tests.agent.support import CELLS, make_context, make_policy, make_trainer, run
+from tests.agent.support import UNIT_CELLS, make_context, make_policy, make_trainer, run
 
 SQUARE: dict[str, Any] = {"encoder": {"kind": "mlp", "hidden": [5, 6]}}
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNIT_CELLS)
 def test_units_go_back_by_a_share_that_falls_with_their_gradient(cell: str) -> None:
     policy = make_policy(cell, 6, **SQUARE)
     ctx = make_context(policy, ActorCritic(policy.distribution), 4, 4)

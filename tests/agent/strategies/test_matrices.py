@@ -41,9 +41,12 @@ def test_every_gate_and_head_is_a_map_of_its_own_and_what_sets_the_memory_is_non
     found = matrices_of(policy, heads)
     maps = {name: tuple(blocks_of(p, count).shape) for name, (p, count) in found.items()}
     assert maps["encoder.layers.0.weight"] == (1, 5, 3) and maps["encoder.layers.2.weight"] == (1, 6, 5)
-    assert all(shape[1] == 7 for name, shape in maps.items() if name.startswith("cell."))
+    shared = {f"cell.{name}" for name in policy.cell.shared_parameters()}
+    sizes = {part.units for part in policy.cell.parts} if policy.cell.composite else {7}
+    assert all(shape[1] in sizes for name, shape in maps.items() if name.startswith("cell.") and name not in shared)
     assert ("actor.linear.weight" in maps) == heads == ("critic.weight" in maps)
-    assert not heads or (maps["actor.linear.weight"] == (2, 3, 7) and maps["critic.weight"] == (1, 1, 7))
+    said = policy.cell.output_size
+    assert not heads or (maps["actor.linear.weight"] == (2, 3, said) and maps["critic.weight"] == (1, 1, said))
     assert not {f"cell.{name}" for name in policy.cell.time_parameters()} & set(maps)
     gates = {"elstm": 2, "diagonal_gru": 3, "diagonal_lstm": 3}
     assert cell not in gates or maps["cell.weight_input"] == (gates[cell], 7, 8)

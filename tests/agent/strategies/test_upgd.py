@@ -14,7 +14,7 @@ from lifelong.agent.policy import Policy
 from lifelong.agent.strategies.base import Context
 from lifelong.agent.strategies.units import layers_of
 from lifelong.agent.strategies.upgd import UPGD
-from tests.agent.support import CELLS, make_context, make_policy, make_trainer, random_chunk, run
+from tests.agent.support import UNIT_CELLS, make_context, make_policy, make_trainer, random_chunk, run
 
 #: as many features as the cell has units, and as it has inputs: shapes alone do not tell rows from columns
 SQUARE: dict[str, Any] = {"encoder": {"kind": "mlp", "hidden": [5, 6]}}
@@ -88,7 +88,7 @@ def test_the_noise_has_its_size_and_spares_what_sets_the_memory() -> None:
     assert float(deltas["cell.hidden.weight"].std()) == pytest.approx(0.5 * 0.2, rel=0.05)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNIT_CELLS)
 def test_the_utility_of_a_unit_is_that_of_what_reads_it_and_scales_what_it_hears(cell: str) -> None:
     policy = make_policy(cell, 6, **SQUARE)
     strategy, ctx = UPGD(sigma=0.0, per="unit"), context_of(policy)

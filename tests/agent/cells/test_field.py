@@ -1,0 +1,312 @@
+"""The cells of the field against what we did not write, or against a second implementation of a paper's equations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lifelong.agent import registry
+from lifelong.agent.cells.base import Cell
+
+D, N, T, B = 5, 6, 9, 3
+
+
+def make(name: str, input_size: int = D, **options: Any) -> Any:
+    torch.manual_seed(1)
+    cell: Cell = registry.build("cell", {"kind": name, "size": N, **options}, input_size).double()
+    return cell
+
+
+def data(cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, a state and resets, of which some are at the first step."""
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(T, B, cell.input_size, generator=g, dtype=torch.float64)
+    state = torch.randn(B, cell.state_size, generator=g, dtype=torch.float64)
+    return x, state, torch.rand(T, B, generator=g) < 0.3
+
+
+def arrays(cell: Any) -> dict[str, np.ndarray]:
+    return {name: parameter.detach().numpy() for name, parameter in cell.named_parameters()}
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+# ---- complex units, with NumPy's complex numbers ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["linear", "nonlinear"])
+def test_rtu_is_a_decaying_rotation_of_the_paper(form: str) -> None:
+    cell = make("rtu", form=form, max_radius=0.9)
+    x, state, is_init = data(cell)
+    p, h = arrays(cell), state[:, :N].numpy() + 1j * state[:, N:].numpy()
+    y, final = cell.sequence(x, state, is_init)
+    weight, bias = p["weight_input"].reshape(2, N, D), p["bias"].reshape(2, N)
+    r = np.minimum(np.exp(-np.exp(p["weight_recurrent"][0])), 0.9)
+    assert (r == 0.9).any() and (r < 0.9).any()
+    turn = r * np.exp(1j * np.exp(p["weight_recurrent"][1]))
+    for t in range(T):
+        h = h * ~is_init[t].numpy()[:, None]
+        u = x[t].numpy() @ (weight[0] + 1j * weight[1]).T + bias[0] + 1j * bias[1]
+        h = turn * h + np.sqrt(1 - r**2) * u
+        said = np.tanh(h.real) + 1j * np.tanh(h.imag)
+        h = said if form == "nonlinear" else h
+        np.testing.assert_allclose(y[t].detach(), np.concatenate([said.real, said.imag], -1), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(final.detach(), np.concatenate([h.real, h.imag], -1), rtol=1e-10, atol=1e-12)
+
+
+def test_lru_is_a_convolution_with_the_powers_of_its_eigenvalues() -> None:
+    """Without a reset h_T = lambda^T h_0 + sum lambda^(T-s) gamma B x_s (Orvieto et al. 2023, eq. 4)."""
+    cell = make("lru")
+    x, state, is_init = data(cell)
+    p, h0 = arrays(cell), state[:, :N].numpy() + 1j * state[:, N:].numpy()
+    y, _ = cell.sequence(x, state, torch.zeros_like(is_init))
+    decay, angle, scale = np.exp(p["weight_recurrent"])
+    eigen = np.exp(-decay + 1j * angle)
+    B_ND = p["weight_input"][:N] + 1j * p["weight_input"][N:]
+    C_NN = p["output_state"][:, :N] - 1j * p["output_state"][:, N:]
+    for t in range(T):
+        h = eigen ** (t + 1) * h0
+        for s in range(t + 1):
+            h = h + eigen ** (t - s) * scale * (x[s].numpy() @ B_ND.T)
+        expected = (h @ C_NN.T).real + x[t].numpy() @ p["output_input"].T
+        np.testing.assert_allclose(y[t].detach(), expected, rtol=1e-10, atol=1e-12)
+    # a driven unit has the variance of its input: gamma is the square root of 1 - |lambda|^2
+    np.testing.assert_allclose(scale**2 + np.abs(eigen) ** 2, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rtu", "lru"])
+def test_the_eigenvalues_are_spread_uniformly_over_the_ring(name: str) -> None:
+    torch.manual_seed(0)
+    cell = registry.build("cell", {"kind": name, "size": 4000, "radius": [0.6, 0.9], "max_phase": 1.0}, 2)
+    decay, angle = cell.weight_recurrent.detach().exp()[:2]
+    radius = torch.exp(-decay)
+    assert float(radius.min()) >= 0.6 and float(radius.max()) <= 0.9 and float(angle.max()) <= 1
+    area = (radius**2 - 0.36) / (0.81 - 0.36)
+    assert abs(float(area.mean()) - 0.5) < 0.02 and abs(float(angle.mean()) - 0.5) < 0.02
+
+
+# ---- gates that read the input alone ---------------------------------------------------------------------------------
+
+
+def test_min_gru_is_a_weighted_sum_of_its_candidates() -> None:
+    """h_T = h_0 prod (1 - z) + sum_s z_s cand_s prod_{r > s} (1 - z_r): the paper's scan, in logarithms."""
+    cell = make("min_gru")
+    x, state, _ = data(cell)
+    y, _ = cell.sequence(x, state, torch.zeros(T, B, dtype=torch.bool))
+    u = x @ cell.weight_input.T + cell.bias
+    kept = torch.nn.functional.logsigmoid(-u[..., :N]).cumsum(0)
+    weights = torch.exp(kept[:, None] - kept[None]) * torch.sigmoid(u[..., :N])[None]  # [t, s]
+    weights = weights * torch.ones(T, T).tril()[..., None, None]
+    expected = (weights * u[None, ..., N:]).sum(1) + kept.exp() * state
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+    bias = registry.build("cell", {"kind": "min_gru", "size": 500}, 2).bias.detach()
+    assert float(bias[:500].min()) >= -4 and float(bias[:500].max()) <= 0 and not bias[500:].any()
+    assert math.isclose(float(bias[:500].mean()), -2, abs_tol=0.3)
+
+
+def test_min_lstm_is_the_papers_formula_with_normalised_gates() -> None:
+    cell = make("min_lstm")
+    x, state, is_init = data(cell)
+    p, h = arrays(cell), state.numpy()
+    y, _ = cell.sequence(x, state, is_init)
+    for t in range(T):
+        f, i, candidate = np.split(x[t].numpy() @ p["weight_input"].T + p["bias"], 3, -1)
+        share = 1 / (1 + sigmoid(i) / sigmoid(f))
+        h = share * h * ~is_init[t].numpy()[:, None] + (1 - share) * candidate
+        np.testing.assert_allclose(y[t].detach(), h, rtol=1e-10, atol=1e-12)
+
+
+def test_rg_lru_is_that_of_transformers() -> None:
+    """Runs where transformers is installed; with 5.24.0 the largest difference was 1.1e-7."""
+    gemma = pytest.importorskip("transformers.models.recurrent_gemma.modeling_recurrent_gemma")
+    config = pytest.importorskip("transformers").RecurrentGemmaConfig(num_attention_heads=1, lru_width=N, hidden_size=N)
+    reference, cell = gemma.RecurrentGemmaRglru(config).double(), make("rg_lru", N)
+    with torch.no_grad():
+        for kind, rows in (("recurrent", slice(0, N)), ("input", slice(N, 2 * N))):
+            cell.weight_input[rows] = getattr(reference, f"{kind}_gate_weight")[0].T
+            cell.bias[rows] = getattr(reference, f"{kind}_gate_bias")[0]
+        cell.weight_input[2 * N :] = torch.eye(N)
+        cell.weight_recurrent[0] = reference.recurrent_param
+        x, state, is_init = data(cell)
+        y, _ = cell.sequence(x, state, torch.zeros_like(is_init))
+        for t in range(T):
+            reference.recurrent_states = state
+            expected = reference(x[t, :, None], torch.full((B, 1), t + 1))[:, 0]
+            state = reference.recurrent_states
+            torch.testing.assert_close(y[t], expected, rtol=0, atol=1e-5)
+
+
+def test_rg_lru_is_the_papers_formula_and_begins_in_the_ring() -> None:
+    cell = make("rg_lru")
+    x, state, is_init = data(cell)
+    p, h = arrays(cell), state.numpy()
+    y, _ = cell.sequence(x, state, is_init)
+    base = sigmoid(-p["weight_recurrent"][0])  # a of the paper: a_t = base^(8 r_t)
+    assert bool((base > 0.9).all()) and bool((base < 0.999).all())
+    for t in range(T):
+        r, i, value = np.split(x[t].numpy() @ p["weight_input"].T + p["bias"], 3, -1)
+        kept = base ** (8 * sigmoid(r))
+        h = kept * h * ~is_init[t].numpy()[:, None] + np.sqrt(1 - kept**2) * sigmoid(i) * value
+        np.testing.assert_allclose(y[t].detach(), h, rtol=1e-9, atol=1e-12)
+
+
+def test_hgrn_is_the_papers_complex_recurrence() -> None:
+    cell = make("hgrn", lower_bound=0.2)
+    x, state, is_init = data(cell)
+    p, h = arrays(cell), state[:, :N].numpy() + 1j * state[:, N:].numpy()
+    angle = p["weight_recurrent"][0]
+    np.testing.assert_allclose(angle, [10000 ** (-j / N) for j in range(N)], rtol=1e-6)
+    y, _ = cell.sequence(x, state, is_init)
+    for t in range(T):
+        x_t = x[t].numpy()
+        f, real, imaginary = np.split(x_t @ p["weight_input"].T + p["bias"], 3, -1)
+        kept, c = 0.2 + 0.8 * sigmoid(f), real * sigmoid(real) + 1j * imaginary * sigmoid(imaginary)
+        h = kept * np.exp(1j * angle) * h * ~is_init[t].numpy()[:, None] + (1 - kept) * c
+        gate = x_t @ p["output_input"].T + p["output_bias"]
+        expected = np.concatenate([h.real, h.imag], -1) * gate * sigmoid(gate)
+        np.testing.assert_allclose(y[t].detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_gateloop_is_an_attention_whose_weights_are_products_of_its_gates() -> None:
+    """y_T = sum_s q_T k_s v_s Re(a_{s+1} ... a_T): the attention form of the paper, eq. 9."""
+    cell = make("gateloop")
+    x, _, is_init = data(cell)
+    y, _ = cell.sequence(x, cell.initial_state(B), torch.zeros_like(is_init))
+    p = arrays(cell)
+    key, value, magnitude, phase = np.split(x.numpy() @ p["weight_input"].T + p["bias"], 4, -1)
+    gate = sigmoid(magnitude) * np.exp(1j * phase)
+    query = x.numpy() @ p["output_input"].T + p["output_bias"]
+    for t in range(T):
+        terms = [key[s] * value[s] * np.prod(gate[s + 1 : t + 1], 0) for s in range(t + 1)]
+        np.testing.assert_allclose(y[t].detach(), query[t] * np.sum(terms, 0).real, rtol=1e-9, atol=1e-12)
+
+
+# ---- gates that hear the state ---------------------------------------------------------------------------------------
+
+
+def test_sru_is_equations_3_to_6_of_the_paper() -> None:
+    cell = make("sru")
+    x, state, is_init = data(cell)
+    p, c = arrays(cell), state[:, N:].numpy()
+    y, final = cell.sequence(x, state, is_init)
+    for t in range(T):
+        c = c * ~is_init[t].numpy()[:, None]
+        f, r, candidate, skip = np.split(x[t].numpy() @ p["weight_input"].T + p["bias"], 4, -1)
+        f, r = (sigmoid(u + v * c) for u, v in zip((f, r), p["weight_recurrent"], strict=True))
+        c = f * c + (1 - f) * candidate
+        np.testing.assert_allclose(y[t].detach(), r * c + (1 - r) * skip, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(final[:, N:].detach(), c, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_indrnn_is_that_of_torchrecurrent(activation: str) -> None:
+    cells = pytest.importorskip("torchrecurrent")
+    cell = make("indrnn", activation=activation)
+    oracle = cells.IndRNNCell(D, N, nonlinearity=getattr(torch, activation)).double()
+    with torch.no_grad():
+        oracle.weight_ih.copy_(cell.weight_input)
+        oracle.bias_ih.copy_(cell.bias)
+        oracle.vector_u.copy_(cell.weight_recurrent[0].view_as(oracle.vector_u))
+    assert_same(cell, lambda x, h: oracle(x, h))
+
+
+def assert_same(cell: Any, step: Any) -> None:
+    """The cell's sequence is `step(x, h) -> h` one after the other, on states without a reset and with."""
+    x, state, is_init = data(cell)
+    with torch.no_grad():
+        y, _ = cell.sequence(x, state, is_init)
+        for t in range(T):
+            state = step(x[t], state * ~is_init[t, :, None])
+            torch.testing.assert_close(y[t], state, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["brc", "nbrc"])
+def test_bistable_cells_are_those_of_torchrecurrent(name: str) -> None:
+    cells = pytest.importorskip("torchrecurrent")
+    cell = make(name)
+    oracle = (cells.BRCell if name == "brc" else cells.NBRCell)(D, N).double()
+    weights = (cell.weight_input, cell.bias) if name == "brc" else (cell.input.weight, cell.input.bias)
+    recurrent = cell.weight_recurrent if name == "brc" else cell.hidden.weight
+    with torch.no_grad():
+        oracle.weight_ih.copy_(weights[0])
+        oracle.bias_ih.copy_(weights[1])
+        oracle.weight_hh.copy_(recurrent.reshape(oracle.weight_hh.shape))
+        oracle.bias_hh.zero_()
+    assert_same(cell, lambda x, h: oracle(x, h))
+
+
+def test_a_bistable_unit_keeps_a_bit_that_a_gru_forgets() -> None:
+    """a = 1.5 > 1, no input: two stable states, of opposite sign."""
+    cell = make("brc")
+    with torch.no_grad():
+        for parameter in (cell.weight_input, cell.weight_recurrent, cell.bias):
+            parameter.zero_()
+        cell.bias[:N] = math.atanh(0.5)
+    x, state = torch.zeros(200, 2, D, dtype=torch.float64), torch.tensor([[0.3], [-0.3]], dtype=torch.float64)
+    _, final = cell.sequence(x, state.repeat(1, N), torch.zeros(200, 2, dtype=torch.bool))
+    np.testing.assert_allclose(final.detach().abs(), 0.8586, atol=1e-4)  # the root of h = tanh(1.5 h)
+    assert torch.equal(final.sign(), state.sign().repeat(1, N))
+
+
+# ---- dense cells -----------------------------------------------------------------------------------------------------
+
+
+def test_a_step_of_scrn_is_that_of_torchrecurrent_before_its_second_layer() -> None:
+    """Theirs feeds back a layer on top of the hidden units; with the identity as that layer h' is its argument."""
+    cells = pytest.importorskip("torchrecurrent")
+    cell = make("scrn", decay=0.9)
+    oracle = cells.SCRNCell(D, N).double()
+    with torch.no_grad():
+        for parameter in oracle.parameters():
+            parameter.zero_()
+        oracle.alpha.fill_(0.9)
+        oracle.weight_ih.copy_(torch.cat([cell.slow.weight, cell.input.weight]))
+        oracle.bias_ih[N:] = cell.input.bias
+        oracle.weight_hh.copy_(torch.cat([cell.hidden.weight, torch.eye(N, dtype=torch.float64)]))
+        oracle.weight_ch[:N] = cell.context.weight
+        x, state, _ = data(cell)
+        y, after = cell.step(x[0], state)
+        h, s = oracle(x[0], tuple(state.chunk(2, -1)))
+    torch.testing.assert_close(torch.cat([torch.atanh(h), s], -1), y, rtol=0, atol=1e-9)
+    assert torch.equal(y, after)
+
+
+def test_leaky_units_are_a_mixture_of_memory_and_drive_in_the_share_of_their_time_constant() -> None:
+    cell = make("leaky")
+    p = arrays(cell)
+    tau = 1 + np.exp(p["time"])
+    assert bool((tau >= 1).all()) and bool((tau <= 2).all()) and not np.diag(p["hidden.weight"]).any()
+    x, state, is_init = data(cell)
+    y, _ = cell.sequence(x, state, is_init)
+    h = state.numpy()
+    for t in range(T):
+        h = h * ~is_init[t].numpy()[:, None]
+        drive = h @ p["hidden.weight"].T + x[t].numpy() @ p["input.weight"].T + p["input.bias"]
+        h = (1 - 1 / tau) * h + drive / tau
+        h = np.where(h > 0, h, 0.1 * h)
+        np.testing.assert_allclose(y[t].detach(), h, rtol=1e-9, atol=1e-12)
+
+
+def test_plrnn_is_linear_in_each_of_its_regions_with_the_papers_jacobian() -> None:
+    cell = make("plrnn", hidden=11)
+    p = arrays(cell)
+    assert abs(float(p["decay"].max())) < 1
+    z = torch.randn(N, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    jacobian = torch.autograd.functional.jacobian(lambda z: cell.step(torch.ones(1, D).double(), z[None])[1][0], z)
+    u = p["inner.weight"] @ z.numpy()
+    slope = (u + p["threshold"] > 0).astype(float) - (u > 0)
+    assert slope.any()
+    expected = np.diag(p["decay"]) + p["outer.weight"] @ np.diag(slope) @ p["inner.weight"]
+    np.testing.assert_allclose(jacobian, expected, rtol=1e-10, atol=1e-12)
+    far = torch.full((1, N), 1e6, dtype=torch.float64)
+    bound = np.abs(p["outer.weight"]) @ np.abs(p["threshold"])  # the bend is bounded by the thresholds
+    with torch.no_grad():
+        grown = cell.step(torch.zeros(1, D).double(), far)[1] - cell.decay * far - cell.input.bias
+    assert bool((grown[0].abs().numpy() <= bound + 1e-6).all())
