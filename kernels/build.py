@@ -185,7 +185,11 @@ def _cpu_model() -> str:
 
 
 def _compile(
-    compiler: str, source: str, name: str, check: Callable[[ctypes.CDLL], None], flags: tuple[str, ...]
+    compiler: str,
+    source: str,
+    name: str,
+    check: Callable[[ctypes.CDLL], None] = lambda built: None,
+    flags: tuple[str, ...] = FLAGS,
 ) -> ctypes.CDLL:
     if compiler in _hung:
         raise BuildError(f"{compiler} took longer than {COMPILE_PATIENCE:g} s")
