@@ -180,7 +180,15 @@ class Policy(nn.Module):
         call, read, kept = self.cell.read_out_call(obs_TBD, state_TBS, is_init_TB, *self.read_out())
         return [call, categorical_call(read[..., :-1], uniform_TB, action_TB)], read, kept
 
-    def sequence(self, chunk: Chunk, state_BS: Tensor, acted: Acted | None = None, *, current: int = 0) -> Outputs:
+    def sequence(
+        self,
+        chunk: Chunk,
+        state_BS: Tensor,
+        acted: Acted | None = None,
+        *,
+        current: int = 0,
+        through: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    ) -> Outputs:
         """The outputs [T, B, ...] of a whole chunk under the current parameters, starting from `state_BS`.
 
         Args:
@@ -188,10 +196,11 @@ class Policy(nn.Module):
             state_BS: memory before the first step.
             acted: what acting computed, if the parameters are still those that acted (see `Cell.sequence`).
             current: the first so many copies were acted by the current parameters, and so are the values in the chunk.
+            through: stands in for the cell's `sequence` (see `GradientEngine.sequence`).
         """
         inputs = inputs_of(chunk)
         x_TBD = self.encode(inputs)
-        y_TBH, last_BS = self.cell.sequence(x_TBD, state_BS, chunk.is_init, acted)
+        y_TBH, last_BS = (through or self.cell.sequence)(x_TBD, state_BS, chunk.is_init, acted)
         outputs = self.heads(y_TBH, inputs)
         outputs.features = y_TBH
         if current < chunk.copies:

@@ -56,6 +56,14 @@ REGISTRY: dict[str, dict[str, str]] = {
     "gradient": {
         "bptt": "lifelong.agent.gradients.bptt:BPTT",
         "rtrl": "lifelong.agent.gradients.rtrl:RTRL",
+        "exact": "lifelong.agent.gradients.exact:Exact",
+        "snap1": "lifelong.agent.gradients.snap1:SnAp1",
+        "snap2": "lifelong.agent.gradients.snap2:SnAp2",
+        "uoro": "lifelong.agent.gradients.uoro:UORO",
+        "kf_rtrl": "lifelong.agent.gradients.kf_rtrl:KFRTRL",
+        "rflo": "lifelong.agent.gradients.rflo:RFLO",
+        "eprop": "lifelong.agent.gradients.eprop:EProp",
+        "dsf": "lifelong.agent.gradients.dsf:DSF",
     },
     "objective": {
         "actor_critic": "lifelong.agent.objectives.actor_critic:ActorCritic",

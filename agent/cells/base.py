@@ -79,6 +79,23 @@ class Cell(nn.Module):
         """One step without any reset: `(y_BH, state_BS)`."""
         raise NotImplementedError
 
+    def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
+        """The state after a step, unit by unit, from the drives [..., G*N] of every tap and the state before [..., S].
+
+        Gradient engines take their local derivatives from it (`agent.cells.local`). A cell that leaves it out is one
+        block to them, and all of them cost what `exact` costs. Element-wise parameters are used as vectors [..., N].
+        """
+        raise NotImplementedError
+
+    def output(self, x: Tensor, state: Tensor) -> Tensor:
+        """The output [..., H] of a step from its input and the state after it: the first H entries by default."""
+        return state[..., : self.output_size]
+
+    def recurrent_parameters(self) -> list[str]:
+        """The parameters that a state is a function of, which are those that a carry covers."""
+        timeless = self.timeless_parameters()
+        return [name for name, _ in self.named_parameters() if name not in timeless]
+
     def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
         """One step after resetting the state where `is_init_B`: `(y_BH, state_BS)`."""
         return self.step(x_BD, state_BS * (~is_init_B).unsqueeze(-1))

@@ -63,10 +63,16 @@ class Composite(Cell):
     def sequence(
         self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
     ) -> tuple[Tensor, Tensor]:
+        return self.sequence_of(self.cells, x_TBD, state_BS, is_init_TB)
+
+    def sequence_of(
+        self, parts: Sequence[Any], x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`sequence`, through that of `parts`: the cells, or gradient engines in their place."""
         states = [state.contiguous() for state in self.split(state_BS)]
 
         def run(k: int, x: Tensor) -> Tensor:
-            y, states[k] = self.cells[k].sequence(x, states[k], is_init_TB)
+            y, states[k] = parts[k].sequence(x, states[k], is_init_TB)
             return y
 
         return self.flow(x_TBD, run), torch.cat(states, -1)

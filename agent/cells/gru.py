@@ -26,12 +26,15 @@ class GRU(Cell):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(size**-0.5), size**-0.5)
 
-    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        ur, uz, un = self.input(x_BD).chunk(3, -1)
-        vr, vz, vn = self.hidden(state_BS).chunk(3, -1)
+    def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
+        ur, uz, un = drives["input"].chunk(3, -1)
+        vr, vz, vn = drives["recurrent"].chunk(3, -1)
         z = torch.sigmoid(uz + vz)
         n = torch.tanh(un + torch.sigmoid(ur + vr) * vn)
-        h_BN = n + z * (state_BS - n)
+        return n + z * (state - n)
+
+    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        h_BN = self.state_from({"input": self.input(x_BD), "recurrent": self.hidden(state_BS)}, state_BS)
         return h_BN, h_BN
 
     def sequence(

@@ -30,10 +30,12 @@ class Leaky(Cell):
         with torch.no_grad():
             self.hidden.weight.fill_diagonal_(0.0)
 
-    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+    def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
         rate = torch.sigmoid(-self.time)  # 1 / t
-        h_BN = state_BS + rate * (self.input(x_BD) + self.hidden(state_BS) - state_BS)
-        h_BN = nn.functional.leaky_relu(h_BN, 0.1)
+        return nn.functional.leaky_relu(state + rate * (drives["joint"] - state), 0.1)
+
+    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        h_BN = self.state_from({"joint": self.input(x_BD) + self.hidden(state_BS)}, state_BS)
         return h_BN, h_BN
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:

@@ -29,12 +29,15 @@ class LSTM(Cell):
         with torch.no_grad():
             self.input.bias[size : 2 * size] = forget_bias
 
+    def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
+        i, f, g, o = drives["joint"].chunk(4, -1)
+        c = torch.sigmoid(f) * state[..., self.size :] + torch.sigmoid(i) * torch.tanh(g)
+        return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], -1)
+
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        h_BN, c_BN = state_BS.chunk(2, -1)
-        i, f, g, o = (self.input(x_BD) + self.hidden(h_BN)).chunk(4, -1)
-        c_BN = torch.sigmoid(f) * c_BN + torch.sigmoid(i) * torch.tanh(g)
-        h_BN = torch.sigmoid(o) * torch.tanh(c_BN)
-        return h_BN, torch.cat([h_BN, c_BN], -1)
+        drive_BN = self.input(x_BD) + self.hidden(state_BS[:, : self.size])
+        state_BS = self.state_from({"joint": drive_BN}, state_BS)
+        return state_BS[:, : self.size], state_BS
 
     def sequence(
         self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None

@@ -27,11 +27,14 @@ class NBRC(Cell):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(size**-0.5), size**-0.5)
 
-    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        a, c, candidate = self.input(x_BD).chunk(3, -1)
-        from_a, from_c = self.hidden(state_BS).chunk(2, -1)
+    def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
+        a, c, candidate = drives["input"].chunk(3, -1)
+        from_a, from_c = drives["recurrent"].chunk(2, -1)
         kept = torch.sigmoid(c + from_c)
-        h_BN = kept * state_BS + (1 - kept) * torch.tanh(candidate + (1 + torch.tanh(a + from_a)) * state_BS)
+        return kept * state + (1 - kept) * torch.tanh(candidate + (1 + torch.tanh(a + from_a)) * state)
+
+    def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
+        h_BN = self.state_from({"input": self.input(x_BD), "recurrent": self.hidden(state_BS)}, state_BS)
         return h_BN, h_BN
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:

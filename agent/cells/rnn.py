@@ -30,8 +30,11 @@ class RNN(Cell):
             nn.init.uniform_(parameter, -(size**-0.5), size**-0.5)
         nn.init.orthogonal_(self.hidden.weight)
 
+    def state_from(self, drives: dict[str, Tensor], state: Tensor) -> Tensor:
+        return torch.tanh(drives["joint"])
+
     def step(self, x_BD: Tensor, state_BS: Tensor) -> tuple[Tensor, Tensor]:
-        h_BN = torch.tanh(self.input(x_BD) + self.hidden(state_BS))
+        h_BN = self.state_from({"joint": self.input(x_BD) + self.hidden(state_BS)}, state_BS)
         return h_BN, h_BN
 
     def sequence(

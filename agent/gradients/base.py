@@ -14,11 +14,34 @@ An engine is an autograd node on the initial state plus the carry that it reads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from lifelong.agent.cells.base import Cell
+from lifelong.agent.cells.base import Acted, Cell
+
+
+class _Boundary(torch.autograd.Function):
+    """Identity on the state; backward gives each parameter what `engine.boundary` says."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, state_BS: Tensor, engine: GradientEngine, index: Tensor | None, *parameters: Tensor
+    ) -> Tensor:
+        ctx.engine, ctx.index = engine, index
+        return state_BS.view_as(state_BS)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BS: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return (None, None, None, *ctx.engine.boundary(grad_BS, ctx.index))
+
+
+def boundary(state_BS: Tensor, engine: GradientEngine, index: Tensor | None, parameters: Sequence[Tensor]) -> Tensor:
+    """`state_BS` as a function of `parameters`, whose gradients `engine.boundary` gives, in this order."""
+    attached: Tensor = _Boundary.apply(state_BS, engine, index, *parameters)  # type: ignore[no-untyped-call]
+    return attached
 
 
 class GradientEngine:
@@ -31,6 +54,11 @@ class GradientEngine:
 
     #: the Jacobian structures that the engine supports
     jacobians: ClassVar[tuple[str, ...]] = ("diagonal", "block", "linear_diagonal", "dense")
+    #: whether it takes a cell that is made of cells as one, and not part by part
+    whole: ClassVar[bool] = False
+    #: how the carry is approximate, in a few words, and how the gradient inside the chunk is, if it is
+    approximation: str = ""
+    inside: str = ""
 
     def __init__(self, cell: Cell, copies: int) -> None:
         self.cell = cell
@@ -44,6 +72,16 @@ class GradientEngine:
             index: int64 copies of the rows; None means all copies in order.
         """
         return state_BS
+
+    def boundary(self, grad_BS: Tensor, index: Tensor | None) -> tuple[Tensor, ...]:
+        """The carry's term of the gradient of every parameter that `attach` names, given dL/dstate_0 [B, S]."""
+        raise NotImplementedError
+
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The cell's `sequence`, with the backward pass that the engine has inside a chunk: exact by default."""
+        return self.cell.sequence(x_TBD, state_BS, is_init_TB, acted)
 
     def trace(
         self,
@@ -78,6 +116,18 @@ class GradientEngine:
     def exact_parameters(self) -> list[str]:
         """Names of the cell's parameters whose gradient is exact over the whole history, not truncated at T."""
         return []
+
+    def approximate_parameters(self) -> list[str]:
+        """Names of the cell's parameters whose gradient has the whole history, but as `approximation` says."""
+        return []
+
+    @classmethod
+    def carry_numbers(cls, cell: Cell) -> int:
+        """How many numbers the carry of one copy has; the cell may lie on the device `meta`."""
+        return 0
+
+    def seed(self, seed: int) -> None:
+        """Where an engine that draws random numbers takes them from."""
 
     def report(self) -> dict[str, Tensor]:
         """Scalars for the log."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lifelong.agent import registry
-from lifelong.agent.cells.base import Cell
+from lifelong.agent.cells.base import Acted, Cell
 from lifelong.agent.cells.composite import Composite
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.gradients.base import GradientEngine
@@ -36,10 +36,21 @@ class PartsEngine(GradientEngine):
                 f"gradient {spec['kind']} can train no part of the cell: their state Jacobians are {kinds}; use "
                 "gradient bptt, or a part with a diagonal or block Jacobian"
             )
+        part = registry.load("gradient", spec["kind"])
+        self.approximation, self.inside = part.approximation, part.inside
+
+    def seed(self, seed: int) -> None:
+        for k, engine in enumerate(self.engines):
+            engine.seed(seed + k)
 
     def attach(self, state_BS: Tensor, index: Tensor | None = None) -> Tensor:
         states = zip(self.engines, self.cell.split(state_BS), strict=True)
         return torch.cat([engine.attach(state.contiguous(), index) for engine, state in states], -1)
+
+    def sequence(
+        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.cell.sequence_of(self.engines, x_TBD, state_BS, is_init_TB)
 
     @torch.no_grad()
     def trace(
@@ -71,8 +82,13 @@ class PartsEngine(GradientEngine):
             engine.reset_units(self.cell.units_of(k, units), index)
 
     def exact_parameters(self) -> list[str]:
-        last = [(k, engine) for k, engine in enumerate(self.engines) if self.cell.is_last(k)]
-        return [f"parts.{k}.{name}" for k, engine in last for name in engine.exact_parameters()]
+        return [f"parts.{k}.{name}" for k, engine in self._last() for name in engine.exact_parameters()]
+
+    def approximate_parameters(self) -> list[str]:
+        return [f"parts.{k}.{name}" for k, engine in self._last() for name in engine.approximate_parameters()]
+
+    def _last(self) -> list[tuple[int, GradientEngine]]:
+        return [(k, engine) for k, engine in enumerate(self.engines) if self.cell.is_last(k)]
 
     def report(self) -> dict[str, Tensor]:
         """The largest of each number over the parts."""
@@ -93,9 +109,19 @@ class PartsEngine(GradientEngine):
 
 def engine_for(spec: Mapping[str, Any], cell: Cell, copies: int, *, part_of_one: bool = False) -> GradientEngine:
     """The engine that `spec` describes, for a cell or for the parts of one."""
-    if isinstance(cell, Composite):
+    kind = registry.load("gradient", spec["kind"])
+    if isinstance(cell, Composite) and not kind.whole:
         return PartsEngine(cell, copies, spec)
-    if part_of_one and cell.jacobian not in registry.load("gradient", spec["kind"]).jacobians:
+    if part_of_one and cell.jacobian not in kind.jacobians:
         return BPTT(cell, copies)
     engine: GradientEngine = registry.build("gradient", spec, cell, copies)
     return engine
+
+
+def carry_numbers(spec: Mapping[str, Any], cell: Cell) -> int:
+    """How many numbers the carry of one copy has, for a cell or for the parts of one."""
+    engine = registry.load("gradient", spec["kind"])
+    if isinstance(cell, Composite) and not engine.whole:
+        return sum(carry_numbers(spec, part) for part in cell.cells if part.jacobian in engine.jacobians)
+    numbers: int = engine.carry_numbers(cell)
+    return numbers

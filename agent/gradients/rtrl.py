@@ -14,13 +14,13 @@ A cell with two parts of state a unit (h, c) has a 2x2 block in place of a_t and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from lifelong.agent.cells.base import CellChunk, ElementwiseCell
-from lifelong.agent.gradients.base import GradientEngine
+from lifelong.agent.cells.base import Cell, CellChunk, ElementwiseCell
+from lifelong.agent.gradients.base import GradientEngine, boundary
 
 
 @dataclass
@@ -30,21 +30,6 @@ class Trace:
     chunk: CellChunk
     index: Tensor | None
     advanced: bool = False
-
-
-class _Boundary(torch.autograd.Function):
-    """Identity on the state; backward gives each recurrent parameter sum_b dL/dc_0[b] * S[b]."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, state_BS: Tensor, engine: RTRL, index: Tensor | None, *parameters: Tensor
-    ) -> Tensor:
-        ctx.engine, ctx.index = engine, index
-        return state_BS.view_as(state_BS)
-
-    @staticmethod
-    def backward(ctx: Any, grad_BS: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return (None, None, None, *ctx.engine.boundary(grad_BS, ctx.index))
 
 
 class RTRL(GradientEngine):
@@ -77,10 +62,7 @@ class RTRL(GradientEngine):
 
     def attach(self, state_BS: Tensor, index: Tensor | None = None) -> Tensor:
         parameters = [self.cell.get_parameter(name) for name in self.cell.recurrent_parameters()]
-        attached: Tensor = _Boundary.apply(  # type: ignore[no-untyped-call]
-            state_BS, self, index, *parameters
-        )
-        return attached
+        return boundary(state_BS, self, index, parameters)
 
     def boundary(self, grad_BS: Tensor, index: Tensor | None) -> tuple[Tensor, ...]:
         """The carry's term of the gradients of the recurrent parameters, given dL/dstate_0 [B, S]."""
@@ -133,6 +115,11 @@ class RTRL(GradientEngine):
         copies = torch.arange(self.copies, device=units.device) if index is None else index
         for carry in (self.weight_BGND, self.small_BMN):
             carry.unflatten(2, (-1, self.cell.units))[copies.unsqueeze(-1), :, :, units] = 0.0
+
+    @classmethod
+    def carry_numbers(cls, cell: Cell) -> int:
+        assert isinstance(cell, ElementwiseCell)
+        return cell.PARTS * sum(cell.get_parameter(name).numel() for name in cell.recurrent_parameters())
 
     def exact_parameters(self) -> list[str]:
         return self.cell.recurrent_parameters()

@@ -413,6 +413,7 @@ def _build(
         check_memory(config, needs_of(config, env, policy, strategies, copies), device)
         check_places(config, policy, strategies, device, folder)
     engine = engine_for(config.gradient, policy.cell, copies)
+    engine.seed(own_seed("gradient"))
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.setup(policy)
     objective.workers = workers
@@ -441,7 +442,9 @@ def _build(
         return rollout, torch.Generator().manual_seed(own_seed("source draw", step))
 
     def fresh_engine(count: int) -> GradientEngine:
-        return engine_for(config.gradient, policy.cell, count)
+        made = engine_for(config.gradient, policy.cell, count)
+        made.seed(own_seed("source gradient"))
+        return made
 
     learner = Learner(
         policy,

@@ -164,7 +164,8 @@ class Learner:
         known = (
             live if current and not self.objective.reads_after else 0
         )  # copies whose values in the chunk are those of the current critic
-        outputs = self.policy.sequence(batch, state, acted if batch is chunk else None, current=known)
+        acted, through = acted if batch is chunk else None, self.engine.sequence
+        outputs = self.policy.sequence(batch, state, acted, current=known, through=through)
         loss, metrics = self.objective.loss(outputs, batch, prepared)
         for strategy in self.loss_hooks:
             extra = strategy.extra_loss(ctx, batch, outputs, live)

@@ -14,6 +14,7 @@ import torch
 from lifelong.agent.config import Config
 from lifelong.agent.detectors.base import LOOKBACK
 from lifelong.agent.errors import ConfigError
+from lifelong.agent.gradients.parts import carry_numbers
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.detection import chunks_kept
 from lifelong.agent.runtime.walk import tensors_of
@@ -91,12 +92,12 @@ def needs_of(
         slots = min(slots, 1)
     sequence, copy = sequence_bytes(policy, steps, slots), copy_bytes(env, policy)
     size = sum(p.numel() for p in policy.parameters())
-    carry = 4 * sum(p.numel() for p in policy.cell.parameters()) if config.gradient["kind"] == "rtrl" else 0
+    carry = 4 * carry_numbers(config.gradient, policy.cell)
     chunk = 2 * (sequence + 4 * steps * policy.cell.state_size)  # what was seen, and acting's steps
     needs = [
         ("policy.encoder and policy.cell", 4 * 4 * size),  # parameters, gradients, two of them in the optimiser
         ("rollout.copies x rollout.steps", copies * (chunk + copy)),
-        ("rollout.copies with gradient rtrl", copies * carry),
+        (f"rollout.copies with gradient {config.gradient['kind']}", copies * carry),
         ("evaluation.episodes", config.evaluation.episodes * copy),
     ]
     for spec, strategy in zip(config.strategy, strategies, strict=True):

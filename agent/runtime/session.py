@@ -182,16 +182,20 @@ def gradient_report(trainer: Trainer) -> str:
     """Which parameters get an exact gradient over the whole history, and which a truncated one."""
     engine, T = trainer.learner.engine, trainer.steps
     exact = {f"cell.{name}" for name in engine.exact_parameters()}
-    names = [name for name, _ in trainer.rollout.policy.named_parameters()]
+    approximate = {f"cell.{name}" for name in engine.approximate_parameters()}
+    names = [name for name, _ in trainer.rollout.policy.named_parameters() if name not in exact | approximate]
     timeless = {f"cell.{name}" for name in trainer.rollout.policy.cell.timeless_parameters()}
-    outside = [n for n in names if n not in exact and (n.startswith(("actor.", "critic.")) or n in timeless)]
-    truncated = [n for n in names if n not in exact and n not in outside]
+    outside = [name for name in names if name.startswith(("actor.", "critic.")) or name in timeless]
+    truncated = [name for name in names if name not in outside]
     lines = []
     if exact:
         lines.append(f"exact over the whole history: {', '.join(sorted(exact))}")
+    if approximate:
+        lines.append(f"approximate over the whole history ({engine.approximation}): {', '.join(sorted(approximate))}")
     lines.append(f"no path through time: {', '.join(outside)}")
     if truncated:
-        lines.append(f"truncated at {T} steps: {', '.join(truncated)}")
+        inside = f", and approximate inside them ({engine.inside})" if engine.inside and approximate else ""
+        lines.append(f"truncated at {T} steps{inside}: {', '.join(truncated)}")
     return "\n".join(lines)
 
 

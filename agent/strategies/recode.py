@@ -24,9 +24,11 @@ EPS = 1e-3
 
 
 class Recode(Strategy):
-    """Adds weight * n(o_{t+1}) / sd(n) to the reward r_t, for the loss alone.
+    """Adds weight * max(0, n(o_{t+1}) - mean(n)) / sd(n) to the reward r_t, for the loss alone.
 
-    n is the novelty of RECODE's memory (see `agent.modules.novelty`), sd its standard deviation so far. Where an
+    n is the novelty of RECODE's memory (see `agent.modules.novelty`), mean and sd are those of all novelties so far.
+    The paper divides by sd alone: in a small world, where soon all is known, that pays a constant for every step, and
+    a task that is over early is not worth its end (BYOL-Explore, Guo et al. 2022, cuts at the mean, too). Where an
     episode ends nothing is added. What is embedded is one observation and not the memory of the policy, so that the way
     there does not count: f(o) is a network that learns, together with a second one, to tell from f(o_t) and f(o_{t+1})
     which action was taken, by one step of Adam a chunk. What the agent cannot bring about has no place in it.
@@ -98,7 +100,7 @@ class Recode(Strategy):
         count, total, squares = self.moments.tolist()
         deviation = max(squares / count - (total / count) ** 2, 0.0) ** 0.5
         self.metrics["novelty"] = float(novelty_TB.mean())
-        bonus_TB = novelty_TB / (deviation + EPS)
+        bonus_TB = (novelty_TB - total / count).clamp(min=0.0) / (deviation + EPS)
         self.metrics["reward"] = self.weight * float(bonus_TB.mean())
         return self.weight * bonus_TB.to(chunk.reward) * goes_on
 

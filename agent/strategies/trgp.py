@@ -13,6 +13,8 @@ from lifelong.agent.strategies.base import Context, Source
 from lifelong.agent.strategies.gpm import GPM
 from lifelong.envs.options import Count, Share
 
+#: of A^T A, in units of the mean of its diagonal; what is added to that
+DAMPING, TINY = 1e-3, 1e-12
 #: of a task: tap -> old task -> Q
 Scales = dict[str, dict[int, Tensor]]
 
@@ -28,8 +30,11 @@ class TRGP(GPM):
     task keeps its own Q, so the task must be known to act.
 
     The policy's parameters are W_t, so gradients, the carry's too, are those of what acts. The realised step D of W_t
-    is pulled back to Q_j, by S_j^T W^T D S_j: with plain SGD that is gradient descent on Q_j. When the task changes
-    the parameters jump to those of the other task. S_j stays as it was after the first time that task j ended.
+    is projected onto what Q_j can make of it: with A = W S_j, Q_j moves by (A^T A)^-1 A^T D S_j, so W_t by no more than
+    D. With plain SGD that is gradient descent on Q_j, preconditioned by A^T A; without it, as the paper has it, the
+    step of W_t is A A^T times as large, and under Adam, whose steps do not shrink with the gradient, layers with large
+    answers A left the network in one task. When the task changes the parameters jump to those of the other task. S_j
+    stays as it was after the first time that task j ended.
 
     Args:
         trust: smallest share of the gradient's norm that lies in an old task's space for it to be trusted.
@@ -138,7 +143,9 @@ class TRGP(GPM):
         for old, scale in self.scales.get(self.current, {}).get(tap, {}).items():
             space = self.spaces[tap][old]
             answers = self.plain[tap] @ space  # W S
-            step = answers.T @ delta_mn @ space
+            metric = answers.T @ answers
+            metric.diagonal().add_(DAMPING * metric.diagonal().mean() + TINY)
+            step = torch.linalg.solve(metric, answers.T @ delta_mn @ space)
             scale += step
             moved.append(answers @ step @ space.T)
         return super().project(tap, delta_mn) + sum(moved)

@@ -208,7 +208,7 @@ CASES = {
         "ppo": {"kind": "ppo", "epochs": 3, "minibatches": 1},
         "ppo-minibatches": {"kind": "ppo", "epochs": 2, "minibatches": 2},
     }.items()
-    for engine in ("bptt", "rtrl")
+    for engine in ("bptt", "rtrl", "exact", "eprop")
 }
 
 
@@ -223,7 +223,7 @@ def part_of(experience: Experience, copies: slice) -> Experience:
 def learn(workers: Workers, case: str, learner_class: type[Learner] = Learner) -> dict[str, Tensor]:
     """Parameters and the last loss after a few fixed chunks, of which this worker gets its share of the copies."""
     spec, gradient = CASES[case]
-    policy = make_policy(size=6, seed=1)
+    policy = make_policy("elstm" if gradient in ("bptt", "rtrl") else "gru", size=6, seed=1)
     copies = len(range(B)[workers.share(B)])
     engine = registry.build("gradient", {"kind": gradient}, policy.cell, copies)
     objective = registry.build("objective", spec, policy.distribution)
@@ -250,7 +250,7 @@ def learn_all(workers: TorchWorkers, folder: Path) -> dict[str, dict[str, Tensor
 def test_two_workers_with_half_the_copies_make_the_steps_of_one_with_all(
     case: str, group: dict[str, list[Any]]
 ) -> None:
-    start = make_policy(size=6, seed=1).state_dict()
+    start = make_policy("elstm" if CASES[case][1] in ("bptt", "rtrl") else "gru", size=6, seed=1).state_dict()
     whole = learn(ALONE, case, Halves if case.startswith("ppo-minibatches") else Learner)
     halves = group["learn"][0][case]
     assert any((whole[n] - p).abs().max() > 1e-3 for n, p in start.items())

@@ -212,6 +212,21 @@ def test_an_unknown_cell_of_torchrecurrent_names_the_nearest() -> None:
         registry.load("cell", "torchrecurrent:MGUCel")
 
 
+@pytest.mark.parametrize("kind", ["snap1", "eprop", "uoro"])
+def test_every_part_has_the_engine_inside_the_chunk_too(kind: str) -> None:
+    policy = policy_of(STACK)
+    parts = split(policy, history(policy, 7, 3), 7)
+    engine: Any = engine_for({"kind": kind}, policy.cell, B)
+    got = chunked_gradient(policy, parts, engine)
+    x, state, is_init = parts[0].x_TBD, parts[0].chunk.state, parts[0].chunk.is_init
+    torch.testing.assert_close(engine.sequence(x, state, is_init), policy.cell.sequence(x, state, is_init))
+    rtrl = chunked_gradient(policy, parts, engine_for({"kind": "rtrl"}, policy.cell, B))
+    assert (max_relative_error(got, rtrl, list(rtrl)) <= 1e-10) == (kind != "uoro")  # its parts couple no two units
+    assert bool(engine.approximate_parameters()) == (kind == "uoro") and bool(engine.exact_parameters()) == (
+        kind != "uoro"
+    )
+
+
 def test_bptt_is_the_engine_of_every_cell_of_torchrecurrent_and_rtrl_is_refused() -> None:
     pytest.importorskip("torchrecurrent")
     from lifelong.agent.runtime.build import check_gradient

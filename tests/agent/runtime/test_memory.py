@@ -61,7 +61,14 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], str]] = {
         {"policy": {"cell": {"kind": "gru", "size": 60_000}}, "gradient": "bptt"},
         "policy.encoder and policy.cell",
     ),
-    "a carry": ({"policy": {"cell": {"kind": "elstm", "size": 20_000}}, "gradient": "rtrl"}, "gradient rtrl"),
+    "a carry": (
+        {"policy": {"cell": {"kind": "diagonal_gru", "size": 200_000}}, "gradient": "rtrl", "rollout": {"copies": 256}},
+        "gradient rtrl",
+    ),
+    "a whole sensitivity": (
+        {"policy": {"cell": {"kind": "gru", "size": 128}}, "gradient": "exact", "rollout": {"copies": 128}},
+        "gradient exact",
+    ),
     "copies": ({"rollout": {"copies": 10**7, "steps": 10}}, "rollout.copies x rollout.steps"),
     "steps": ({"rollout": {"copies": 64, "steps": 10**6}}, "rollout.copies x rollout.steps"),
     "episodes": ({"evaluation": {"episodes": 10**5}, "policy": {"cell": {"kind": "elstm", "size": 4000}}}, "episodes"),
