@@ -287,8 +287,9 @@ def build_policy(config: Config, env: TaskEnv) -> Policy:
         ConfigError: an encoder, cell or head that does not fit.
     """
     observed = config.stream.task_id == "observed"
-    if config.policy.heads == "per_task" and not observed:
-        raise ConfigError("policy.heads is per_task, but stream.task_id is hidden; set it to observed")
+    for key in ("heads", "critics"):
+        if getattr(config.policy, key) == "per_task" and not observed:
+            raise ConfigError(f"policy.{key} is per_task, but stream.task_id is hidden; set it to observed")
     spec = config.objective
     objective, options = registry.load("objective", spec["kind"]), {k: v for k, v in spec.items() if k != "kind"}
     registry.check_options("objective", spec["kind"], objective, options, {})
