@@ -115,10 +115,10 @@ def check_gradient(config: Config, engine: Any, cell: Any) -> None:
         allowed = [
             name for name in registry.REGISTRY["gradient"] if cell.jacobian in registry.load("gradient", name).jacobians
         ]
-        cells = [name for name in registry.REGISTRY["cell"] if registry.load("cell", name).jacobian in engine.jacobians]
         raise ConfigError(
             f"gradient {config.gradient['kind']} cannot train cell {config.policy.cell['kind']}: its state Jacobian is "
-            f"{cell.jacobian}; use gradient {' or '.join(allowed)}, or cell {' or '.join(cells)}"
+            f"{cell.jacobian}; use gradient {' or '.join(allowed)}, or a cell whose Jacobian is "
+            f"{' or '.join(engine.jacobians)}, such as elstm"
         )
 
 
