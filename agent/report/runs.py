@@ -170,7 +170,7 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
 
 
 def _usual(values: Sequence[str | None]) -> str | None:
-    """The value that more than half of the rows have, if there is one and no row is without any: it need not be named."""
+    """The value that more than half of the rows have, which need not be named; None if a row is without any."""
     (value, count), *_ = Counter(values).most_common(1)
     return value if None not in values and 2 * count > len(values) else None
 
