@@ -86,6 +86,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "functional": "lifelong.agent.strategies.functional:Functional",
         "lwf": "lifelong.agent.strategies.lwf:LwF",
         "l2": "lifelong.agent.strategies.l2:L2",
+        "activity": "lifelong.agent.strategies.activity:Activity",
         "l2_init": "lifelong.agent.strategies.l2_init:L2Init",
         "agem": "lifelong.agent.strategies.agem:AGEM",
         "clear": "lifelong.agent.strategies.clear:CLEAR",
