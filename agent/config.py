@@ -96,6 +96,8 @@ class PolicyConfig:
     squash: str = field(default="none", metadata={"choices": ("none", "tanh")})
     #: one actor head per task instead of one for all; needs an observed task id
     heads: str = field(default="shared", metadata={"choices": ("shared", "per_task")})
+    #: one critic per task instead of one for all; needs an observed task id
+    critics: str = field(default="shared", metadata={"choices": ("shared", "per_task")})
 
 
 @dataclass

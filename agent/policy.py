@@ -102,7 +102,9 @@ class Policy(nn.Module):
         input_size += self.distribution.feature_size if self.with_action else 0
         self.cell: Cell = registry.build("cell", config.cell, input_size)
         self.actor = ActorHead(self.cell.output_size, self.distribution, tasks if config.heads == "per_task" else 1)
-        self.critic = nn.Linear(self.cell.output_size, 1)
+        #: of the critic, one for all tasks or one a task
+        self.values = tasks if config.critics == "per_task" else 1
+        self.critic = nn.Linear(self.cell.output_size, self.values)
         nn.init.orthogonal_(self.critic.weight, 1.0)
         nn.init.zeros_(self.critic.bias)
         # a plain tuple: looking four parameters up through three modules costs more than a read-out of 64 copies
@@ -133,8 +135,13 @@ class Policy(nn.Module):
             parts.append(nn.functional.one_hot(inputs.task, self.tasks_shown).to(features.dtype))
         return torch.cat(parts, -1) if len(parts) > 1 else features
 
+    def task_heads(self) -> list[tuple[nn.Parameter, int]]:
+        """The parameters of actor and critic, each with the number of tasks whose rows it has one after the other."""
+        actor, critic = self.actor.parameters(), self.critic.parameters()
+        return [*((p, self.actor.tasks) for p in actor), *((p, self.values) for p in critic)]
+
     def read_out(self) -> tuple[Tensor, Tensor]:
-        """Weight [P + 1, H] and bias of actor and critic side by side; the same tensors until a parameter changes."""
+        """Weight [P + V, H] and bias of actor and critic side by side; the same tensors until a parameter changes."""
         parts = self._read_parts
         if torch.is_grad_enabled():
             return torch.cat(parts[:2]), torch.cat(parts[2:])
@@ -144,8 +151,10 @@ class Policy(nn.Module):
         return self._read
 
     def outputs(self, read: Tensor, inputs: Inputs) -> Outputs:
-        """What the read-out [..., P + 1] says."""
-        policy, value = read.split([read.shape[-1] - 1, 1], -1)
+        """What the read-out [..., P + values] says; P has a block a head."""
+        policy, value = read.split([read.shape[-1] - self.values, self.values], -1)
+        if self.values > 1:
+            value = value.gather(-1, inputs.task.unsqueeze(-1))
         policy = self.actor.parameters_of(policy, inputs.task)
         if isinstance(self.distribution, EpsilonGreedy):
             return Outputs(*self.distribution.combined(policy, value.squeeze(-1), inputs.action_mask))
@@ -167,7 +176,7 @@ class Policy(nn.Module):
         """Whether `act_calls` can be used: the cell reads a vector observation and nothing else, one head draws from a
         categorical distribution, and the cell has a compiled call."""
         plain = self.encoder.transparent and not (self.with_action or self.with_reward or self.tasks_shown)
-        one_head = self.actor.tasks == 1 and type(self.distribution) is Categorical
+        one_head = self.actor.tasks == self.values == 1 and type(self.distribution) is Categorical
         return plain and one_head and self.cell.compiled()
 
     def act_calls(

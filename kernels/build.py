@@ -81,14 +81,19 @@ class Functions(dict[torch.dtype, Callable[..., Any]]):
 
     def __init__(self, folder: str, name: str, signature: str) -> None:
         super().__init__()
-        kinds = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
-        self.folder, self.name, self.kinds = folder, name, [kinds[letter] for letter in signature]
+        self.folder, self.name, self.signature = folder, name, signature
 
     def __missing__(self, dtype: torch.dtype) -> Callable[..., Any]:
-        entry = getattr(library(self.folder, dtype), f"{self.name}_{_TEMPLATES[dtype][1]}")
-        entry.argtypes, entry.restype = self.kinds, None
-        self[dtype] = entry
-        return entry  # type: ignore[no-any-return]
+        self[dtype] = entry = entry_point(library(self.folder, dtype), self.name, self.signature, dtype)
+        return entry
+
+
+def entry_point(library: ctypes.CDLL, name: str, signature: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """The C function FN(`name`) of a loaded object; `signature` as for `function`."""
+    kinds = {"i": ctypes.c_int64, "p": ctypes.c_void_p, "d": ctypes.c_double}
+    entry = getattr(library, f"{name}_{_TEMPLATES[dtype][1]}")
+    entry.argtypes, entry.restype = [kinds[letter] for letter in signature], None
+    return entry  # type: ignore[no-any-return]
 
 
 def function(folder: str, name: str, signature: str) -> Functions:
@@ -103,28 +108,53 @@ def function(folder: str, name: str, signature: str) -> Functions:
 @functools.cache
 def _library(folder: str, dtype: torch.dtype) -> ctypes.CDLL | BuildError:
     try:
-        compiler, version = _compiler()
-        source = _source(folder, dtype)
-        key = hashlib.sha256("\n".join([source, version, *FLAGS, _cpu_model()]).encode()).hexdigest()[:32]
-        name = f"{folder.rpartition('.')[2]}-{_TEMPLATES[dtype][1]}-{key}.so"
-        return cache.load(name) or _compile(compiler, source, name)
+        spec = importlib.util.find_spec(folder)
+        if spec is None or not spec.submodule_search_locations:
+            raise BuildError(f"no package {folder}")
+        text = (Path(spec.submodule_search_locations[0]) / "cpu.c").read_text()
+        return generated(folder.rpartition(".")[2], text, dtype)
     except BuildError as error:
         return error
     except OSError as error:
         return BuildError(f"{type(error).__name__}: {error}")
 
 
-def _source(folder: str, dtype: torch.dtype) -> str:
-    spec = importlib.util.find_spec(folder)
-    if spec is None or not spec.submodule_search_locations:
-        raise BuildError(f"no package {folder}")
+def generated(
+    name: str,
+    text: str,
+    dtype: torch.dtype,
+    check: Callable[[ctypes.CDLL], None] = lambda built: None,
+    flags: tuple[str, ...] = FLAGS,
+) -> ctypes.CDLL:
+    """The loaded shared object of the C in `text`, a template like a `cpu.c`; `name` is what its file begins with.
+
+    `check` sees the object when it was compiled just now, and what it raises keeps the object from being kept: one from
+    the cache has passed. Raises BuildError if it cannot be compiled, OSError if it cannot be loaded.
+    """
+    compiler, version = _compiler()
+    source = _source(text, dtype)
+    key = hashlib.sha256("\n".join([source, version, *flags, _cpu_model()]).encode()).hexdigest()[:32]
+    file = f"{name}-{_TEMPLATES[dtype][1]}-{key}.so"
+    return cache.load(file) or _compile(compiler, source, file, check, flags)
+
+
+def can_compile() -> bool:
+    """Whether there is a C compiler that answers."""
+    try:
+        _compiler()
+    except (BuildError, OSError):
+        return False
+    return True
+
+
+def _source(text: str, dtype: torch.dtype) -> str:
     here = Path(__file__).parent
     real, suffix, single = _TEMPLATES[dtype]
     parts = (
         (here / "common.h").read_text(),
         f"#define real {real}\n#define FN(name) name##_{suffix}\n#define SINGLE {single}\n",
         (here / "template.h").read_text(),
-        (Path(spec.submodule_search_locations[0]) / "cpu.c").read_text(),
+        text,
     )
     return "\n".join(parts)
 
@@ -154,19 +184,26 @@ def _cpu_model() -> str:
     return "\n".join(line for line in lines if line.startswith(wanted))
 
 
-def _compile(compiler: str, source: str, name: str) -> ctypes.CDLL:
+def _compile(
+    compiler: str,
+    source: str,
+    name: str,
+    check: Callable[[ctypes.CDLL], None] = lambda built: None,
+    flags: tuple[str, ...] = FLAGS,
+) -> ctypes.CDLL:
     if compiler in _hung:
         raise BuildError(f"{compiler} took longer than {COMPILE_PATIENCE:g} s")
     with tempfile.TemporaryDirectory(prefix="lifelong-kernels-") as scratch:  # the user's alone
         unit, built = Path(scratch) / "unit.c", Path(scratch) / "unit.so"
         unit.write_text(source)
-        answer = _run([compiler, *FLAGS, "-o", str(built), str(unit), "-lm"], COMPILE_PATIENCE)
+        answer = _run([compiler, *flags, "-o", str(built), str(unit), "-lm"], COMPILE_PATIENCE)
         if answer is None:
             _hung.append(compiler)
             raise BuildError(f"{compiler} took longer than {COMPILE_PATIENCE:g} s")
         if answer.returncode != 0:
             reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
             raise BuildError(f"{compiler} failed: {reason}")
+        check(ctypes.CDLL(str(built)))
         return cache.keep(name, built)
 
 

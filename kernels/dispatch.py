@@ -63,7 +63,8 @@ class Op:
 
     `folder` is the package that holds them (`kernels.elstm`), whose C functions are compiled from its
     `cpu.c`; `cpu_dtypes` and `triton_dtypes` say what the compiled backends take; `torch` and `reference` take any.
-    `triton_units` is the most units that `triton` takes, None for any number.
+    `triton_units` is the most units that `triton` takes, None for any number. `generated`: the C is written at run
+    time, so `cpu` can run where there is a compiler.
     """
 
     def __init__(
@@ -74,8 +75,9 @@ class Op:
         cpu_dtypes: tuple[torch.dtype, ...] = _COMPILED_DTYPES,
         triton_dtypes: tuple[torch.dtype, ...] = (torch.float32,),
         triton_units: int | None = None,
+        generated: bool = False,
     ) -> None:
-        self.name, self.folder, self.backends = name, folder, backends
+        self.name, self.folder, self.backends, self.generated = name, folder, backends, generated
         self.dtypes = {"cpu": cpu_dtypes, "triton": triton_dtypes}
         self.triton_units = triton_units
         _ops.append(self)
@@ -128,7 +130,9 @@ class Op:
 
     def _can_run(self, backend: str, device: str, dtype: torch.dtype, fits: bool) -> bool:
         if backend == "cpu":
-            return device == "cpu" and dtype in self.dtypes["cpu"] and build.available(self.folder, dtype)
+            if device != "cpu" or dtype not in self.dtypes["cpu"]:
+                return False
+            return build.can_compile() if self.generated else build.available(self.folder, dtype)
         if backend == "triton":
             interpreted = os.environ.get("TRITON_INTERPRET") == "1"
             on_device = device == "cuda" or (device == "cpu" and interpreted)
@@ -144,7 +148,7 @@ def prepare(device: torch.device, dtype: torch.dtype = torch.float32) -> None:
     """
     if device.type != "cpu" or _forced not in ("auto", "cpu"):
         return
-    folders = {op.folder for op in _ops if "cpu" in op.backends and dtype in op.dtypes["cpu"]}
+    folders = {op.folder for op in _ops if "cpu" in op.backends and dtype in op.dtypes["cpu"] and not op.generated}
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda folder: build.available(folder, dtype), sorted(folders)))
 

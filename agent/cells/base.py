@@ -6,16 +6,16 @@ A cell's state is one tensor [B, S] (LSTM packs h and c). `is_init[t]` means: th
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lifelong.envs.options import Width
 from lifelong.kernels.loop import Call
-from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
-from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
+from lifelong.kernels.recurrence import Recurrence, boundary
 
 
 @dataclass
@@ -231,7 +231,8 @@ class ElementwiseCell(Cell):
     of the parameters (Irie, Gopalakrishnan, Schmidhuber 2024, arXiv 2305.19044, section 3).
 
     A new cell declares `GATES` (names of the drives) and `VECTORS` (names of the element-wise weights) and writes
-    `recurrence`. All derivatives that RTRL needs come from autograd on detached states (`local_derivatives`).
+    `recurrence`, in torch's element-wise operations. `kernels.recurrence` compiles it: forward, backward, one acting
+    step and all derivatives that RTRL needs. What it cannot compile runs step by step in torch, and a line says why.
     `READS` says what a linear layer for its `output` reads, if it has one: the input, the new state, or both.
 
     The element-wise functions run over P places, one a unit; a cell whose units have a row of a matrix as their state
@@ -268,9 +269,34 @@ class ElementwiseCell(Cell):
         """All drives at once, [..., G*P]."""
         return nn.functional.linear(x, self.weight_input, self.bias)
 
+    def recurrence(self, *arguments: Any, **named: Any) -> Any:
+        """`recurrence(drives, vectors, *parts)`: the parts of the state after a step, element by element, from the
+        drives [..., P] (one a gate), the weight vectors [P] and the parts before it [..., P]."""
+        raise NotImplementedError
+
     def transition(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
         """The state [..., S] after a step, from the drives [..., G*P], the weight vectors [P] and the state before."""
-        raise NotImplementedError
+        after = self.recurrence(u.split(self.places, -1), vectors, *state.split(self.places, -1))
+        return torch.cat(after, -1) if isinstance(after, tuple) else after
+
+    def compiled_recurrence(self) -> Recurrence:
+        """The recurrence in all its forms, traced when it is first asked for.
+
+        Raises:
+            ValueError: its Python control flow depends on the data.
+        """
+        found = _RECURRENCES.get(self)
+        if found is None:
+            counts = (len(self.GATES), len(self.VECTORS), self.PARTS)
+            found = _RECURRENCES[self] = Recurrence(self, type(self).recurrence, *counts, self.places)
+        return found
+
+    def run(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """T steps from the drives [T, B, G*P]: the parts of the state after each step, [T, B, P] each, and the last
+        state [B, S]."""
+        u, state = u_TBGN.unflatten(-1, (-1, self.places)), state_BS.unflatten(-1, (-1, self.places))
+        parts, last = self.compiled_recurrence().sequence(u, self.spread()[2], state, is_init_TB)
+        return parts, last.flatten(1)
 
     def output(self, x: Tensor, state: Tensor) -> Tensor:
         """The cell's output [..., H] from the input and the new state; its first part by default."""
@@ -284,12 +310,8 @@ class ElementwiseCell(Cell):
 
     def scan(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
         """The states [T, B, S] after each step, from the drives [T, B, G*P]. Subclasses with a kernel override this."""
-        keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
-        vectors, states = self.spread()[2].unbind(0), []
-        for u_BGN, keep_B1 in zip(u_TBGN, keep_TB1, strict=True):
-            state_BS = self.transition(u_BGN, vectors, state_BS * keep_B1)
-            states.append(state_BS)
-        return torch.stack(states)
+        parts, _ = self.run(u_TBGN, state_BS, is_init_TB)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     @torch.no_grad()
     def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
@@ -299,9 +321,17 @@ class ElementwiseCell(Cell):
         state_BS = self.transition(self.drive(x_BD), self.spread()[2].unbind(0), state_BS)
         return self.output(x_BD, state_BS), state_BS
 
+    def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
+        _, state_BS = self.run(self.drive(x_BD)[None], state_BS, is_init_B[None])
+        return self.output(x_BD, state_BS), state_BS
+
     def sequence(
         self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
     ) -> tuple[Tensor, Tensor]:
+        kind = type(self)
+        if kind.output is ElementwiseCell.output and kind.scan is ElementwiseCell.scan:  # needs no other part
+            parts, last_BS = self.run(self.drive(x_TBD), state_BS, is_init_TB)
+            return parts[0], last_BS
         states_TBS = self.scan(self.drive(x_TBD), state_BS, is_init_TB)
         return self.output(x_TBD, states_TBS), states_TBS[-1]
 
@@ -324,10 +354,29 @@ class ElementwiseCell(Cell):
         grads = grad_GPD.flatten(0, 1), grad_MP[:gates].flatten(), grad_MP[gates:]
         return grads[: len(self.recurrent_parameters())]
 
+    @torch.no_grad()
+    def local_derivatives(
+        self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Derivatives of every state at a fixed state before it, all T steps at once.
+
+        Args:
+            u_TBGN: drives [T, B, G*P].
+            vectors_KN: the element-wise weights, [K, P].
+            state_TBS: the state before each step, before any reset.
+            is_init_TB: reset flags.
+
+        Returns:
+            `(J, l, lv)`, [T, B, parts, parts | G | K, P], the third axis being the part that is differentiated: by the
+            parts before the step (zero where they were reset), by the drives, by the weights.
+        """
+        u, state = u_TBGN.unflatten(-1, (-1, self.places)), state_TBS.unflatten(-1, (-1, self.places))
+        return self.compiled_recurrence().local(u, vectors_KN, state, is_init_TB)
+
     def advance_carry(
         self, weight_BGND: Tensor, small_BMN: Tensor, chunk: CellChunk, boundary_BS: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Move the RTRL carry over a chunk, in place. Subclasses with a fused kernel override this.
+        """Move the RTRL carry over a chunk, in place.
 
         Args:
             weight_BGND: sensitivities of the state to the input weights; for each part of the state, all G gates.
@@ -338,13 +387,24 @@ class ElementwiseCell(Cell):
         Returns:
             `(grad_GND, grad_MN, largest entry of |dstate_t/dstate_{t-1}|)`; the first two are None without a boundary.
         """
-        raise NotImplementedError
+        return self.compiled_recurrence().advance(
+            weight_BGND.unflatten(1, (self.PARTS, -1)),
+            small_BMN.unflatten(1, (self.PARTS, -1)),
+            chunk.x_TBD,
+            chunk.weight_input,
+            chunk.bias,
+            chunk.weight_recurrent,
+            chunk.state_TBS.unflatten(-1, (self.PARTS, -1)),
+            chunk.is_init_TB,
+            boundary_BPN=None if boundary_BS is None else boundary_BS.unflatten(-1, (self.PARTS, -1)),
+        )
 
     def carry_gradient(
         self, weight_BGND: Tensor, small_BMN: Tensor, boundary_BS: Tensor, index: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """`(grad_GND, grad_MN)`: dL/dstate_0 times the carry of the copies `index` (int64; all in order by default)."""
-        raise NotImplementedError
+        weight, small, state = (each.unflatten(1, (self.PARTS, -1)) for each in (weight_BGND, small_BMN, boundary_BS))
+        return boundary(weight, small, state, index)
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         taps: dict[str, tuple[list[str], str | None]] = {"input": (["weight_input"], "bias")}
@@ -365,132 +425,33 @@ class ElementwiseCell(Cell):
         return ["weight_recurrent"] if self.VECTORS else []
 
 
+#: a cell's recurrence, not among its attributes: a copy of the cell has one of its own
+_RECURRENCES: weakref.WeakKeyDictionary[ElementwiseCell, Recurrence] = weakref.WeakKeyDictionary()
+
+
 class DiagonalCell(ElementwiseCell):
     """A cell whose state is updated element by element: c'_n = r(u^1_n .. u^G_n, v^1_n .. v^K_n, c_n).
 
-    See `ElementwiseCell`.
+    See `ElementwiseCell`; `recurrence(drives, vectors, c)` gives c'.
     """
 
     jacobian: ClassVar[str] = "diagonal"
 
-    def recurrence(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], c: Tensor) -> Tensor:
-        """c' from the drives [..., N] (one a gate), weight vectors [N] and the state c [..., N], element by element."""
-        raise NotImplementedError
-
-    def transition(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
-        return self.recurrence(u.split(self.places, -1), vectors, state)
-
-    @torch.no_grad()
     def local_derivatives(
-        self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBN: Tensor, is_init_TB: Tensor
+        self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Derivatives of every c_t at fixed c_{t-1}, all T steps at once.
-
-        Args:
-            u_TBGN: drives [T, B, G*N].
-            vectors_KN: the element-wise weights.
-            state_TBN: the state before each step, before any reset.
-            is_init_TB: reset flags.
-
-        Returns:
-            `(a_TBN, l_TBGN, lv_TBKN)`: dc_t/dc_{t-1} (zero where the state was reset), dc_t/du^g_t, dc_t/dv^k.
-        """
-        T, B, N = state_TBN.shape
-        keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
-        with torch.enable_grad():
-            c = (state_TBN * keep_TB1).detach().requires_grad_()
-            drives = tuple(u.detach().requires_grad_() for u in u_TBGN.split(N, -1))
-            vectors = tuple(v.detach().expand(T, B, N).requires_grad_() for v in vectors_KN.unbind(0))
-            after = self.recurrence(drives, vectors, c)
-            grads = torch.autograd.grad(after.sum(), (c, *drives, *vectors), materialize_grads=True)
-        gates = len(drives)
-        local = torch.stack(grads[1 : 1 + gates], dim=2)
-        vector = torch.stack(grads[1 + gates :], dim=2) if vectors else local.new_zeros(T, B, 0, N)
-        return grads[0] * keep_TB1, local, vector
-
-    def advance_carry(
-        self, weight_BGND: Tensor, small_BMN: Tensor, chunk: CellChunk, boundary_BS: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        a_TBN, local, vector = self.local_derivatives(
-            chunk.drive(), chunk.weight_recurrent, chunk.state_TBS, chunk.is_init_TB
-        )
-        _, grad_GND = rtrl_advance(weight_BGND, a_TBN, local, chunk.x_TBD, boundary_BN=boundary_BS)
-        _, grad_MN = rtrl_advance_vector(small_BMN, a_TBN, torch.cat([local, vector], 2), boundary_BN=boundary_BS)
-        return grad_GND, grad_MN, a_TBN.abs().max()
-
-    def carry_gradient(
-        self, weight_BGND: Tensor, small_BMN: Tensor, boundary_BS: Tensor, index: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        small = small_BMN if index is None else small_BMN[index]
-        return rtrl_boundary(weight_BGND, boundary_BS, index), torch.einsum("bn,bmn->mn", boundary_BS, small)
+        """As `ElementwiseCell.local_derivatives`, without the axes of the one part:
+        `(a_TBN, l_TBGN, lv_TBKN)`, dc_t/dc_{t-1}, dc_t/du^g_t, dc_t/dv^k."""
+        J, local, vector = super().local_derivatives(u_TBGN, vectors_KN, state_TBS, is_init_TB)
+        return J[:, :, 0, 0], local[:, :, 0], vector[:, :, 0]
 
 
 class BlockCell(ElementwiseCell):
-    """A cell whose units have a state of two parts: (h, c)'_n = r(u^1_n .. u^G_n, v^1_n .. v^K_n, h_n, c_n).
+    """A cell whose units have a state of several parts: (h, c, ..)'_n = r(u^1_n .., v^1_n .., h_n, c_n, ..).
 
-    The state [B, 2N] is h, then c; its Jacobian consists of 2x2 blocks, one a unit. The output is h. See
-    `ElementwiseCell`.
+    The state [B, PARTS*N] is h, then c, up to four parts; its Jacobian consists of blocks, one a unit. The output is h.
+    See `ElementwiseCell`; `recurrence(drives, vectors, h, c)` gives (h', c').
     """
 
     jacobian: ClassVar[str] = "block"
     PARTS: ClassVar[int] = 2
-
-    def recurrence(
-        self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], h: Tensor, c: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(h', c') from the drives [..., N] (one a gate), weight vectors [N] and h, c [..., N], element by element."""
-        raise NotImplementedError
-
-    def transition(self, u: Tensor, vectors: tuple[Tensor, ...], state: Tensor) -> Tensor:
-        parts = state.split(self.places, -1)
-        return torch.cat(self.recurrence(u.split(self.places, -1), vectors, *parts), -1)
-
-    @torch.no_grad()
-    def local_derivatives(
-        self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Derivatives of every state (h, c)_t at a fixed state before it, all T steps at once.
-
-        Args:
-            u_TBGN: drives [T, B, G*N].
-            vectors_KN: the element-wise weights.
-            state_TBS: the state before each step, before any reset.
-            is_init_TB: reset flags.
-
-        Returns:
-            `(J_TB22N, l_TB2GN, lv_TB2KN)`, the third axis being the part that is differentiated: by the state before
-            the step (zero where it was reset), by the drives, by the weights.
-        """
-        T, B, N = *state_TBS.shape[:2], self.places
-        keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
-        with torch.enable_grad():
-            parts = tuple(part.detach().requires_grad_() for part in (state_TBS * keep_TB1).chunk(2, -1))
-            drives = tuple(u.detach().requires_grad_() for u in u_TBGN.split(N, -1))
-            vectors = tuple(v.detach().expand(T, B, N).requires_grad_() for v in vectors_KN.unbind(0))
-            after = self.recurrence(drives, vectors, *parts)
-            inputs = (*parts, *drives, *vectors)
-            rows = [torch.autograd.grad(a.sum(), inputs, retain_graph=True, materialize_grads=True) for a in after]
-        every = torch.stack([torch.stack(row, dim=2) for row in rows], dim=2)
-        J_TB22N, local, vector = every.split((2, len(drives), len(vectors)), 3)
-        return J_TB22N * keep_TB1[..., None, None], local, vector
-
-    def advance_carry(
-        self, weight_BGND: Tensor, small_BMN: Tensor, chunk: CellChunk, boundary_BS: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        grads: tuple[Tensor | None, Tensor | None] = (None, None)
-        if boundary_BS is not None:
-            grads = self.carry_gradient(weight_BGND, small_BMN, boundary_BS, None)
-        J_TB22N, local, vector = self.local_derivatives(
-            chunk.drive(), chunk.weight_recurrent, chunk.state_TBS, chunk.is_init_TB
-        )
-        rtrl_block_advance(weight_BGND.unflatten(1, (2, -1)), J_TB22N, local, chunk.x_TBD)
-        rtrl_block_advance_vector(small_BMN.unflatten(1, (2, -1)), J_TB22N, torch.cat([local, vector], 3))
-        return *grads, J_TB22N.abs().max()
-
-    def carry_gradient(
-        self, weight_BGND: Tensor, small_BMN: Tensor, boundary_BS: Tensor, index: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        boundary_B2N = boundary_BS.unflatten(-1, (2, -1))
-        small = (small_BMN if index is None else small_BMN[index]).unflatten(1, (2, -1))
-        grad_GND = rtrl_block_boundary(weight_BGND.unflatten(1, (2, -1)), boundary_B2N, index)
-        return grad_GND, torch.einsum("bin,bimn->mn", boundary_B2N, small)

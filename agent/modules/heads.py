@@ -356,12 +356,11 @@ class Heads:
     """The parameters of heads of which every task has its own, rows of one tensor each; with one head it does nothing.
 
     Args:
-        parameters: tensors whose first dimension is `tasks` blocks of rows, one a task.
-        tasks: number of heads.
+        parameters: tensors whose first dimension is blocks of rows, one a task, and how many tasks these are.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], tasks: int) -> None:
-        self.parameters, self.tasks = parameters, tasks
+    def __init__(self, parameters: list[tuple[nn.Parameter, int]]) -> None:
+        self.parameters = [(parameter, tasks) for parameter, tasks in parameters if tasks > 1]
 
     @contextmanager
     def idle_kept(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
@@ -387,10 +386,9 @@ class Heads:
 
     def _idle(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Parameters with a gradient, and which heads have none in it, bool [tasks]."""
-        heads = [p for p in self.parameters if p.grad is not None] if self.tasks > 1 else []
-        return [(p, p.grad.reshape(self.tasks, -1).eq(0).all(1)) for p in heads if p.grad is not None]
+        return [(p, p.grad.reshape(tasks, -1).eq(0).all(1)) for p, tasks in self.parameters if p.grad is not None]
 
     def _merge(self, idle: Tensor, kept: Tensor, moved: Tensor) -> Tensor:
         """`kept` in the rows of idle heads, `moved` in the others."""
-        rows = idle.unsqueeze(1)
-        return torch.where(rows, kept.reshape(self.tasks, -1), moved.reshape(self.tasks, -1)).view_as(moved)
+        rows, tasks = idle.unsqueeze(1), len(idle)
+        return torch.where(rows, kept.reshape(tasks, -1), moved.reshape(tasks, -1)).view_as(moved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,7 +150,7 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
     """Group runs by config name and strategies, best median average performance first within a config name.
 
     Runs whose other settings differ (another gradient, another strength) are kept apart, and the label names those
-    settings: a median over them would be a median over different experiments.
+    settings: a median over them would be a median over different experiments. What most of the rows have is not named.
     """
     named: dict[tuple[str, str], list[RunData]] = {}
     for run in runs:
@@ -158,12 +159,20 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
     for (config, strategy), members in named.items():
         settings = [_settings(run.summary["config"]) for run in members]
         keys = sorted({key for setting in settings for key in setting})
-        differing = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
+        rows = {tuple(setting.get(key) for key in keys) for setting in settings}
+        usual = {key: _usual([row[index] for row in rows]) for index, key in enumerate(keys)}
         for run, setting in zip(members, settings, strict=True):
-            extra = [f"{key.removesuffix('.kind')}={setting[key]}" for key in differing if key in setting]
+            named_keys = [key for key in keys if key in setting and setting[key] != usual[key]]
+            extra = [f"{key.removesuffix('.kind')}={setting[key]}" for key in named_keys]
             label = f"{strategy} ({', '.join(extra)})" if extra else strategy
             groups.setdefault((config, label), Group(config, label, [])).runs.append(run)
     return sorted(groups.values(), key=lambda g: (g.config, -median_of(g.values("average_performance")), g.label))
+
+
+def _usual(values: Sequence[str | None]) -> str | None:
+    """The value that more than half of the rows have, which need not be named; None if a row is without any."""
+    (value, count), *_ = Counter(values).most_common(1)
+    return value if None not in values and 2 * count > len(values) else None
 
 
 def by_config(runs: Sequence[RunData]) -> dict[str, list[RunData]]:

@@ -115,10 +115,10 @@ def check_gradient(config: Config, engine: Any, cell: Any) -> None:
         allowed = [
             name for name in registry.REGISTRY["gradient"] if cell.jacobian in registry.load("gradient", name).jacobians
         ]
-        cells = [name for name in registry.REGISTRY["cell"] if registry.load("cell", name).jacobian in engine.jacobians]
         raise ConfigError(
             f"gradient {config.gradient['kind']} cannot train cell {config.policy.cell['kind']}: its state Jacobian is "
-            f"{cell.jacobian}; use gradient {' or '.join(allowed)}, or cell {' or '.join(cells)}"
+            f"{cell.jacobian}; use gradient {' or '.join(allowed)}, or a cell whose Jacobian is "
+            f"{' or '.join(engine.jacobians)}, such as elstm"
         )
 
 
@@ -287,8 +287,9 @@ def build_policy(config: Config, env: TaskEnv) -> Policy:
         ConfigError: an encoder, cell or head that does not fit.
     """
     observed = config.stream.task_id == "observed"
-    if config.policy.heads == "per_task" and not observed:
-        raise ConfigError("policy.heads is per_task, but stream.task_id is hidden; set it to observed")
+    for key in ("heads", "critics"):
+        if getattr(config.policy, key) == "per_task" and not observed:
+            raise ConfigError(f"policy.{key} is per_task, but stream.task_id is hidden; set it to observed")
     spec = config.objective
     objective, options = registry.load("objective", spec["kind"]), {k: v for k, v in spec.items() if k != "kind"}
     registry.check_options("objective", spec["kind"], objective, options, {})

@@ -103,6 +103,7 @@ RULES: dict[str, Rule] = {
     "policy.reset_memory_on": APPLIES,
     "policy.squash": _TRAINED,
     "policy.heads": _TRAINED,
+    "policy.critics": _TRAINED,
     "gradient": Rule(fresh="the carry"),
     "gradient.*": Rule(fresh="the carry"),
     "objective": APPLIES,

@@ -66,7 +66,7 @@ class Learner:
         self.named = dict(policy.named_parameters())
         self.parameters = list(self.named.values())
         self.finite = FiniteCheck(self.parameters[0].device, skip)
-        self.heads = Heads(list(policy.actor.parameters()), policy.actor.tasks)
+        self.heads = Heads(policy.task_heads())
         #: optimiser's steps so far
         self.steps = 0
 

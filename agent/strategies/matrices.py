@@ -23,13 +23,14 @@ def matrices_of(policy: Policy, heads: bool) -> dict[str, tuple[nn.Parameter, in
         heads: actor and critic, too.
     """
     elementwise = {f"cell.{name}" for name in policy.cell.elementwise_parameters()}
+    rows = {id(parameter): tasks for parameter, tasks in policy.task_heads()}
     found: dict[str, tuple[nn.Parameter, int]] = {}
     for name, parameter in policy.named_parameters():
         part = name.partition(".")[0]
         if parameter.dim() < 2 or name in elementwise or (part in ("actor", "critic") and not heads):
             continue
         gates = policy.cell.maps(name.removeprefix("cell.")) if part == "cell" else 1
-        found[name] = parameter, max(1, policy.actor.tasks) if part == "actor" else gates
+        found[name] = parameter, rows.get(id(parameter), gates)
     return found
 
 

@@ -37,7 +37,7 @@ class Taps:
             self.weights[f"cell.{tap}"] = ([f"cell.{w}" for w in weights], f"cell.{bias}" if bias else None)
         #: taps that read the cell's output
         self.readers = ["actor"] if policy.actor.tasks == 1 else []
-        self.readers += ["critic"] if critic else []
+        self.readers += ["critic"] if critic and policy.values == 1 else []
         if "actor" in self.readers:
             self.weights["actor"] = (["actor.linear.weight"], "actor.linear.bias")
         if "critic" in self.readers:

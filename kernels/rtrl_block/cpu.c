@@ -1,4 +1,4 @@
-/* RTRL carry with 2x2 blocks: S <- A S + sum_t (P_t l_t) x_t^T for both parts of the state, in one pass over S. Work is
+/* RTRL carry with PxP blocks: S <- A S + sum_t (P_t l_t) x_t^T for all P parts of the state, in one pass over S. Work is
    split into (copy) x (UNITS units), which do not touch each other. Vectors are gcc vector extensions of LANES elements. */
 #pragma GCC optimize("O3") /* the tiles of accumulators live in registers once their loops are unrolled */
 #undef LANES
@@ -46,28 +46,20 @@ static inline void FN(block_sum)(i64 T, i64 D, const real *w, const real *q, i64
     }
 }
 
-/* s, r <- A (S_h, S_c) of one row of D, in compute precision. A has stride UNITS. */
-static inline void FN(block_mix)(i64 D, i64 bf16, const void *S, i64 at_h, i64 at_c, const real *A, real *restrict s,
-                                 real *restrict r) {
-    real hh = A[0], hc = A[UNITS], ch = A[2 * UNITS], cc = A[3 * UNITS];
+/* s = a S[at] + b S[bt] (+ s if `more`) of rows of D stored numbers, in compute precision. */
+static inline void FN(block_mix)(i64 D, i64 bf16, const void *S, i64 at, i64 bt, real a, real b, int more,
+                                 real *restrict s) {
 #if SINGLE
     if (bf16) {
-        const uint16_t *restrict h = (const uint16_t *)S + at_h, *restrict c = (const uint16_t *)S + at_c;
+        const uint16_t *restrict h = (const uint16_t *)S + at, *restrict c = (const uint16_t *)S + bt;
 #pragma omp simd
-        for (i64 d = 0; d < D; d++) {
-            float x = float_of_bf16(h[d]), y = float_of_bf16(c[d]);
-            s[d] = hh * x + hc * y;
-            r[d] = ch * x + cc * y;
-        }
+        for (i64 d = 0; d < D; d++) s[d] = (more ? s[d] : 0) + a * float_of_bf16(h[d]) + b * float_of_bf16(c[d]);
         return;
     }
 #endif
-    const real *restrict h = (const real *)S + at_h, *restrict c = (const real *)S + at_c;
+    const real *restrict h = (const real *)S + at, *restrict c = (const real *)S + bt;
 #pragma omp simd
-    for (i64 d = 0; d < D; d++) {
-        s[d] = hh * h[d] + hc * c[d];
-        r[d] = ch * h[d] + cc * c[d];
-    }
+    for (i64 d = 0; d < D; d++) s[d] = (more ? s[d] : 0) + a * h[d] + b * c[d];
 }
 
 /* Writes a row. */
@@ -83,91 +75,107 @@ static inline void FN(block_store)(i64 D, i64 bf16, void *S, i64 at, const real 
     memcpy((real *)S + at, s, sizeof(real) * D);
 }
 
-/* P l of every step and gate for `units` units from n on, w [T,2,G,UNITS], and A [4,UNITS], from the last step back. */
-static void FN(block_weights)(i64 T, i64 B, i64 G, i64 N, i64 b, i64 n, i64 units, const real *J, const real *l, real *A,
-                              real *w) {
-    for (i64 i = 0; i < units; i++) A[i] = A[3 * UNITS + i] = 1, A[UNITS + i] = A[2 * UNITS + i] = 0;
-    for (i64 t = T - 1; t >= 0; t--) {
-        for (i64 g = 0; g < G; g++) {
-            const real *lh = l + ((t * B + b) * 2 * G + g) * N + n, *lc = lh + G * N;
-            real *wh = w + (t * 2 * G + g) * UNITS, *wc = wh + G * UNITS;
+/* P_t l_t of every step, part and gate for `units` units from n on, w [T,P,G,UNITS], and A [P,P,UNITS], from the last step
+   back. row is scratch, [P,UNITS]. */
+static void FN(block_weights)(i64 T, i64 B, i64 P, i64 G, i64 N, i64 b, i64 n, i64 units, const real *J, const real *l,
+                              real *A, real *row, real *w) {
+    for (i64 i = 0; i < P * P; i++)
+        for (i64 u = 0; u < units; u++) A[i * UNITS + u] = i % (P + 1) == 0;
+    for (i64 t = T - 1; t >= 0; t--)
+        for (i64 i = 0; i < P; i++) {
+            real *restrict a = A + i * P * UNITS;
+            for (i64 g = 0; g < G; g++) {
+                real *restrict to = w + ((t * P + i) * G + g) * UNITS;
+                memset(to, 0, sizeof(real) * units);
+                for (i64 k = 0; k < P; k++) {
+                    const real *restrict from = l + (((t * B + b) * P + k) * G + g) * N + n;
 #pragma omp simd
-            for (i64 i = 0; i < units; i++) {
-                wh[i] = A[i] * lh[i] + A[UNITS + i] * lc[i];
-                wc[i] = A[2 * UNITS + i] * lh[i] + A[3 * UNITS + i] * lc[i];
+                    for (i64 u = 0; u < units; u++) to[u] += a[k * UNITS + u] * from[u];
+                }
             }
-        }
-        const real *j = J + (t * B + b) * 4 * N + n;
+            memset(row, 0, sizeof(real) * P * UNITS);
+            for (i64 k = 0; k < P; k++)
+                for (i64 j = 0; j < P; j++) {
+                    const real *restrict from = J + (((t * B + b) * P + k) * P + j) * N + n;
 #pragma omp simd
-        for (i64 i = 0; i < units; i++) {
-            real hh = A[i], hc = A[UNITS + i], ch = A[2 * UNITS + i], cc = A[3 * UNITS + i];
-            A[i] = hh * j[i] + hc * j[2 * N + i];
-            A[UNITS + i] = hh * j[N + i] + hc * j[3 * N + i];
-            A[2 * UNITS + i] = ch * j[i] + cc * j[2 * N + i];
-            A[3 * UNITS + i] = ch * j[N + i] + cc * j[3 * N + i];
+                    for (i64 u = 0; u < units; u++) row[j * UNITS + u] += a[k * UNITS + u] * from[u];
+                }
+            memcpy(a, row, sizeof(real) * P * UNITS);
         }
-    }
 }
 
-/* S [B,2,G,N,D] (uint16 bf16 if bf16), J [T,B,2,2,N], l [T,B,2,G,N], x [T,B,D]. scratch: `share` elements a thread,
-   (4 + 2 T G) UNITS + (T + 2) D of them used. The copy's inputs are gathered there, as rows of x lie far apart. */
-void FN(rtrl_block_advance)(i64 T, i64 B, i64 G, i64 N, i64 D, i64 threads, i64 bf16, i64 share, void *S, const real *J,
-                            const real *l, const real *x, real *scratch) {
-    i64 blocks = (N + UNITS - 1) / UNITS;
-    int size = team(B * 2 * G * N * D, threads);
+/* S [B,P,G,N,D] (uint16 bf16 if bf16), J [T,B,P,P,N], l [T,B,P,G,N], x [T,B,D]. scratch: `share` elements a thread,
+   (P P + P + P T G) UNITS + (T + P + 1) D of them used. The copy's inputs are gathered there, as rows of x lie far apart. */
+void FN(rtrl_block_advance)(i64 T, i64 B, i64 P, i64 G, i64 N, i64 D, i64 threads, i64 bf16, i64 share, void *S,
+                            const real *J, const real *l, const real *x, real *scratch) {
+    i64 blocks = (N + UNITS - 1) / UNITS, apart = G * N * D;
+    int size = team(B * P * G * N * D, threads);
 #pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
     for (i64 piece = 0; piece < B * blocks; piece++) {
         i64 b = piece / blocks, n = piece % blocks * UNITS, units = MIN(UNITS, N - n);
-        real *A = scratch + omp_get_thread_num() * share, *w = A + 4 * UNITS, *s = w + 2 * T * G * UNITS, *r = s + D;
-        for (i64 t = 0; t < T; t++) memcpy(r + (t + 1) * D, x + (t * B + b) * D, sizeof(real) * D);
-        FN(block_weights)(T, B, G, N, b, n, units, J, l, A, w);
+        real *A = scratch + omp_get_thread_num() * share, *row = A + P * P * UNITS, *w = row + P * UNITS;
+        real *s = w + P * T * G * UNITS, *inputs = s + (P + 1) * D; /* one row of s is spare */
+        for (i64 t = 0; t < T; t++) memcpy(inputs + t * D, x + (t * B + b) * D, sizeof(real) * D);
+        FN(block_weights)(T, B, P, G, N, b, n, units, J, l, A, row, w);
         for (i64 g = 0; g < G; g++)
-            for (i64 i = 0; i < units; i++) {
-                i64 at_h = ((b * 2 * G + g) * N + n + i) * D, at_c = at_h + G * N * D;
-                FN(block_mix)(D, bf16, S, at_h, at_c, A + i, s, r);
-                if (i + 1 < units) /* while the processor sums, fetch the next row of both parts */
-                    for (i64 byte = 0; byte < D * (i64)sizeof(real) >> bf16; byte += 64) {
-                        __builtin_prefetch((const char *)S + ((at_h + D) * (i64)sizeof(real) >> bf16) + byte, 1);
-                        __builtin_prefetch((const char *)S + ((at_c + D) * (i64)sizeof(real) >> bf16) + byte, 1);
-                    }
-                FN(block_sum)(T, D, w + g * UNITS + i, w + (G + g) * UNITS + i, 2 * G * UNITS, r + D, s, r);
-                FN(block_store)(D, bf16, S, at_h, s);
-                FN(block_store)(D, bf16, S, at_c, r);
+            for (i64 u = 0; u < units; u++) {
+                i64 at = (b * P * G + g) * N * D + (n + u) * D;
+                for (i64 i = 0; i < P; i++)
+                    for (i64 k = 0; k < P; k += 2)
+                        FN(block_mix)(D, bf16, S, at + k * apart, at + MIN(k + 1, P - 1) * apart, A[(i * P + k) * UNITS + u],
+                                      k + 1 < P ? A[(i * P + k + 1) * UNITS + u] : 0, k > 0, s + i * D);
+                for (i64 i = 0; i < P; i++)
+                    if (u + 1 < units) /* while the processor sums, fetch the next row of all parts */
+                        for (i64 byte = 0; byte < D * (i64)sizeof(real) >> bf16; byte += 64)
+                            __builtin_prefetch((char *)S + ((at + i * apart + D) * (i64)sizeof(real) >> bf16) + byte, 1);
+                for (i64 i = 0; i < P; i += 2) {
+                    const real *first = w + (i * G + g) * UNITS + u, *second = i + 1 < P ? first + G * UNITS : first;
+                    if (i + 1 == P) memset(s + P * D, 0, sizeof(real) * D);
+                    FN(block_sum)(T, D, first, second, P * G * UNITS, inputs, s + i * D, s + (i + 1) * D);
+                }
+                for (i64 i = 0; i < P; i++) FN(block_store)(D, bf16, S, at + i * apart, s + i * D);
             }
     }
 }
 
-/* S [B,2,K,N], l [T,B,2,K,N]. */
-void FN(rtrl_block_advance_vector)(i64 T, i64 B, i64 K, i64 N, i64 threads, real *S, const real *J, const real *l) {
-    int size = team(T * B * 2 * K * N, threads);
+/* S [B,P,K,N], l [T,B,P,K,N]; P is at most 4. */
+void FN(rtrl_block_advance_vector)(i64 T, i64 B, i64 P, i64 K, i64 N, i64 threads, real *S, const real *J,
+                                   const real *l) {
+    int size = team(T * B * P * K * N, threads);
 #pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
     for (i64 b = 0; b < B; b++)
         for (i64 t = 0; t < T; t++)
-            for (i64 k = 0; k < K; k++) {
-                real *restrict h = S + (b * 2 * K + k) * N, *restrict c = h + K * N;
-                const real *restrict j = J + (t * B + b) * 4 * N;
-                const real *restrict lh = l + ((t * B + b) * 2 * K + k) * N, *restrict lc = lh + K * N;
+            for (i64 k = 0; k < K; k++)
+                for (i64 n0 = 0; n0 < N; n0 += UNITS) {
+                    i64 width = MIN(UNITS, N - n0);
+                    real old[4 * UNITS];
+                    for (i64 i = 0; i < P; i++)
+                        memcpy(old + i * UNITS, S + ((b * P + i) * K + k) * N + n0, sizeof(real) * width);
+                    for (i64 i = 0; i < P; i++) {
+                        real *restrict to = S + ((b * P + i) * K + k) * N + n0;
+                        memcpy(to, l + (((t * B + b) * P + i) * K + k) * N + n0, sizeof(real) * width);
+                        for (i64 j = 0; j < P; j++) {
+                            const real *restrict by = J + (((t * B + b) * P + i) * P + j) * N + n0;
+                            const real *restrict from = old + j * UNITS;
 #pragma omp simd
-                for (i64 n = 0; n < N; n++) {
-                    real p = h[n], q = c[n];
-                    h[n] = j[n] * p + j[N + n] * q + lh[n];
-                    c[n] = j[2 * N + n] * p + j[3 * N + n] * q + lc[n];
+                            for (i64 n = 0; n < width; n++) to[n] += by[n] * from[n];
+                        }
+                    }
                 }
-            }
 }
 
 /* grad[g,n,d] = sum_i boundary[i,:,n] S[index[i],:,g,n,d]; index NULL means i itself. Rows of grad are split over
    threads. */
-void FN(rtrl_block_boundary)(i64 count, i64 G, i64 N, i64 D, i64 threads, i64 bf16, const void *S, const real *boundary,
-                             const i64 *index, real *grad) {
-    int size = team(2 * count * G * N * D, threads);
+void FN(rtrl_block_boundary)(i64 count, i64 P, i64 G, i64 N, i64 D, i64 threads, i64 bf16, const void *S,
+                             const real *boundary, const i64 *index, real *grad) {
+    int size = team(P * count * G * N * D, threads);
 #pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
     for (i64 row = 0; row < G * N; row++) {
         real *restrict to = grad + row * D;
         memset(to, 0, sizeof(real) * D);
-        for (i64 i = 0; i < 2 * count; i++) { /* copy i / 2, part i % 2 */
+        for (i64 i = 0; i < P * count; i++) { /* copy i / P, part i % P */
             real scale = boundary[i * N + row % N];
-            i64 at = (((index ? index[i / 2] : i / 2) * 2 + i % 2) * G * N + row) * D;
+            i64 at = (((index ? index[i / P] : i / P) * P + i % P) * G * N + row) * D;
 #if SINGLE
             if (bf16) {
                 const uint16_t *restrict from = (const uint16_t *)S + at;

@@ -1,4 +1,5 @@
-"""RTRL carry with 2x2 blocks in Triton: a program owns a block of (unit, input) of one gate and copy, in both parts.
+"""RTRL carry with 2x2 blocks in Triton: a program owns a block of (unit, input) of one gate and copy, in both parts;
+states of more than two are left to torch.
 
 As in `kernels.rtrl`, it builds the chunk's outer products in registers from the last step to the first, so the suffix
 products need no second pass, then reads S once and writes it once.
@@ -13,6 +14,7 @@ import triton
 import triton.language as tl
 
 from lifelong.kernels.rtrl import triton_backend
+from lifelong.kernels.rtrl_block import torch_backend
 
 
 @triton.jit
@@ -73,7 +75,9 @@ def _advance_vector(S_ptr, J_ptr, l_ptr, T, B, K, N, BLOCK: tl.constexpr):  # ty
 
 def advance(S_B2GND: torch.Tensor, J_TB22N: torch.Tensor, l_TB2GN: torch.Tensor, x_TBD: torch.Tensor) -> None:
     """S <- A S + sum_t (P_t l_t) (outer) x_t."""
-    B, _, G, N, D = S_B2GND.shape
+    B, P, G, N, D = S_B2GND.shape
+    if P != 2:
+        return torch_backend.advance(S_B2GND, J_TB22N, l_TB2GN, x_TBD)
     J, l, x, S = J_TB22N.contiguous(), l_TB2GN.contiguous(), x_TBD.contiguous(), S_B2GND.contiguous()  # noqa: E741
     block_n, block_d = min(triton.next_power_of_2(N), 32), min(triton.next_power_of_2(D), 32)
     grid = (B, G, triton.cdiv(N, block_n) * triton.cdiv(D, block_d))
@@ -84,7 +88,9 @@ def advance(S_B2GND: torch.Tensor, J_TB22N: torch.Tensor, l_TB2GN: torch.Tensor,
 
 def advance_vector(S_B2KN: torch.Tensor, J_TB22N: torch.Tensor, l_TB2KN: torch.Tensor) -> None:
     """S_t = J_t S_{t-1} + l_t."""
-    B, _, K, N = S_B2KN.shape
+    B, P, K, N = S_B2KN.shape
+    if P != 2:
+        return torch_backend.advance_vector(S_B2KN, J_TB22N, l_TB2KN)
     J, l, S = J_TB22N.contiguous(), l_TB2KN.contiguous(), S_B2KN.contiguous()  # noqa: E741
     block = min(triton.next_power_of_2(N), 128)
     grid = (B, K, triton.cdiv(N, block))
@@ -95,5 +101,6 @@ def advance_vector(S_B2KN: torch.Tensor, J_TB22N: torch.Tensor, l_TB2KN: torch.T
 
 def boundary(S_B2GND: torch.Tensor, boundary_B2N: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
     """grad_GND: that of `kernels.rtrl` with a row for each copy and part of the state."""
-    rows = None if index is None else (2 * index[:, None] + torch.arange(2, device=index.device)).flatten()
+    P = S_B2GND.shape[1]
+    rows = None if index is None else (P * index[:, None] + torch.arange(P, device=index.device)).flatten()
     return triton_backend.boundary(S_B2GND.flatten(0, 1), boundary_B2N.flatten(0, 1), rows)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lifelong.agent.errors import ConfigError
 from lifelong.agent.modules.heads import distribution_of
 from lifelong.agent.objectives.ppo import PPO
 from lifelong.agent.policy import Inputs
 from lifelong.envs.tasks import TaskEnv
-from tests.agent.support import BUTTONS, CELLS, COUNT, OWN_CELLS, make_rollout, policy_for, task_env
+from tests.agent.support import (
+    BUTTONS,
+    CELLS,
+    COUNT,
+    OWN_CELLS,
+    make_rollout,
+    make_trainer,
+    policy_for,
+    run,
+    task_env,
+)
 
 SPECS: dict[str, dict[str, Any]] = {
     "discrete": {"kind": "TMaze", "corridor": 3, "distractors": 2},
@@ -98,6 +110,35 @@ def test_each_task_has_a_head_of_its_own_chosen_per_copy_and_step() -> None:
     got[task == 0].sum().backward()
     rows = policy.actor.linear.weight.grad.view(2, -1)  # type: ignore[union-attr]
     assert bool(rows[0].any()) and not rows[1].any()
+
+
+def test_each_task_has_a_critic_of_its_own_that_others_do_not_move(tmp_path: Path) -> None:
+    env = task_env({"kind": COUNT}, {"kind": COUNT, "bonus": 1.0}, copies=4)
+    policy = policy_for(env, critics="per_task", task_observed=True)
+    assert not policy.compiled()
+    inputs = make_rollout(env, policy).inputs()
+    inputs.task = torch.tensor([0, 1, 1, 0])
+    y = torch.randn(4, policy.cell.output_size)
+    weight, bias = policy.critic.weight, policy.critic.bias
+    wanted = torch.stack([weight[k] @ y[b] + bias[k] for b, k in enumerate(inputs.task.tolist())])
+    torch.testing.assert_close(policy.heads(y, inputs).value, wanted)
+    assert policy.heads(y, inputs).policy.shape == (4, policy.distribution.size)
+
+    trainer = make_trainer(tmp_path, policy={"critics": "per_task"}, optimizer={"kind": "adam", "lr": 0.01})
+    critic = trainer.rollout.policy.critic.weight
+    before = critic.detach().clone()
+    run(trainer, until=trainer.stream.segments[0].end - 32)
+    assert not torch.equal(critic[0], before[0]) and torch.equal(critic[1], before[1])
+    run(trainer, until=trainer.stream.segments[0].end)
+    kept = critic.detach().clone()
+    run(trainer)
+    assert torch.equal(critic[0], kept[0]) and not torch.equal(critic[1], kept[1])
+
+
+@pytest.mark.parametrize("key", ["heads", "critics"])
+def test_a_head_a_task_needs_to_know_the_task(key: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"policy\.{key} is per_task, but stream\.task_id is hidden"):
+        make_trainer(tmp_path, policy={key: "per_task"}, stream={"task_id": "hidden"})
 
 
 def test_gaussian_heads_of_different_tasks_have_deviations_of_their_own() -> None:

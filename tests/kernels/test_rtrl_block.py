@@ -14,7 +14,14 @@ SHAPES = [(1, 1, 1, 1, 1), (1, 5, 2, 16, 64), (4, 9, 3, 17, 70), (7, 19, 3, 70, 
 
 
 def problem(
-    T: int, B: int, G: int, N: int, D: int, dtype: torch.dtype = torch.float64, stored: torch.dtype | None = None
+    T: int,
+    B: int,
+    G: int,
+    N: int,
+    D: int,
+    dtype: torch.dtype = torch.float64,
+    stored: torch.dtype | None = None,
+    parts: int = 2,
 ) -> tuple[torch.Tensor, ...]:
     """(S, J, l, x), with resets (zeros in J)."""
     generator = torch.Generator().manual_seed(T + 10 * B + 100 * N)
@@ -22,17 +29,17 @@ def problem(
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
 
-    J = normal(T, B, 2, 2, N).tanh()
+    J = normal(T, B, parts, parts, N).tanh()
     J[torch.rand(T, B, generator=generator) < 0.1] = 0.0
-    return normal(B, 2, G, N, D).to(stored or dtype), J, normal(T, B, 2, G, N), normal(T, B, D)
+    return normal(B, parts, G, N, D).to(stored or dtype), J, normal(T, B, parts, G, N), normal(T, B, D)
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("dtype", "parts"), [(torch.float32, 2), *((torch.float64, parts) for parts in (2, 3, 4))])
 @pytest.mark.usefixtures("poisoned_memory")
-def test_advance_equals_the_reference(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    S, J, l, x = problem(*shape, dtype=dtype)  # noqa: E741
+def test_advance_equals_the_reference(backend: str, shape: tuple[int, ...], dtype: torch.dtype, parts: int) -> None:
+    S, J, l, x = problem(*shape, dtype=dtype, parts=parts)  # noqa: E741
     tolerance = 1e-5 if dtype == torch.float32 else 1e-13
     s = S[..., 0].contiguous()
     expected = rtrl_block_advance(S.clone(), J, l, x, backend="reference")
@@ -171,7 +178,7 @@ def test_wrong_inputs_are_one_sentence() -> None:
         rtrl_block_advance(S, J, l[:, :, :1], x)
     with pytest.raises(ValueError, match="bfloat16 beside float32"):
         rtrl_block_advance(S.float(), J, l, x)
-    with pytest.raises(ValueError, match=r"rtrl_block_advance_vector: S must have shape \(B, 2, K, N\)"):
+    with pytest.raises(ValueError, match=r"rtrl_block_advance_vector: S must have shape \(B, P, K, N\)"):
         rtrl_block_advance_vector(S, J, l)
     with pytest.raises(ValueError, match=r"rtrl_block_boundary: index must lie in \[0, 3\)"):
         rtrl_block_boundary(S, S[:1, :, 0, :, 0].contiguous(), torch.tensor([3]))

@@ -18,7 +18,7 @@ from lifelong.agent.gradients.parts import PartsEngine, engine_for
 from lifelong.agent.gradients.rtrl import RTRL
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.session import gradient_report
-from tests.agent.gradients.test_rtrl import (
+from tests.agent.gradients.chunks import (
     B,
     chunked_gradient,
     history,

@@ -310,3 +310,112 @@ def test_plrnn_is_linear_in_each_of_its_regions_with_the_papers_jacobian() -> No
     with torch.no_grad():
         grown = cell.step(torch.zeros(1, D).double(), far)[1] - cell.decay * far - cell.input.bias
     assert bool((grown[0].abs().numpy() <= bound + 1e-6).all())
+
+
+# ---- matrices as state, against their attention form or their step in NumPy ------------------------------------------
+
+
+def keyed(cell: Any, x: np.ndarray, gates: int, keys: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Drives of the units [T, B, N] each, what the heads share [T, B, H, K] each, and the query [T, B, H, Q K]."""
+    p = arrays(cell)
+    unit = np.split(x @ p["weight_input"].T + p["bias"], gates, -1)
+    shared = x @ p["weight_shared"].T + p["bias_shared"]
+    rows = cell.heads * keys
+    blocks = [shared[..., s : s + rows].reshape(T, B, cell.heads, keys) for s in range(0, shared.shape[-1], rows)]
+    return unit, blocks, x @ p["output_query"].T
+
+
+def gate(cell: Any, x: np.ndarray) -> np.ndarray:
+    p = arrays(cell)
+    u = x @ p["output_input"].T + p["output_bias"]
+    result: np.ndarray = u * sigmoid(u)
+    return result
+
+
+def test_retnet_is_the_parallel_form_of_retention() -> None:
+    """o_n = sum_{m <= n} gamma^(n-m) Re(q_n e^{in theta} k_m e^{-im theta}) v_m in each head, from an empty state."""
+    cell = make("retnet", keys=3, heads=2)
+    x, _, is_init = data(cell)
+    y, _ = cell.sequence(x, cell.initial_state(B), torch.zeros_like(is_init))
+    (value,), (real, imaginary), query = keyed(cell, x.numpy(), 1, 3)
+    q = (query[..., :6] + 1j * query[..., 6:]).reshape(T, B, 3, 2).transpose(0, 1, 3, 2)
+    key, angle = real + 1j * imaginary, 10000.0 ** (-np.arange(3) / 3)
+    for n in range(T):
+        expected = np.zeros((B, N))
+        for h in range(2):
+            gamma, units = 1 - 2.0 ** (-5 - h), slice(3 * h, 3 * h + 3)
+            for m in range(n + 1):
+                turned = q[n, :, h] * np.exp(1j * n * angle) * key[m, :, h] * np.exp(-1j * m * angle)
+                weight = gamma ** (n - m) * (1 - gamma) * turned.sum(-1).real
+                expected[:, units] += weight[:, None] * value[m][:, units]
+        np.testing.assert_allclose(y[n].detach(), expected * gate(cell, x.numpy())[n], rtol=1e-5, atol=1e-7)
+
+
+def elu1(u: np.ndarray) -> np.ndarray:
+    return np.where(u > 0, u + 1, np.exp(np.minimum(u, 0)))
+
+
+def test_linear_attention_is_normalised_attention_over_all_that_was() -> None:
+    cell = make("linear_attention", keys=3, heads=2)
+    x, _, is_init = data(cell)
+    y, _ = cell.sequence(x, cell.initial_state(B), torch.zeros_like(is_init))
+    (value,), (key,), query = keyed(cell, x.numpy(), 1, 3)
+    q = elu1(query).reshape(T, B, 3, 2).transpose(0, 1, 3, 2)
+    for t in range(T):
+        weights = np.einsum("bhk,sbhk->sbh", q[t], elu1(key[: t + 1]))
+        weights = (weights / weights.sum(0)).repeat(3, -1)
+        np.testing.assert_allclose(y[t].detach(), (weights * value[: t + 1]).sum(0), rtol=1e-5, atol=1e-7)
+
+
+def test_longhorn_is_its_step_of_the_paper() -> None:
+    cell = make("longhorn", keys=4, heads=2)
+    x, state, is_init = data(cell)
+    y, _ = cell.sequence(x, state, is_init)
+    (value, rate), (key,), query = keyed(cell, x.numpy(), 2, 4)
+    q = query.reshape(T, B, 4, 2).transpose(0, 1, 3, 2)
+    S = state.numpy().reshape(B, 4, N)
+    for t in range(T):
+        S = S * ~is_init[t].numpy()[:, None, None]
+        k, beta = key[t].repeat(3, 1).transpose(0, 2, 1), sigmoid(rate[t])  # [B, K, N]
+        step = beta / (1 + beta * (k**2).sum(1))
+        S = (1 - step[:, None] * k**2) * S + step[:, None] * value[t][:, None] * k
+        expected = (q[t].repeat(3, 1).transpose(0, 2, 1) * S).sum(1) * gate(cell, x.numpy())[t]
+        np.testing.assert_allclose(y[t].detach(), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_delta_is_the_rule_of_the_paper_and_replaces_what_is_stored_under_a_key() -> None:
+    cell = make("delta", keys=4, heads=2)
+    x, state, is_init = data(cell)
+    y, _ = cell.sequence(x, state, is_init)
+    p = arrays(cell)
+    value = x.numpy() @ p["weight_input"].T + p["bias"]
+    shared = x.numpy() @ p["weight_shared"].T + p["bias_shared"]
+    key, rate = shared[..., :8].reshape(T, B, 2, 4), sigmoid(shared[..., 8:])
+    key = key * sigmoid(key)
+    key = key / np.linalg.norm(key, axis=-1, keepdims=True)
+    q = (x.numpy() @ p["output_query"].T).reshape(T, B, 4, 2).transpose(0, 1, 3, 2)
+    S = state.numpy().reshape(B, 4, N).transpose(0, 2, 1).reshape(B, 2, 3, 4).copy()  # [B, H, N/H, K]
+    for t in range(T):
+        S = S * ~is_init[t].numpy()[:, None, None, None]
+        v, k, b = value[t].reshape(B, 2, 3), key[t], rate[t][..., None, None]
+        eye = np.eye(4) - b * np.einsum("bhi,bhj->bhij", k, k)
+        S = S @ eye + b * np.einsum("bhn,bhk->bhnk", v, k)  # S (I - b k k^T) + b v k^T
+        np.testing.assert_allclose(
+            y[t].detach(), np.einsum("bhnk,bhk->bhn", S, q[t]).reshape(B, N), rtol=1e-9, atol=1e-10
+        )
+
+
+@pytest.mark.parametrize("name", ["retnet", "linear_attention", "longhorn", "delta"])
+def test_units_of_a_head_share_their_keys_and_no_others(name: str) -> None:
+    """Moving the keys of a head moves its units alone."""
+    cell = make(name, keys=3, heads=2)
+    x, _, is_init = data(cell)
+    with torch.no_grad():
+        before, _ = cell.sequence(x, cell.initial_state(B), is_init)
+        for block in cell.weight_shared.split([6] * (len(cell.weight_shared) // 6) + [2] * (name == "delta")):
+            block[: len(block) // 2] += 1.0
+        after, _ = cell.sequence(x, cell.initial_state(B), is_init)
+    moved = (after != before).flatten(0, 1).any(0)
+    assert bool(moved[:3].all()) and not bool(moved[3:].any())
+    with pytest.raises(ValueError, match="heads is 7 for 6 units"):
+        type(cell)(D, size=6, heads=7)

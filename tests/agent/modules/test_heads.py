@@ -195,7 +195,7 @@ def test_an_idle_head_moves_neither_its_values_nor_its_momentum(optimizer: Any, 
     torch.manual_seed(0)
     actor = ActorHead(4, distribution_of(space), tasks=3)
     chosen = optimizer(actor.parameters())
-    heads = Heads(list(actor.parameters()), 3)
+    heads = Heads([(parameter, 3) for parameter in actor.parameters()])
 
     def step(tasks: list[int]) -> None:
         chosen.zero_grad()

@@ -279,6 +279,21 @@ def test_runs_with_other_settings_are_not_seeds_of_each_other(tmp_path: Path) ->
     }
 
 
+def test_a_setting_that_most_rows_have_is_not_named(tmp_path: Path) -> None:
+    for seed in range(2):  # seeds do not make it the usual one, rows do
+        write_run(tmp_path / "runs" / f"a{seed}", seed=seed, policy={"heads": "shared"}, rollout={"steps": 8})
+    write_run(tmp_path / "runs" / "b", policy={"heads": "per_task"}, rollout={"steps": 8})
+    write_run(tmp_path / "runs" / "c", policy={"heads": "shared"}, rollout={"steps": 16})
+    write_run(tmp_path / "runs" / "d", policy={"heads": "shared", "squash": "tanh"}, rollout={"steps": 8})
+    groups = reading.group_runs(reading.load_runs([tmp_path / "runs"]))
+    assert {group.label: group.seeds for group in groups} == {
+        "gpm": 2,
+        "gpm (policy.heads=per_task)": 1,
+        "gpm (rollout.steps=16)": 1,
+        "gpm (policy.squash=tanh)": 1,
+    }
+
+
 def test_plots_are_written_without_pyplot_state(runs_folder: Path, tmp_path: Path) -> None:
     runs = reading.load_runs([runs_folder])
     plots.plot_run(runs[0], tmp_path / "one.png")

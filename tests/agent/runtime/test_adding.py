@@ -146,7 +146,7 @@ def test_a_share_of_a_stream_takes_no_tasks(tmp_path: Path) -> None:
 
 # ---- what grows ------------------------------------------------------------------------------------------------------
 
-OWN_HEADS = {"policy": {"heads": "per_task"}, "strategy": ["ewc", "gpm"]}
+OWN_HEADS = {"policy": {"heads": "per_task", "critics": "per_task"}, "strategy": ["ewc", "gpm"]}
 
 
 @pytest.mark.parametrize("cell", ["elstm", "diagonal_lstm", "gru", "lstm"])

@@ -1,0 +1,242 @@
+"""Recurrent cells whose units do not see each other, from their recurrence alone.
+
+A recurrence is a function of one step, element by element: the parts of the state after it (one to four tensors) from
+the drives u = W x + b (one a gate), weights (one number a unit) and the parts before it. `program` traces it with
+`kernels.compiler`; what is done with the program is here:
+
+    sequence   T steps with resets, with gradients: the backward pass computes the gates again from the states, unless
+               one costs more than storing it
+    local      the derivatives of every step at a fixed state before it, from which RTRL's carry moves
+    advance    the whole carry moved over a chunk, fused with the drives where the input is narrow
+
+Backends: `reference` is the function itself and autograd; `torch` evaluates the program; `cpu` and `triton` are what
+the compiler writes. The C of a program is checked against the function when it is compiled, before it is kept. One that
+differs is not used, and neither is a function that cannot be traced: one line says why, and `reference` runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lifelong.kernels import build
+from lifelong.kernels.compiler.trace import Branching, Untraceable
+from lifelong.kernels.dispatch import Op, check, check_mask
+from lifelong.kernels.recurrence import reference
+from lifelong.kernels.recurrence.agreement import Differs
+from lifelong.kernels.recurrence.carry import boundary, move, move_small
+from lifelong.kernels.recurrence.program import Program, traced
+from lifelong.kernels.recurrence.reference import Step
+from lifelong.kernels.rtrl import check_carry
+
+__all__ = ["Recurrence", "Step", "boundary"]
+
+_OP = Op("recurrence", "lifelong.kernels.recurrence", generated=True)
+_log = logging.getLogger("lifelong.kernels")
+_said: set[str] = set()
+
+
+class Recurrence:
+    """The recurrence of a module, and what is computed with it.
+
+    Args:
+        module: whose method it is; parameters and buffers of it that the method reads have one number, or one a unit.
+        method: `method(module, drives, vectors, *parts)` gives the parts of the state after a step.
+        gates, vectors, parts: how many of each it takes.
+        units: N.
+
+    Raises:
+        ValueError: its Python control flow depends on the data.
+    """
+
+    def __init__(
+        self, module: nn.Module, method: Callable[..., Any], gates: int, vectors: int, parts: int, units: int
+    ) -> None:
+        self.name = type(module).__name__
+        self._module, self._method, self.vectors, self.parts = weakref.ref(module), method, vectors, parts
+        self.program: Program | None = None
+        try:
+            program = traced(method, module, gates, vectors, parts)
+            for name in program.extra:
+                if (shape := tuple(getattr(module, name).shape)) not in ((), (1,), (units,)):
+                    raise Untraceable(f"reads {name} of shape {shape}, which is not one number or one a unit")
+            self.program = program
+        except Branching as error:
+            raise ValueError(f"the recurrence of {self.name} cannot be one of a cell: {error}") from error
+        except Untraceable as error:
+            self._give_up(f"it {error}")
+
+    def step(
+        self, drives: tuple[Tensor, ...], weights: tuple[Tensor, ...], parts: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """One step of the function itself."""
+        after = self._method(self._module(), drives, weights[: self.vectors], *parts)
+        return after if isinstance(after, tuple) else (after,)
+
+    def sequence(
+        self, u_TBGN: Tensor, v_KN: Tensor, state_BPN: Tensor, is_init_TB: Tensor, *, backend: str = "auto"
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """T steps; the state is zeroed before step t where is_init.
+
+        Args:
+            u_TBGN: the drives, with bias.
+            v_KN: the weights.
+            state_BPN: the state before the first step.
+            is_init_TB: bool.
+            backend: see `kernels.dispatch`.
+
+        Returns:
+            `(parts, state_BPN)`: the parts of the state after each step, [T, B, N] each, and the last state. Gradients
+            to u, v and state from all of them.
+
+        Raises:
+            ValueError: a wrong shape or dtype, or a backend that cannot run.
+        """
+        op, (T, B, _, N) = "recurrence", u_TBGN.shape
+        check(op, "v", v_KN, (self.vectors, N), u_TBGN)
+        check(op, "state", state_BPN, (B, self.parts, N), u_TBGN)
+        check_mask(op, "is_init", is_init_TB, (T, B), u_TBGN)
+        impl = self._impl(backend, u_TBGN)
+        if impl is None:
+            return reference.sequence(self.step, u_TBGN, v_KN, state_BPN, is_init_TB)
+        v_KN = self._weights(v_KN)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in (u_TBGN, v_KN, state_BPN)):
+            *parts, last = _Sequence.apply(impl, u_TBGN, v_KN, state_BPN, is_init_TB)
+            return tuple(parts), last
+        after, _ = impl.forward(u_TBGN.detach(), v_KN.detach(), state_BPN.detach(), is_init_TB)
+        return after.unbind(0), after[:, -1].transpose(0, 1).contiguous()
+
+    @torch.no_grad()
+    def local(
+        self, u_TBGN: Tensor, v_KN: Tensor, state_TBPN: Tensor, is_init_TB: Tensor, *, backend: str = "auto"
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Derivatives of every step, state_TBPN being the state before each step and before any reset.
+
+        Returns:
+            `(J_TBPPN, l_TBPGN, k_TBPKN)`, the third axis being the part that is differentiated: by the parts before the
+            step (zero where they were reset), by the drives, by the weights.
+        """
+        op, (T, B, _, N) = "recurrence", state_TBPN.shape
+        check(op, "u", u_TBGN, (T, B, u_TBGN.shape[2], N), state_TBPN)
+        check(op, "v", v_KN, (self.vectors, N), state_TBPN)
+        check_mask(op, "is_init", is_init_TB, (T, B), state_TBPN)
+        impl = self._impl(backend, u_TBGN)
+        if impl is None:
+            return reference.local(self.step, u_TBGN, v_KN, state_TBPN, is_init_TB)
+        result: tuple[Tensor, Tensor, Tensor] = impl.local(u_TBGN, self._weights(v_KN), state_TBPN, is_init_TB)
+        return result
+
+    @torch.no_grad()
+    def advance(
+        self,
+        S_BPGND: Tensor,
+        s_BPMN: Tensor,
+        x_TBD: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        v_KN: Tensor,
+        state_TBPN: Tensor,
+        is_init_TB: Tensor,
+        *,
+        boundary_BPN: Tensor | None = None,
+        backend: str = "auto",
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Moves the whole RTRL carry over a chunk, in place.
+
+        Args:
+            S_BPGND: sensitivities of the parts of the state to the input weights, fp32/fp64 or bf16 beside fp32.
+            s_BPMN: those to the biases, then to the weights, M = G + K.
+            x_TBD: inputs.
+            weight, bias: [G*N, D] and [G*N], which make the drives.
+            v_KN: the weights.
+            state_TBPN: the state before each step and before any reset.
+            is_init_TB: bool.
+            boundary_BPN: dL/dstate_0.
+            backend: see `kernels.dispatch`.
+
+        Returns:
+            `(grad_GND, grad_MN, largest entry of |J|)`: what the old carry adds to the chunk's gradient, both None
+            without a boundary.
+        """
+        op, (T, B, D), (_, P, G, N, _) = "recurrence", x_TBD.shape, S_BPGND.shape
+        check_carry(op, S_BPGND, (B, self.parts, G, N, D), x_TBD)
+        check(op, "s", s_BPMN, (B, P, G + self.vectors, N), x_TBD)
+        check(op, "weight", weight, (G * N, D), x_TBD)
+        check(op, "bias", bias, (G * N,), x_TBD)
+        check(op, "v", v_KN, (self.vectors, N), x_TBD)
+        check(op, "state", state_TBPN, (T, B, P, N), x_TBD)
+        check_mask(op, "is_init", is_init_TB, (T, B), x_TBD)
+        if boundary_BPN is not None:
+            check(op, "boundary", boundary_BPN, (B, P, N), x_TBD)
+        impl = self._impl(backend, x_TBD)
+        v_all = v_KN if impl is None else self._weights(v_KN)
+        if impl is not None and hasattr(impl, "advance_narrow") and impl.narrow >= D:
+            carry = (S_BPGND, s_BPMN)
+            result: tuple[Tensor | None, Tensor | None, Tensor] = impl.advance_narrow(
+                *carry, x_TBD, weight, bias, v_all, state_TBPN, is_init_TB, boundary_BPN
+            )
+            return result
+        u_TBGN = nn.functional.linear(x_TBD, weight, bias).unflatten(-1, (G, N))
+        grad_MN = None if boundary_BPN is None else torch.einsum("bpn,bpmn->mn", boundary_BPN, s_BPMN)
+        if impl is not None and hasattr(impl, "trace"):
+            J, l, largest = impl.trace(u_TBGN, v_all, state_TBPN, is_init_TB, s_BPMN)  # noqa: E741
+        else:
+            J, l, k = self.local(u_TBGN, v_KN, state_TBPN, is_init_TB, backend=backend)  # noqa: E741
+            move_small(s_BPMN, J, torch.cat([l, k], 3), backend)
+            largest = J.abs().max()
+        return move(S_BPGND, J, l, x_TBD, boundary_BPN, backend), grad_MN, largest
+
+    def _weights(self, v_KN: Tensor) -> Tensor:
+        """The weights, then what the function reads besides its arguments."""
+        assert self.program is not None
+        if not self.program.extra:
+            return v_KN
+        return torch.cat([v_KN, torch.stack([each.expand(v_KN.shape[1]) for each in self.extra()]).to(v_KN.dtype)])
+
+    def extra(self) -> list[Tensor]:
+        """The parameters and buffers that the function reads besides its arguments."""
+        assert self.program is not None
+        return [getattr(self._module(), name) for name in self.program.extra]
+
+    def _impl(self, backend: str, sample: Tensor) -> Any:
+        """What has `forward`, `backward` and `local`; None for the function itself."""
+        if self.program is None:
+            return None
+        module = _OP.module(backend, sample)
+        if module is reference:
+            return None
+        try:
+            return module.implementation(self, sample.dtype)
+        except (build.BuildError, Differs) as error:
+            self._give_up(str(error))
+            return None
+
+    def _give_up(self, why: str) -> None:
+        self.program = None
+        sentence = f"the recurrence of {self.name} runs step by step in torch, which is slower: {why}"
+        if sentence not in _said:
+            _said.add(sentence)
+            _log.warning(sentence)
+
+
+class _Sequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, impl: Any, u: Tensor, v: Tensor, state: Tensor, is_init: Tensor) -> tuple[Tensor, ...]:
+        after, kept = impl.forward(u, v, state, is_init, keep=True)
+        ctx.impl = impl
+        ctx.save_for_backward(u, v, state, is_init, after, kept)
+        ctx.set_materialize_grads(False)
+        return *after.unbind(0), after[:, -1].transpose(0, 1).contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        if all(grad is None for grad in grads):
+            return None, None, None, None, None
+        return None, *ctx.impl.backward(*ctx.saved_tensors, grads[:-1], grads[-1]), None
