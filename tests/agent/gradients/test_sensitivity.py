@@ -310,8 +310,9 @@ def sparse_policy(cell: str) -> Policy:
     return policy
 
 
-@pytest.mark.parametrize("cell", COUPLED)
-@pytest.mark.parametrize("kind", ["snap1", "snap2"])
+@pytest.mark.parametrize(
+    ("kind", "cell"), [*((kind, cell) for kind in ("snap1", "snap2") for cell in COUPLED), ("snap1", ECHO)]
+)
 def test_snap_is_rtrl_with_the_entries_masked_that_are_not_reached(kind: str, cell: str) -> None:
     policy = sparse_policy(cell)
     data = history(policy, 4, 3)
