@@ -288,15 +288,13 @@ class ElementwiseCell(Cell):
         found = _RECURRENCES.get(self)
         if found is None:
             counts = (len(self.GATES), len(self.VECTORS), self.PARTS)
-            found = _RECURRENCES[self] = Recurrence(self, type(self).recurrence, *counts, self.places)
+            found = _RECURRENCES[self] = Recurrence(type(self).recurrence, *counts, self, self.places)
         return found
 
     def run(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """T steps from the drives [T, B, G*P]: the parts of the state after each step, [T, B, P] each, and the last
         state [B, S]."""
-        u, state = u_TBGN.unflatten(-1, (-1, self.places)), state_BS.unflatten(-1, (-1, self.places))
-        parts, last = self.compiled_recurrence().sequence(u, self.spread()[2], state, is_init_TB)
-        return parts, last.flatten(1)
+        return self.compiled_recurrence().sequence(u_TBGN, self.spread()[2], state_BS, is_init_TB)
 
     def output(self, x: Tensor, state: Tensor) -> Tensor:
         """The cell's output [..., H] from the input and the new state; its first part by default."""
@@ -370,8 +368,7 @@ class ElementwiseCell(Cell):
             `(J, l, lv)`, [T, B, parts, parts | G | K, P], the third axis being the part that is differentiated: by the
             parts before the step (zero where they were reset), by the drives, by the weights.
         """
-        u, state = u_TBGN.unflatten(-1, (-1, self.places)), state_TBS.unflatten(-1, (-1, self.places))
-        return self.compiled_recurrence().local(u, vectors_KN, state, is_init_TB)
+        return self.compiled_recurrence().local(u_TBGN, vectors_KN, state_TBS, is_init_TB)
 
     def advance_carry(
         self, weight_BGND: Tensor, small_BMN: Tensor, chunk: CellChunk, boundary_BS: Tensor | None
@@ -394,9 +391,9 @@ class ElementwiseCell(Cell):
             chunk.weight_input,
             chunk.bias,
             chunk.weight_recurrent,
-            chunk.state_TBS.unflatten(-1, (self.PARTS, -1)),
+            chunk.state_TBS,
             chunk.is_init_TB,
-            boundary_BPN=None if boundary_BS is None else boundary_BS.unflatten(-1, (self.PARTS, -1)),
+            boundary_BS=boundary_BS,
         )
 
     def carry_gradient(

@@ -7,9 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lifelong.agent.cells.base import Acted, BlockCell
+from lifelong.agent.cells.base import BlockCell
 from lifelong.envs.options import Interval, Width
-from lifelong.kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
 
 
 class DiagonalLSTM(BlockCell):
@@ -38,17 +37,3 @@ class DiagonalLSTM(BlockCell):
         g = torch.tanh(drives[1] + vectors[1] * h)
         c = g + f * (c - g)
         return torch.sigmoid(drives[2] + vectors[2] * h + vectors[4] * c) * torch.tanh(c), c
-
-    def sequence(
-        self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return diagonal_lstm_sequence(self.drive(x_TBD), self.weight_recurrent.flatten(), state_BS, is_init_TB)
-
-    def masked_step(self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor) -> tuple[Tensor, Tensor]:
-        h_TBN, state_BS = self.sequence(x_BD[None], state_BS, is_init_B[None])
-        return h_TBN[0], state_BS
-
-    def local_derivatives(
-        self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return diagonal_lstm_local(u_TBGN, vectors_KN.flatten(), state_TBS, is_init_TB)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_parts.rows import Row, Sizes, relative_rms
+from lifelong.agent.cells.base import ElementwiseCell
+from lifelong.agent.registry import build
 from lifelong.kernels.advantages import gae, vtrace
 from lifelong.kernels.diag_scan import diag_scan
-from lifelong.kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
-from lifelong.kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
-from lifelong.kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
+from lifelong.kernels.elstm import elstm_advance, elstm_layer
 from lifelong.kernels.gru_sequence import gru_sequence
 from lifelong.kernels.lstm_sequence import lstm_sequence
 from lifelong.kernels.project import project
@@ -54,22 +54,17 @@ def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, 
     (T, B, N, D), make = shape, Inputs(device)
     normal, is_init = make.normal, make.flags(T, B)
     weights = {"scale": 0.3, "grad": True}
-    if op in ("elstm_sequence", "diagonal_gru_sequence"):
-        gates = 2 if op == "elstm_sequence" else 3
-        inputs = (normal(T, B, gates * N, grad=True), normal(gates * N, **weights), normal(B, N, grad=True))
-        run = elstm_sequence if op == "elstm_sequence" else diagonal_gru_sequence
-        outputs = run(*inputs, is_init, backend=backend)
-        return (*outputs, *gradients(outputs, inputs))
-    if op in ("elstm_local", "diagonal_gru_local"):
-        gates = 2 if op == "elstm_local" else 3
-        run = elstm_local if op == "elstm_local" else diagonal_gru_local
-        return run(normal(T, B, gates * N), normal(gates * N), normal(T, B, N), is_init, backend=backend)
-    if op == "diagonal_lstm_sequence":
-        inputs = (normal(T, B, 3 * N, grad=True), normal(5 * N, **weights), normal(B, 2 * N, grad=True))
-        outputs = diagonal_lstm_sequence(*inputs, is_init, backend=backend)
-        return (*outputs, *gradients(outputs, inputs))
-    if op == "diagonal_lstm_local":
-        return diagonal_lstm_local(normal(T, B, 3 * N), normal(5 * N), normal(T, B, 2 * N), is_init, backend=backend)
+    if op.endswith("_recurrence"):
+        cell: ElementwiseCell = build("cell", {"kind": op.removesuffix("_recurrence"), "size": N}, D).to(device)
+        recurrence, gates, vectors = cell.compiled_recurrence(), len(cell.GATES), len(cell.VECTORS)
+        inputs = (
+            normal(T, B, gates * N, grad=True),
+            normal(vectors, N, **weights),
+            normal(B, cell.state_size, grad=True),
+        )
+        parts, last = recurrence.sequence(*inputs, is_init, backend=backend)
+        local = recurrence.local(*inputs[:2], normal(T, B, cell.state_size), is_init, backend=backend)
+        return (*parts, last, *gradients((*parts, last), inputs), *local)
     if op == "rtrl_block_boundary":
         carry, index = normal(B, 2, 3, N, D), torch.arange(B - 1, -1, -2, device=device)
         rows = normal(B, 2, N)
@@ -82,8 +77,6 @@ def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, 
         if op == "rtrl_block_advance_vector":
             return (rtrl_block_advance_vector(normal(B, 2, 5, N), J, normal(T, B, 2, 5, N), backend=backend),)
         return (rtrl_block_advance(normal(B, 2, 3, N, D), J, normal(T, B, 2, 3, N), normal(T, B, D), backend=backend),)
-    if op == "elstm_step":
-        return (elstm_step(normal(B, 2 * N), normal(2 * N), normal(B, N), is_init[0], backend=backend),)
     if op in ("elstm_layer", "elstm_advance"):
         shapes = ((T, B, D), (2 * N, D), (2 * N,), (2 * N,), (N, D), (N, N), (N,), (B, N))
         inputs = tuple(normal(*s, scale=s[-1] ** -0.5 if len(s) == 2 else 0.5, grad=True) for s in shapes)
@@ -135,9 +128,6 @@ def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, 
 
 #: every op; all of them have a Triton backend
 OPS = (
-    "elstm_sequence",
-    "elstm_step",
-    "elstm_local",
     "elstm_layer",
     "elstm_advance",
     "diag_scan",
@@ -146,10 +136,9 @@ OPS = (
     "rtrl_boundary",
     "gae",
     "vtrace",
-    "diagonal_gru_sequence",
-    "diagonal_gru_local",
-    "diagonal_lstm_sequence",
-    "diagonal_lstm_local",
+    "elstm_recurrence",
+    "diagonal_gru_recurrence",
+    "diagonal_lstm_recurrence",
     "rtrl_block_advance",
     "rtrl_block_advance_vector",
     "rtrl_block_boundary",

@@ -5,7 +5,6 @@ C and Triton are templates: {0}, {1} ... are the arguments. The C names in capit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -195,14 +194,3 @@ def cost(node: Node, single: bool) -> float:
         return 0.0
     cycles = OPERATIONS[node.op].cost
     return cycles if single else max(2 * cycles, 100.0 * (cycles >= 12))
-
-
-def literal(value: float) -> str:
-    """A constant in C."""
-    if math.isnan(value):
-        return "(real)NAN"
-    if math.isinf(value):
-        return "(real)INFINITY" if value > 0 else "(real)-INFINITY"
-    if value.is_integer() and abs(value) < 1e6:
-        return f"{int(value)}" if value >= 0 else f"({int(value)})"
-    return f"(real){value!r}" if value >= 0 else f"((real){value!r})"

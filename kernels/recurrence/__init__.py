@@ -43,26 +43,35 @@ _said: set[str] = set()
 
 
 class Recurrence:
-    """The recurrence of a module, and what is computed with it.
+    """A recurrence, and what is computed with it.
 
     Args:
-        module: whose method it is; parameters and buffers of it that the method reads have one number, or one a unit.
-        method: `method(module, drives, vectors, *parts)` gives the parts of the state after a step.
+        function: `function(drives, vectors, *parts)` gives the parts of the state after a step.
         gates, vectors, parts: how many of each it takes.
-        units: N.
+        module: whose method it is, if it is one, and then its first argument. Parameters and buffers of it that the
+            function reads have one number, or one a unit.
+        units: N, where there is a module.
 
     Raises:
         ValueError: its Python control flow depends on the data.
     """
 
     def __init__(
-        self, module: nn.Module, method: Callable[..., Any], gates: int, vectors: int, parts: int, units: int
+        self,
+        function: Callable[..., Any],
+        gates: int,
+        vectors: int,
+        parts: int,
+        module: nn.Module | None = None,
+        units: int = 1,
     ) -> None:
-        self.name = type(module).__name__
-        self._module, self._method, self.vectors, self.parts = weakref.ref(module), method, vectors, parts
+        self.name = getattr(function, "__name__", "a function") if module is None else type(module).__name__
+        self._module = None if module is None else weakref.ref(module)
+        self._function, self.parts = function, parts
+        self.gates, self.vectors = gates, vectors
         self.program: Program | None = None
         try:
-            program = traced(method, module, gates, vectors, parts)
+            program = traced(function, module, gates, vectors, parts)
             for name in program.extra:
                 if (shape := tuple(getattr(module, name).shape)) not in ((), (1,), (units,)):
                     raise Untraceable(f"reads {name} of shape {shape}, which is not one number or one a unit")
@@ -76,60 +85,57 @@ class Recurrence:
         self, drives: tuple[Tensor, ...], weights: tuple[Tensor, ...], parts: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
         """One step of the function itself."""
-        after = self._method(self._module(), drives, weights[: self.vectors], *parts)
+        module = () if self._module is None else (self._module(),)
+        after = self._function(*module, drives, weights[: self.vectors], *parts)
         return after if isinstance(after, tuple) else (after,)
 
     def sequence(
-        self, u_TBGN: Tensor, v_KN: Tensor, state_BPN: Tensor, is_init_TB: Tensor, *, backend: str = "auto"
+        self, u_TBM: Tensor, v_KN: Tensor, state_BS: Tensor, is_init_TB: Tensor, *, backend: str = "auto"
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """T steps; the state is zeroed before step t where is_init.
 
         Args:
-            u_TBGN: the drives, with bias.
+            u_TBM: the drives, with bias, M = G*N.
             v_KN: the weights.
-            state_BPN: the state before the first step.
+            state_BS: the state before the first step, S = P*N, one part after the other.
             is_init_TB: bool.
             backend: see `kernels.dispatch`.
 
         Returns:
-            `(parts, state_BPN)`: the parts of the state after each step, [T, B, N] each, and the last state. Gradients
+            `(parts, state_BS)`: the parts of the state after each step, [T, B, N] each, and the last state. Gradients
             to u, v and state from all of them.
 
         Raises:
             ValueError: a wrong shape or dtype, or a backend that cannot run.
         """
-        op, (T, B, _, N) = "recurrence", u_TBGN.shape
-        check(op, "v", v_KN, (self.vectors, N), u_TBGN)
-        check(op, "state", state_BPN, (B, self.parts, N), u_TBGN)
-        check_mask(op, "is_init", is_init_TB, (T, B), u_TBGN)
-        impl = self._impl(backend, u_TBGN)
+        self._check(u_TBM, v_KN, is_init_TB)
+        check("recurrence", "state", state_BS, (u_TBM.shape[1], self.parts * v_KN.shape[1]), u_TBM)
+        impl = self._impl(backend, u_TBM)
         if impl is None:
-            return reference.sequence(self.step, u_TBGN, v_KN, state_BPN, is_init_TB)
+            return reference.sequence(self.step, u_TBM, v_KN, state_BS, is_init_TB)
         v_KN = self._weights(v_KN)
-        if torch.is_grad_enabled() and any(each.requires_grad for each in (u_TBGN, v_KN, state_BPN)):
-            *parts, last = _Sequence.apply(impl, u_TBGN, v_KN, state_BPN, is_init_TB)
+        if torch.is_grad_enabled() and (u_TBM.requires_grad or v_KN.requires_grad or state_BS.requires_grad):
+            *parts, last = _Sequence.apply(impl, u_TBM, v_KN, state_BS, is_init_TB)
             return tuple(parts), last
-        after, _ = impl.forward(u_TBGN.detach(), v_KN.detach(), state_BPN.detach(), is_init_TB)
-        return after.unbind(0), after[:, -1].transpose(0, 1).contiguous()
+        after, _ = impl.forward(u_TBM.detach(), v_KN.detach(), state_BS.detach(), is_init_TB)
+        return after.unbind(0), _last(after)
 
     @torch.no_grad()
     def local(
-        self, u_TBGN: Tensor, v_KN: Tensor, state_TBPN: Tensor, is_init_TB: Tensor, *, backend: str = "auto"
+        self, u_TBM: Tensor, v_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor, *, backend: str = "auto"
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Derivatives of every step, state_TBPN being the state before each step and before any reset.
+        """Derivatives of every step, state_TBS being the state before each step and before any reset.
 
         Returns:
             `(J_TBPPN, l_TBPGN, k_TBPKN)`, the third axis being the part that is differentiated: by the parts before the
             step (zero where they were reset), by the drives, by the weights.
         """
-        op, (T, B, _, N) = "recurrence", state_TBPN.shape
-        check(op, "u", u_TBGN, (T, B, u_TBGN.shape[2], N), state_TBPN)
-        check(op, "v", v_KN, (self.vectors, N), state_TBPN)
-        check_mask(op, "is_init", is_init_TB, (T, B), state_TBPN)
-        impl = self._impl(backend, u_TBGN)
+        self._check(u_TBM, v_KN, is_init_TB)
+        check("recurrence", "state", state_TBS, (*u_TBM.shape[:2], self.parts * v_KN.shape[1]), u_TBM)
+        impl = self._impl(backend, u_TBM)
         if impl is None:
-            return reference.local(self.step, u_TBGN, v_KN, state_TBPN, is_init_TB)
-        result: tuple[Tensor, Tensor, Tensor] = impl.local(u_TBGN, self._weights(v_KN), state_TBPN, is_init_TB)
+            return reference.local(self.step, u_TBM, v_KN, state_TBS, is_init_TB)
+        result: tuple[Tensor, Tensor, Tensor] = impl.local(u_TBM, self._weights(v_KN), state_TBS, is_init_TB)
         return result
 
     @torch.no_grad()
@@ -141,10 +147,10 @@ class Recurrence:
         weight: Tensor,
         bias: Tensor,
         v_KN: Tensor,
-        state_TBPN: Tensor,
+        state_TBS: Tensor,
         is_init_TB: Tensor,
         *,
-        boundary_BPN: Tensor | None = None,
+        boundary_BS: Tensor | None = None,
         backend: str = "auto",
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Moves the whole RTRL carry over a chunk, in place.
@@ -155,9 +161,9 @@ class Recurrence:
             x_TBD: inputs.
             weight, bias: [G*N, D] and [G*N], which make the drives.
             v_KN: the weights.
-            state_TBPN: the state before each step and before any reset.
+            state_TBS: the state before each step and before any reset.
             is_init_TB: bool.
-            boundary_BPN: dL/dstate_0.
+            boundary_BS: dL/dstate_0.
             backend: see `kernels.dispatch`.
 
         Returns:
@@ -170,27 +176,35 @@ class Recurrence:
         check(op, "weight", weight, (G * N, D), x_TBD)
         check(op, "bias", bias, (G * N,), x_TBD)
         check(op, "v", v_KN, (self.vectors, N), x_TBD)
-        check(op, "state", state_TBPN, (T, B, P, N), x_TBD)
+        check(op, "state", state_TBS, (T, B, P * N), x_TBD)
         check_mask(op, "is_init", is_init_TB, (T, B), x_TBD)
-        if boundary_BPN is not None:
-            check(op, "boundary", boundary_BPN, (B, P, N), x_TBD)
+        if boundary_BS is not None:
+            check(op, "boundary", boundary_BS, (B, P * N), x_TBD)
         impl = self._impl(backend, x_TBD)
         v_all = v_KN if impl is None else self._weights(v_KN)
         if impl is not None and hasattr(impl, "advance_narrow") and impl.narrow >= D:
             carry = (S_BPGND, s_BPMN)
             result: tuple[Tensor | None, Tensor | None, Tensor] = impl.advance_narrow(
-                *carry, x_TBD, weight, bias, v_all, state_TBPN, is_init_TB, boundary_BPN
+                *carry, x_TBD, weight, bias, v_all, state_TBS, is_init_TB, boundary_BS
             )
             return result
-        u_TBGN = nn.functional.linear(x_TBD, weight, bias).unflatten(-1, (G, N))
-        grad_MN = None if boundary_BPN is None else torch.einsum("bpn,bpmn->mn", boundary_BPN, s_BPMN)
+        u_TBM = nn.functional.linear(x_TBD, weight, bias)
+        edge_BPN = None if boundary_BS is None else boundary_BS.unflatten(-1, (P, N))
+        grad_MN = None if edge_BPN is None else torch.einsum("bpn,bpmn->mn", edge_BPN, s_BPMN)
         if impl is not None and hasattr(impl, "trace"):
-            J, l, largest = impl.trace(u_TBGN, v_all, state_TBPN, is_init_TB, s_BPMN)  # noqa: E741
+            J, l, largest = impl.trace(u_TBM, v_all, state_TBS, is_init_TB, s_BPMN)  # noqa: E741
         else:
-            J, l, k = self.local(u_TBGN, v_KN, state_TBPN, is_init_TB, backend=backend)  # noqa: E741
+            J, l, k = self.local(u_TBM, v_KN, state_TBS, is_init_TB, backend=backend)  # noqa: E741
             move_small(s_BPMN, J, torch.cat([l, k], 3), backend)
             largest = J.abs().max()
-        return move(S_BPGND, J, l, x_TBD, boundary_BPN, backend), grad_MN, largest
+        return move(S_BPGND, J, l, x_TBD, edge_BPN, backend), grad_MN, largest
+
+    def _check(self, u_TBM: Tensor, v_KN: Tensor, is_init_TB: Tensor) -> None:
+        op, (T, B, M), N = "recurrence", u_TBM.shape, v_KN.shape[1]
+        check(op, "v", v_KN, (self.vectors, N), u_TBM)
+        if T == 0 or self.gates * N != M:
+            raise ValueError(f"{op}: u must have shape (T >= 1, B, {self.gates} * {N}), got {tuple(u_TBM.shape)}")
+        check_mask(op, "is_init", is_init_TB, (T, B), u_TBM)
 
     def _weights(self, v_KN: Tensor) -> Tensor:
         """The weights, then what the function reads besides its arguments."""
@@ -202,7 +216,10 @@ class Recurrence:
     def extra(self) -> list[Tensor]:
         """The parameters and buffers that the function reads besides its arguments."""
         assert self.program is not None
-        return [getattr(self._module(), name) for name in self.program.extra]
+        if self._module is None:
+            return []
+        module = self._module()
+        return [getattr(module, name) for name in self.program.extra]
 
     def _impl(self, backend: str, sample: Tensor) -> Any:
         """What has `forward`, `backward` and `local`; None for the function itself."""
@@ -225,6 +242,11 @@ class Recurrence:
             _log.warning(sentence)
 
 
+def _last(after_PTBN: Tensor) -> Tensor:
+    """The last state, [B, P*N]."""
+    return after_PTBN[0, -1].clone() if len(after_PTBN) == 1 else torch.cat(after_PTBN[:, -1].unbind(0), -1)
+
+
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, impl: Any, u: Tensor, v: Tensor, state: Tensor, is_init: Tensor) -> tuple[Tensor, ...]:
@@ -232,7 +254,7 @@ class _Sequence(torch.autograd.Function):
         ctx.impl = impl
         ctx.save_for_backward(u, v, state, is_init, after, kept)
         ctx.set_materialize_grads(False)
-        return *after.unbind(0), after[:, -1].transpose(0, 1).contiguous()
+        return *after.unbind(0), _last(after)
 
     @staticmethod
     @once_differentiable

@@ -38,8 +38,8 @@ def check(compiled: Any, step: Step, weights: Sequence[Tensor] = ()) -> None:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).double()
 
-    u, v, state = normal(T, B, program.gates, N), normal(program.carried, N), normal(B, program.parts, N)
-    before, last = normal(T, B, program.parts, N), normal(B, program.parts, N)
+    u, v, state = normal(T, B, program.gates * N), normal(program.carried, N), normal(B, program.parts * N)
+    before, last = normal(T, B, program.parts * N), normal(B, program.parts * N)
     e = normal(program.parts, T, B, N)
     is_init = torch.rand(T, B, generator=generator) < 0.3
 

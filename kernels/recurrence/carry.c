@@ -11,9 +11,11 @@ static inline void RECURRENCE_small(i64 width, i64 stride, i64 rows, const real 
             top[n] = size <= top[n] ? top[n] : size;
         }
     }
-    for (i64 m = 0; m < GATES; m++) RECURRENCE_mix(width, stride, rows, J, l + m * stride, GATES, 1, s + m * stride);
+    const real one = 1;
+    for (i64 m = 0; m < GATES; m++)
+        RECURRENCE_mix(width, stride, 1, &one, rows, GATES, J, l + m * stride, s + m * stride);
     for (i64 m = 0; m < CARRIED; m++)
-        RECURRENCE_mix(width, stride, rows, J, k + m * stride, CARRIED, 1, s + (GATES + m) * stride);
+        RECURRENCE_mix(width, stride, 1, &one, rows, CARRIED, J, k + m * stride, s + (GATES + m) * stride);
 }
 
 /* J and l as `local` has them, and in the same pass s [B,PARTS,GATES+CARRIED,N] is advanced. top [blocks,N]; scratch
@@ -91,10 +93,7 @@ void FN(RECURRENCE_narrow)(i64 T, i64 B, i64 D, i64 N, i64 threads, i64 bf16, i6
                 }
                 RECURRENCE_local_row(width, UNITS, N, init[at] ? 0 : 1, u, v + n0, w + n0, p, J, l, k);
                 RECURRENCE_small(width, UNITS, ALL, J, l, k, small, top + g * N + n0);
-                for (i64 row = 0; row < GATES; row++)
-                    for (i64 d = 0; d < D; d++)
-                        RECURRENCE_mix(width, UNITS, GATES * NARROW, J, l + row * UNITS, GATES, x[at * D + d],
-                                       tile + (row * NARROW + d) * UNITS);
+                RECURRENCE_outer(width, UNITS, D, x + at * D, GATES * NARROW, GATES, J, l, tile);
             }
             for (i64 row = 0; row < PARTS * GATES; row++)
                 FN(transpose_out)(S, ((b * PARTS * GATES + row) * N + n0) * D, tile + row * NARROW * UNITS, UNITS, width, D,

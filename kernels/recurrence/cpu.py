@@ -41,76 +41,81 @@ class Compiled:
             for key, signature in _SIGNATURES[file].items()
         }
 
+    def _scratch(self, size: int) -> Tensor | None:
+        return torch.empty(size, dtype=self.dtype) if size else None
+
     def forward(
-        self, u_TBGN: Tensor, v_KN: Tensor, state_BPN: Tensor, is_init_TB: Tensor, *, keep: bool = False
-    ) -> tuple[Tensor, Tensor]:
+        self, u_TBM: Tensor, v_KN: Tensor, state_BS: Tensor, is_init_TB: Tensor, *, keep: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """(the parts of the state after each step, [P, T, B, N], what `backward` wants kept if it is to follow)."""
-        T, B, _, N = u_TBGN.shape
-        u, v, state, init = u_TBGN.contiguous(), v_KN.contiguous(), state_BPN.contiguous(), is_init_TB.contiguous()
+        (T, B, _), N = u_TBM.shape, v_KN.shape[1]
+        u, v, state, init = u_TBM.contiguous(), v_KN.contiguous(), state_BS.contiguous(), is_init_TB.contiguous()
         after = torch.empty((self.program.parts, T, B, N), dtype=u.dtype)
-        kept = torch.empty(((T * B if keep else -(-B // ROWS)), self.kept, N), dtype=u.dtype)
-        w = torch.empty(self.hoisted * N, dtype=u.dtype)
+        kept = self._scratch((T * B if keep else -(-B // ROWS)) * self.kept * N)
+        w = self._scratch(self.hoisted * N)
         self.call["forward"](
-            T, B, N, torch.get_num_threads(), keep, u.data_ptr(), v.data_ptr(), w.data_ptr(), state.data_ptr(),
-            init.data_ptr(), zero_row(N, u.dtype), after.data_ptr(), kept.data_ptr(),
+            T, B, N, torch.get_num_threads(), keep, u.data_ptr(), v.data_ptr(), pointer(w), state.data_ptr(),
+            init.data_ptr(), zero_row(N, u.dtype), after.data_ptr(), pointer(kept),
         )  # fmt: skip
         return after, kept
 
     def backward(
         self,
-        u_TBGN: Tensor,
+        u_TBM: Tensor,
         v_KN: Tensor,
-        state_BPN: Tensor,
+        state_BS: Tensor,
         is_init_TB: Tensor,
         after_PTBN: Tensor,
-        kept: Tensor,
+        kept: Tensor | None,
         e: Sequence[Tensor | None],
-        last_BPN: Tensor | None,
+        last_BS: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(du_TBGN, dv_KN, dstate_BPN), given the gradients `e` of the parts after each step and `last` of the last."""
-        T, B, _, N = u_TBGN.shape
-        u, v, state, init = u_TBGN.contiguous(), v_KN.contiguous(), state_BPN.contiguous(), is_init_TB.contiguous()
+        """(du_TBM, dv_KN, dstate_BS), given the gradients `e` of the parts after each step and `last` of the last."""
+        (T, B, _), N = u_TBM.shape, v_KN.shape[1]
+        u, v, state, init = u_TBM.contiguous(), v_KN.contiguous(), state_BS.contiguous(), is_init_TB.contiguous()
         given = [None if each is None else each.contiguous() for each in e]
-        last = None if last_BPN is None else last_BPN.contiguous()
+        last = None if last_BS is None else last_BS.contiguous()
         du, dv, dstate = torch.empty_like(u), torch.empty_like(v), torch.empty_like(state)
         partial = torch.empty((-(-B // ROWS), *v.shape), dtype=u.dtype)
-        w = torch.empty(self.hoisted * N, dtype=u.dtype)
+        w = self._scratch(self.hoisted * N)
         pointers = (ctypes.c_void_p * len(given))(*[pointer(each) for each in given])
         self.call["backward"](
-            T, B, N, torch.get_num_threads(), u.data_ptr(), v.data_ptr(), w.data_ptr(), state.data_ptr(),
-            init.data_ptr(), zero_row(N, u.dtype), after_PTBN.data_ptr(), kept.data_ptr(), ctypes.addressof(pointers),
+            T, B, N, torch.get_num_threads(), u.data_ptr(), v.data_ptr(), pointer(w), state.data_ptr(),
+            init.data_ptr(), zero_row(N, u.dtype), after_PTBN.data_ptr(), pointer(kept), ctypes.addressof(pointers),
             pointer(last), du.data_ptr(), partial.data_ptr(), dv.data_ptr(), dstate.data_ptr(),
         )  # fmt: skip
         return du, dv, dstate
 
     def local(
-        self, u_TBGN: Tensor, v_KN: Tensor, state_TBPN: Tensor, is_init_TB: Tensor
+        self, u_TBM: Tensor, v_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(J_TBPPN, l_TBPGN, k_TBPKN)."""
-        (T, B, P, N), program = state_TBPN.shape, self.program
-        u, v, state, init = u_TBGN.contiguous(), v_KN.contiguous(), state_TBPN.contiguous(), is_init_TB.contiguous()
+        (T, B, _), N, program = u_TBM.shape, v_KN.shape[1], self.program
+        P = program.parts
+        u, v, state, init = u_TBM.contiguous(), v_KN.contiguous(), state_TBS.contiguous(), is_init_TB.contiguous()
         columns = (P, program.gates, program.carried)
         J, l, k = (torch.empty((T, B, P, each, N), dtype=u.dtype) for each in columns)  # noqa: E741
-        w = torch.empty(self.hoisted * N, dtype=u.dtype)
+        w = self._scratch(self.hoisted * N)
         self.call["local"](
-            T, B, N, torch.get_num_threads(), u.data_ptr(), v.data_ptr(), w.data_ptr(), state.data_ptr(),
+            T, B, N, torch.get_num_threads(), u.data_ptr(), v.data_ptr(), pointer(w), state.data_ptr(),
             init.data_ptr(), zero_row(N, u.dtype), J.data_ptr(), l.data_ptr(), k.data_ptr(),
         )  # fmt: skip
         return J, l, k
 
     def trace(
-        self, u_TBGN: Tensor, v_KN: Tensor, state_TBPN: Tensor, is_init_TB: Tensor, s_BPMN: Tensor
+        self, u_TBM: Tensor, v_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor, s_BPMN: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(J_TBPPN, l_TBPGN, largest entry of |J|), advancing the carry s of biases and weights in the same pass."""
-        (T, B, P, N), program, dtype = state_TBPN.shape, self.program, u_TBGN.dtype
-        u, v, state, init = u_TBGN.contiguous(), v_KN.contiguous(), state_TBPN.contiguous(), is_init_TB.contiguous()
+        (T, B, _), N, program, dtype = u_TBM.shape, v_KN.shape[1], self.program, u_TBM.dtype
+        P = program.parts
+        u, v, state, init = u_TBM.contiguous(), v_KN.contiguous(), state_TBS.contiguous(), is_init_TB.contiguous()
         J, l = (torch.empty((T, B, P, each, N), dtype=dtype) for each in (P, program.gates))  # noqa: E741
         s, blocks = s_BPMN.contiguous(), -(-B // ROWS)
         top = torch.empty((blocks, N), dtype=dtype)
         scratch = torch.empty(blocks * P * program.carried * N, dtype=dtype)
-        w = torch.empty(self.hoisted * N, dtype=dtype)
+        w = self._scratch(self.hoisted * N)
         self.call["trace"](
-            T, B, N, torch.get_num_threads(), u.data_ptr(), v.data_ptr(), w.data_ptr(), state.data_ptr(),
+            T, B, N, torch.get_num_threads(), u.data_ptr(), v.data_ptr(), pointer(w), state.data_ptr(),
             init.data_ptr(), zero_row(N, dtype), J.data_ptr(), l.data_ptr(), s.data_ptr(), top.data_ptr(),
             scratch.data_ptr(),
         )  # fmt: skip
@@ -126,28 +131,28 @@ class Compiled:
         weight: Tensor,
         bias: Tensor,
         v_KN: Tensor,
-        state_TBPN: Tensor,
+        state_TBS: Tensor,
         is_init_TB: Tensor,
-        boundary_BPN: Tensor | None,
+        boundary_BS: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """`kernels.recurrence.advance` in one pass over the states, for D <= NARROW."""
-        (T, B, D), N, dtype, program = x_TBD.shape, state_TBPN.shape[3], x_TBD.dtype, self.program
-        S, s, x, state = S_BPGND.contiguous(), s_BPMN.contiguous(), x_TBD.contiguous(), state_TBPN.contiguous()
+        (T, B, D), N, dtype, program = x_TBD.shape, v_KN.shape[1], x_TBD.dtype, self.program
+        S, s, x, state = S_BPGND.contiguous(), s_BPMN.contiguous(), x_TBD.contiguous(), state_TBS.contiguous()
         weight_DM, bias, v, init = (
             weight.t().contiguous(),
             bias.contiguous(),
             v_KN.contiguous(),
             is_init_TB.contiguous(),
         )
-        boundary = None if boundary_BPN is None else boundary_BPN.contiguous()
+        boundary = None if boundary_BS is None else boundary_BS.contiguous()
         group = max(_GROUP, -(-B // _GROUPS))
         groups, gates, small = -(-B // group), program.gates, program.gates + program.carried
-        top, w = torch.empty(groups, N, dtype=dtype), torch.empty(self.hoisted * N, dtype=dtype)
+        top, w = torch.empty(groups, N, dtype=dtype), self._scratch(self.hoisted * N)
         grad = None if boundary is None else torch.empty((groups, gates, D, N), dtype=dtype)
         grad_s = None if boundary is None else torch.empty((groups, small, N), dtype=dtype)
         self.call["narrow"](
             T, B, D, N, torch.get_num_threads(), S.dtype == torch.bfloat16, group,
-            S.data_ptr(), s.data_ptr(), x.data_ptr(), weight_DM.data_ptr(), bias.data_ptr(), v.data_ptr(), w.data_ptr(),
+            S.data_ptr(), s.data_ptr(), x.data_ptr(), weight_DM.data_ptr(), bias.data_ptr(), v.data_ptr(), pointer(w),
             state.data_ptr(), init.data_ptr(), zero_row(N, dtype),
             pointer(boundary), pointer(grad), pointer(grad_s), top.data_ptr(),
         )  # fmt: skip

@@ -12,27 +12,28 @@ Step = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]], tu
 
 
 def sequence(
-    step: Step, u_TBGN: Tensor, v_KN: Tensor, state_BPN: Tensor, is_init_TB: Tensor
+    step: Step, u_TBM: Tensor, v_KN: Tensor, state_BS: Tensor, is_init_TB: Tensor
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """(the parts of the state after each step, [T, B, N] each, the last state [B, P, N]), differentiable."""
-    parts, weights = state_BPN.unbind(1), v_KN.unbind(0)
+    """(the parts of the state after each step, [T, B, N] each, the last state [B, S]), differentiable."""
+    N = v_KN.shape[1]
+    parts, weights = state_BS.split(N, -1), v_KN.unbind(0)
     after: list[tuple[Tensor, ...]] = []
-    for u_BGN, is_init_B in zip(u_TBGN, is_init_TB, strict=True):
+    for u_BM, is_init_B in zip(u_TBM, is_init_TB, strict=True):
         masked = tuple(part.masked_fill(is_init_B[:, None], 0.0) for part in parts)
-        parts = tuple(torch.broadcast_to(part, masked[0].shape) for part in step(u_BGN.unbind(1), weights, masked))
+        parts = tuple(torch.broadcast_to(part, masked[0].shape) for part in step(u_BM.split(N, -1), weights, masked))
         after.append(parts)
-    return tuple(torch.stack(part) for part in zip(*after, strict=True)), torch.stack(parts, 1)
+    return tuple(torch.stack(part) for part in zip(*after, strict=True)), torch.cat(parts, -1)
 
 
 @torch.no_grad()
 def local(
-    step: Step, u_TBGN: Tensor, v_KN: Tensor, state_TBPN: Tensor, is_init_TB: Tensor
+    step: Step, u_TBM: Tensor, v_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(J_TBPPN, l_TBPGN, k_TBPKN): derivatives of every part after a step, the third axis, all steps at once."""
-    (T, B, P, N), reset = state_TBPN.shape, is_init_TB[..., None, None]
+    (T, B, _), N, reset = state_TBS.shape, v_KN.shape[1], is_init_TB[..., None]
     with torch.enable_grad():
-        parts = tuple(part.detach().requires_grad_() for part in state_TBPN.masked_fill(reset, 0.0).unbind(2))
-        drives = tuple(u.detach().requires_grad_() for u in u_TBGN.unbind(2))
+        parts = tuple(part.detach().requires_grad_() for part in state_TBS.masked_fill(reset, 0.0).split(N, -1))
+        drives = tuple(u.detach().requires_grad_() for u in u_TBM.split(N, -1))
         weights = tuple(v.detach().expand(T, B, N).requires_grad_() for v in v_KN.unbind(0))
         inputs = (*parts, *drives, *weights)
         after = (part + 0.0 * parts[0].detach() for part in step(drives, weights, parts))
@@ -43,5 +44,5 @@ def local(
             for part in after
         ]
     every = torch.stack([torch.stack(row, dim=2) for row in rows], dim=2)
-    J, l, k = every.split((P, len(drives), len(weights)), 3)  # noqa: E741
-    return J.masked_fill(reset[..., None], 0.0), l, k
+    J, l, k = every.split((len(parts), len(drives), len(weights)), 3)  # noqa: E741
+    return J.masked_fill(reset[..., None, None], 0.0), l, k

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lifelong.kernels.compiler.emit_c import statements
+from lifelong.kernels.compiler.emit import C, statements
 from lifelong.kernels.compiler.graph import Node, walk
 from lifelong.kernels.compiler.operations import cost
 from lifelong.kernels.compiler.plan import available, hoisted
@@ -20,14 +20,15 @@ _EXPENSIVE = 12.0  # what a value must cost before it is asked whether to store 
 
 
 class Layout:
-    """What of a program is computed before the loop (`hoisted`), read again (`stored`) and stored for it (`kept`)."""
+    """What of a program is computed before the loop (`hoisted`), read again (`stored`) and stored for that (`kept`, if
+    anything may be)."""
 
-    def __init__(self, program: Program, single: bool) -> None:
+    def __init__(self, program: Program, single: bool, keep: bool = True) -> None:
         self.program = program
         local = [node for rows in (program.J, program.l, program.k) for row in rows for node in row if node]
         back = [node for node in (*program.du, *program.dv, *program.dp) if node]
         self.hoisted = hoisted([*program.after, *local, *back], lambda name: name.startswith("v"), single)
-        expensive = [node for node in walk(program.after) if cost(node, single) >= _EXPENSIVE]
+        expensive = [node for node in walk(program.after) if keep and cost(node, single) >= _EXPENSIVE]
         self.stored, self.kept = available(back, program.after, expensive, self.hoisted, single)
 
 
@@ -51,7 +52,9 @@ def _text(file: str) -> str:
 
 def rows(layout: Layout) -> list[str]:
     """The functions of a row of units: what is hoisted, forward, backward, local derivatives, and J s + l."""
-    return [_hoist(layout), _forward(layout), _backward(layout), _local(layout), _mix(layout.program.parts)]
+    program = layout.program
+    products = [_products("mix", program.parts, 1), _products("outer", program.parts, program.gates)]
+    return [_hoist(layout), _forward(layout), _backward(layout), _local(layout), *products]
 
 
 class _Row:
@@ -91,7 +94,7 @@ class _Row:
             self.outputs.append((place, node))
 
     def text(self) -> str:
-        lines = statements(self.outputs, self.leaves)
+        lines = statements(self.outputs, self.leaves, "        ", C)
         order = walk([node for _, node in self.outputs], stop=lambda node: node.index in self.leaves)
         reads = [self.reads[node.index] for node in order if node.index in self.reads]
         used = "\n".join([*reads, *lines, *self.zeros])
@@ -182,18 +185,24 @@ def _local(layout: Layout) -> str:
     return row.text()
 
 
-def _mix(parts: int) -> str:
-    """s_i <- sum_j J_ij s_j + scale l_i; rows of a part of s and of l lie `rows` and `each` strides apart."""
+def _products(name: str, parts: int, gates: int) -> str:
+    """s[i,g,d] <- sum_j J[i,j] s[j,g,d] + x[d] l[i,g] for all d: row (i, g, d) of s lies i * rows + g * NARROW + d
+    strides from its start, row (i, g) of l i * each + g."""
     lines = [
-        "SHARED RECURRENCE_mix(i64 width, i64 stride, i64 rows, const real *restrict J, const real *restrict l,\n"
-        "    i64 each, real scale, real *restrict s) {"
+        f"SHARED RECURRENCE_{name}(i64 width, i64 stride, i64 D, const real *restrict x, i64 rows, i64 each,\n"
+        "    const real *restrict J, const real *restrict l, real *restrict s) {",
+        "    for (i64 d = 0; d < D; d++, s += stride) {",
+        "        const real scale = x[d];",
     ]
+    both = [(i, g) for i in range(parts) for g in range(gates)]
+    for i, g in both:
+        lines.append(f"        real *restrict s{i}{g} = s + ({i} * rows + {g} * NARROW) * stride;")
+        lines.append(f"        const real *restrict l{i}{g} = l + ({i} * each + {g}) * stride;")
+    lines += ["#pragma omp simd", "        for (i64 n = 0; n < width; n++) {"]
     for i in range(parts):
-        lines.append(f"    real *restrict s{i} = s + {i} * rows * stride;")
-        lines.append(f"    const real *restrict l{i} = l + {i} * each * stride;")
-    lines += ["#pragma omp simd", "    for (i64 n = 0; n < width; n++) {"]
-    lines += [f"        const real x{i} = s{i}[n];" for i in range(parts)]
-    for i in range(parts):
-        products = " + ".join(f"{_at('J', i * parts + j, 'stride')} * x{j}" for j in range(parts))
-        lines.append(f"        s{i}[n] = {products} + scale * l{i}[n];")
-    return "\n".join([*lines, "    }", "}"])
+        lines += [f"            const real j{i}{j} = {_at('J', i * parts + j, 'stride')};" for j in range(parts)]
+    lines += [f"            const real s{i}{g}_ = s{i}{g}[n];" for i, g in both]
+    for i, g in both:
+        sums = " + ".join(f"j{i}{j} * s{j}{g}_" for j in range(parts))
+        lines.append(f"            s{i}{g}[n] = {sums} + scale * l{i}{g}[n];")
+    return "\n".join([*lines, "        }", "    }", "}"])

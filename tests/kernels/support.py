@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from lifelong.agent.registry import load
+from lifelong.kernels.recurrence import Recurrence
+
+#: element-wise cells, and how many drives, weights and parts of state they have
+RECURRENCES = {"elstm": (2, 2, 1), "diagonal_gru": (3, 3, 1), "diagonal_lstm": (3, 5, 2)}
 BACKENDS = ["reference", "torch", "cpu"]
 FAST_BACKENDS = ["torch", "cpu"]
+
+
+@functools.cache
+def recurrence(name: str) -> Recurrence:
+    """The recurrence of a registered cell."""
+    return Recurrence(functools.partial(load("cell", name).recurrence, None), *RECURRENCES[name])
 
 
 def relative_rms(got: torch.Tensor, expected: torch.Tensor) -> float:

@@ -110,8 +110,8 @@ def values(implementation: Any, function: Random, dtype: torch.dtype) -> list[Te
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    inputs = normal(T, B, G, N), normal(K, N), normal(B, P, N)
-    before, e, last = normal(T, B, P, N), normal(P, T, B, N), normal(B, P, N)
+    inputs = normal(T, B, G * N), normal(K, N), normal(B, P * N)
+    before, e, last = normal(T, B, P * N), normal(P, T, B, N), normal(B, P * N)
     is_init = torch.rand(T, B, generator=generator) < 0.3
     if implementation is not None:
         after, kept = implementation.forward(*inputs, is_init, keep=True)
@@ -166,15 +166,15 @@ class Cell(nn.Module):
 
 
 def problem(dtype: torch.dtype = torch.float64, T: int = 6, B: int = 5, N: int = 7, P: int = 2) -> list[Tensor]:
-    """(u_TBGN, v_KN, state_BPN, is_init_TB)."""
+    """(u_TBM, v_KN, state_BS, is_init_TB)."""
     g = torch.Generator().manual_seed(0)
-    shapes = ((T, B, 3, N), (2, N), (B, P, N))
+    shapes = ((T, B, 3 * N), (2, N), (B, P * N))
     tensors = [torch.randn(s, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
     return [*tensors, torch.rand(T, B, generator=g) < 0.3]
 
 
 def recurrence(module: nn.Module, method: Any = None, parts: int = 2) -> Recurrence:
-    return Recurrence(module, method or type(module).recurrence, 3, 2, parts, 7)
+    return Recurrence(method or type(module).recurrence, 3, 2, parts, module, 7)
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
@@ -259,7 +259,7 @@ def test_an_operation_it_does_not_know_runs_in_torch_after_one_line_that_names_i
     assert "the recurrence of Strange runs step by step in torch" in caplog.text and words in caplog.text
     if method is Strange.unknown:
         parts, last = compiled.sequence(*inputs)
-        assert_close(parts[0][0], torch.erf(inputs[2][:, 0].masked_fill(inputs[3][0, :, None], 0.0)), 1e-15)
+        assert_close(parts[0][0], torch.erf(inputs[2][:, :7].masked_fill(inputs[3][0, :, None], 0.0)), 1e-15)
         gradients((*parts, last), tuple(inputs[:3]), allow_unused=True)
 
 
@@ -294,32 +294,33 @@ def test_compiled_code_that_differs_is_not_kept_and_not_used(
 def test_the_carry_is_what_stepping_it_gives(parts: int, D: int) -> None:
     """Fused with the drives (D = 3) and not (D = 40), with resets inside and at the first step."""
     T, B, N, G, K = 5, 9, 70, 2, 2
-    module, g = nn.Module(), torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(0)
 
-    def method(self: Any, drives: Any, vectors: Any, *p: Tensor) -> tuple[Tensor, ...]:
+    def method(drives: Any, vectors: Any, *p: Tensor) -> tuple[Tensor, ...]:
         f = torch.sigmoid(drives[0] + vectors[0] * p[-1])
         first = f * p[0] + (1 - f) * torch.tanh(drives[1] + vectors[1] * p[0])
         return (first, *[torch.tanh(each + first) * f for each in p[1:]])
 
-    compiled = Recurrence(module, method, G, K, parts, N)
+    compiled = Recurrence(method, G, K, parts)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
     x, weight, bias, v = normal(T, B, D), normal(G * N, D), normal(G * N), normal(K, N)
-    S, s, state = normal(B, parts, G, N, D), normal(B, parts, G + K, N), normal(T, B, parts, N)
-    edge, is_init = normal(B, parts, N), torch.rand(T, B, generator=g) < 0.3
+    S, s, state = normal(B, parts, G, N, D), normal(B, parts, G + K, N), normal(T, B, parts * N)
+    edge, is_init = normal(B, parts * N), torch.rand(T, B, generator=g) < 0.3
     is_init[0, 0] = True
-    u = (x @ weight.T + bias).unflatten(-1, (G, N))
+    u = x @ weight.T + bias
     J, l, k = reference.local(compiled.step, u, v, state, is_init)  # noqa: E741
-    grads = (torch.einsum("bpn,bpgnd->gnd", edge, S), torch.einsum("bpn,bpmn->mn", edge, s))
+    edges = edge.unflatten(-1, (parts, N))
+    grads = (torch.einsum("bpn,bpgnd->gnd", edges, S), torch.einsum("bpn,bpmn->mn", edges, s))
     S_true, s_true = S, s
     for t in range(T):
         S_true = torch.einsum("bijn,bjgnd->bignd", J[t], S_true) + torch.einsum("bign,bd->bignd", l[t], x[t])
         s_true = torch.einsum("bijn,bjmn->bimn", J[t], s_true) + torch.cat([l[t], k[t]], 2)
     for backend in ("reference", "torch", "cpu"):
         mine = (S.clone(), s.clone())
-        added = compiled.advance(*mine, x, weight, bias, v, state, is_init, boundary_BPN=edge, backend=backend)
+        added = compiled.advance(*mine, x, weight, bias, v, state, is_init, boundary_BS=edge, backend=backend)
         for got, expected in zip((*mine, *added), (S_true, s_true, *grads, J.abs().max()), strict=True):
             assert_close(got, expected, 1e-12)
         again = (S.clone(), s.clone())

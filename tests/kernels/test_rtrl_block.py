@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lifelong.kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
 from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector
 from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
-from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close
+from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close, recurrence
 
 SHAPES = [(1, 1, 1, 1, 1), (1, 5, 2, 16, 64), (4, 9, 3, 17, 70), (7, 19, 3, 70, 33), (3, 2, 1, 64, 300)]
 
@@ -129,7 +128,7 @@ def test_chunked_rtrl_is_bptt_over_the_whole_history(backend: str, T: int) -> No
     """Three chunks with resets inside and on their borders; truncated BPTT must fail the same comparison."""
     torch.manual_seed(0)
     B, N, D, chunks = 5, 6, 4, 3
-    W, bias, v = torch.randn(3 * N, D).double(), torch.randn(3 * N).double(), torch.randn(5 * N).double()
+    W, bias, v = torch.randn(3 * N, D).double(), torch.randn(3 * N).double(), torch.randn(5, N).double()
     x, e = torch.randn(chunks * T, B, D).double(), torch.randn(chunks * T, B, N).double()
     is_init = torch.rand(chunks * T, B) < 0.15
     is_init[T, 0] = True
@@ -137,7 +136,7 @@ def test_chunked_rtrl_is_bptt_over_the_whole_history(backend: str, T: int) -> No
 
     def run(part: slice, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         u = torch.nn.functional.linear(x[part], W, bias)
-        h, last = diagonal_lstm_sequence(u, v, state, is_init[part], backend=backend)
+        (h, _), last = recurrence("diagonal_lstm").sequence(u, v, state, is_init[part], backend=backend)
         return u, h, last
 
     _, h, _ = run(slice(None), torch.zeros(B, 2 * N).double())
@@ -159,12 +158,13 @@ def test_chunked_rtrl_is_bptt_over_the_whole_history(backend: str, T: int) -> No
         before = [state]
         for t in range(k * T, (k + 1) * T):
             before.append(run(slice(t, t + 1), before[-1])[2].detach())
-        J, l, of_v = diagonal_lstm_local(u, v, torch.stack(before[:-1]), is_init[part], backend=backend)  # noqa: E741
+        local = recurrence("diagonal_lstm").local(u, v, torch.stack(before[:-1]), is_init[part], backend=backend)
+        J, l, of_v = local  # noqa: E741
         rtrl_block_advance(S, J, l, x[part], backend=backend)
         rtrl_block_advance_vector(small[0], J, l, backend=backend)
         rtrl_block_advance_vector(small[1], J, of_v, backend=backend)
         for i in range(3):
-            total[i] += inside[i] + carried[i]
+            total[i] += inside[i] + carried[i].view(inside[i].shape)
             truncated[i] += inside[i]
         state = last.detach()
     for i in range(3):

@@ -11,8 +11,11 @@ import torch
 from benchmarks.gpu_parts.kernels import OPS, op_results
 from lifelong.kernels.cartpole import cartpole_step
 from lifelong.kernels.dispatch import Op
+from lifelong.kernels.recurrence.program import traced
+from tests.kernels.test_recurrence import FUNCTIONS, Random
 
 triton = pytest.importorskip("triton")
+from lifelong.kernels.recurrence.triton_backend import OnDevice  # noqa: E402
 
 
 class NoDevice:
@@ -32,7 +35,15 @@ class NoDevice:
 
 def run_op(op: str) -> None:
     """The op on its Triton backend, with sizes that fill no tile."""
-    if op == "cartpole_step":
+    if op == "every operation of the compiler":
+        T, B, N = 3, 2, 65
+        lines = [(i, (2 * i + 1, i, i + 3)) for i in range(len(FUNCTIONS))]
+        made = OnDevice(traced(Random(2, 2, 3, lines), None, 2, 2, 3))
+        inputs = torch.zeros(T, B, 2 * N), torch.zeros(2, N), torch.zeros(B, 3 * N), torch.zeros(T, B, dtype=torch.bool)
+        after, _ = made.forward(*inputs)
+        made.backward(*inputs, after, None, [None, after[0], after[1]], inputs[2])
+        made.local(*inputs[:2], torch.zeros(T, B, 3 * N), inputs[3])
+    elif op == "cartpole_step":
         B = 130
         steps, numbers = torch.zeros(B, dtype=torch.int64), torch.zeros(B)
         cartpole_step(torch.zeros(B, 4), steps, torch.zeros(B, 4), steps, numbers, steps, torch.ones(6, B))
@@ -40,7 +51,7 @@ def run_op(op: str) -> None:
         op_results(op, (3, 17, 65, 20), torch.device("cpu"), "triton")
 
 
-@pytest.mark.parametrize("op", [*OPS, "cartpole_step"])
+@pytest.mark.parametrize("op", [*OPS, "cartpole_step", "every operation of the compiler"])
 def test_it_compiles_for_an_h100(op: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from triton.runtime.jit import JITFunction
 

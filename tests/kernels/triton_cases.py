@@ -6,6 +6,7 @@ The interpreter runs about 700 program steps a second, so the cases are tiny.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,16 @@ from lifelong.envs.control.cartpole import CartPole
 from lifelong.kernels.advantages import gae, vtrace
 from lifelong.kernels.cartpole import cartpole_step
 from lifelong.kernels.diag_scan import diag_scan
-from lifelong.kernels.diagonal_lstm import diagonal_lstm_local, diagonal_lstm_sequence
-from lifelong.kernels.diagonal_sequence import diagonal_gru_local, diagonal_gru_sequence
 from lifelong.kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
 from lifelong.kernels.gru_sequence import gru_sequence
 from lifelong.kernels.lstm_sequence import lstm_sequence
 from lifelong.kernels.project import project
+from lifelong.kernels.recurrence.program import traced
+from lifelong.kernels.recurrence.triton_backend import OnDevice
 from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
 from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector, rtrl_block_boundary
-from tests.kernels.support import assert_close, gradients
+from tests.kernels.support import RECURRENCES, assert_close, gradients, recurrence
+from tests.kernels.test_recurrence import Random, values
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = 1e-4
@@ -153,23 +155,29 @@ def test_diag_scan(T: int, B: int, N: int, kind: str, reverse: bool) -> None:
 
 
 @pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
-def test_diagonal_gru(T: int, B: int, N: int, kind: str) -> None:
-    inputs = (normal(T, B, 3 * N, grad=True), normal(3 * N, grad=True), normal(B, N, grad=True))
-    same_as_reference(diagonal_gru_sequence, inputs, resets(T, B, kind))
-    u, v, h, is_init = normal(T, B, 3 * N), normal(3 * N), normal(T, B, N), resets(T, B, kind)
-    local = (diagonal_gru_local(u, v, h, is_init, backend=name) for name in ("triton", "reference"))
+@pytest.mark.parametrize("name", RECURRENCES)
+def test_recurrences_of_cells(name: str, T: int, B: int, N: int, kind: str) -> None:
+    (gates, vectors, parts), made = RECURRENCES[name], recurrence(name)
+    inputs = (normal(T, B, gates * N, grad=True), normal(vectors, N, grad=True), normal(B, parts * N, grad=True))
+
+    def op(u: torch.Tensor, v: torch.Tensor, state: torch.Tensor, is_init: torch.Tensor, backend: str) -> Any:
+        found, last = made.sequence(u, v, state, is_init, backend=backend)
+        return torch.cat(found, -1), last
+
+    same_as_reference(op, inputs, resets(T, B, kind))
+    before, is_init = normal(T, B, parts * N), resets(T, B, kind)
+    local = (made.local(*inputs[:2], before, is_init, backend=name) for name in ("triton", "reference"))
     for a, b in zip(*local, strict=True):
         assert_close(a, b, TOLERANCE)
 
 
-@pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
-def test_diagonal_lstm(T: int, B: int, N: int, kind: str) -> None:
-    inputs = (normal(T, B, 3 * N, grad=True), normal(5 * N, grad=True), normal(B, 2 * N, grad=True))
-    same_as_reference(diagonal_lstm_sequence, inputs, resets(T, B, kind))
-    u, v, state, is_init = normal(T, B, 3 * N), normal(5 * N), normal(T, B, 2 * N), resets(T, B, kind)
-    local = (diagonal_lstm_local(u, v, state, is_init, backend=name) for name in ("triton", "reference"))
-    for a, b in zip(*local, strict=True):
-        assert_close(a, b, TOLERANCE)
+@pytest.mark.parametrize("lines", [range(0, 14), range(12, 27), range(26, 40)])
+def test_every_operation_of_the_compiler(lines: range) -> None:
+    """In a recurrence of three parts that uses all the random ones of `test_recurrence.py` one after the other."""
+    function = Random(2, 2, 3, [(i, (2 * i + 1, i, i + 3)) for i in lines])
+    made = OnDevice(traced(function, None, 2, 2, 3))
+    for got, expected in zip(values(made, function, torch.float32), values(None, function, torch.float32), strict=True):
+        assert_close(got, expected, TOLERANCE)
 
 
 @pytest.mark.parametrize(("T", "B", "G", "N", "D"), [(1, 2, 1, 5, 3), (3, 3, 2, 17, 70), (4, 1, 2, 40, 9)])

@@ -1,0 +1,67 @@
+"""Element-wise functions of the compiler's Triton that the language does not have."""
+
+# ruff: noqa: ANN001, ANN202 (Triton functions are typed by their launch)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tanh(x):  # type: ignore[no-untyped-def]
+    """tanh."""
+    y = tl.abs(x)
+    e = tl.exp(-2.0 * y)
+    large = (1.0 - e) / (1.0 + e)
+    z = x * x
+    small = y * (1.0 - z * (0.33333332 - z * 0.13333334))  # cancellation would cost digits here
+    return tl.where(x < 0.0, -1.0, 1.0) * tl.where(y < 0.05, small, large)
+
+
+@triton.jit
+def _log1p(x):  # type: ignore[no-untyped-def]
+    """log(1 + x); what rounding 1 + x lost is given back by the ratio."""
+    w = 1.0 + x
+    d = w - 1.0
+    return tl.where(d == 0.0, x, tl.log(w) * (x / tl.where(d == 0.0, 1.0, d)))
+
+
+@triton.jit
+def _expm1(x):  # type: ignore[no-untyped-def]
+    """exp(x) - 1; likewise."""
+    w = tl.exp(x)
+    d = w - 1.0
+    inside = (d != 0.0) & (w > 1e-6) & (w < 1e30)
+    return tl.where(d == 0.0, x, tl.where(inside, d * (x / tl.log(tl.where(inside, w, 2.0))), d))
+
+
+@triton.jit
+def _softplus(x):  # type: ignore[no-untyped-def]
+    """log(1 + exp(x))."""
+    return tl.where(x < 0.0, 0.0, x) + _log1p(tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def _maximum(a, b):  # type: ignore[no-untyped-def]
+    """The larger one, NaN if either is."""
+    return tl.where((a > b) | (a != a), a, b)
+
+
+@triton.jit
+def _minimum(a, b):  # type: ignore[no-untyped-def]
+    """The smaller one, NaN if either is."""
+    return tl.where((a < b) | (a != a), a, b)
+
+
+@triton.jit
+def _pow(x, y):  # type: ignore[no-untyped-def]
+    """x to the power y; of a negative x if y is whole."""
+    size = tl.abs(x)
+    inside = size > 0.0
+    power = tl.exp(y * tl.log(tl.where(inside, size, 1.0)))
+    power = tl.where(inside, power, tl.where(y > 0.0, 0.0, float("inf")))
+    whole = tl.floor(y) == y
+    odd = whole & (tl.floor(0.5 * y) * 2.0 != y)
+    signed = tl.where(x < 0.0, tl.where(whole, tl.where(odd, -power, power), float("nan")), power)
+    return tl.where(y == 0.0, 1.0, signed)
