@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from lifelong.agent.errors import ConfigError, EnvError, LifelongError, unknown_name
+from lifelong.agent.schedules import Ramp, ramp_problem
 from lifelong.envs.border import blame
 from lifelong.envs.options import Range, Share, Weight, brief, parameters_of, problem
 from lifelong.envs.registry import ENVIRONMENTS, import_part
@@ -93,6 +94,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "functional": "lifelong.agent.strategies.functional:Functional",
         "lwf": "lifelong.agent.strategies.lwf:LwF",
         "l2": "lifelong.agent.strategies.l2:L2",
+        "activity": "lifelong.agent.strategies.activity:Activity",
         "l2_init": "lifelong.agent.strategies.l2_init:L2Init",
         "agem": "lifelong.agent.strategies.agem:AGEM",
         "clear": "lifelong.agent.strategies.clear:CLEAR",
@@ -226,6 +228,12 @@ def annotated(kind: str, part: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
     return {name: (parameter, ranges.get(name, hint)) for name, (parameter, hint) in parameters_of(part).items()}
 
 
+def scheduled(kind: str, part: Any) -> tuple[str, ...]:
+    """The options of a part that may be a schedule in place of a number (see `agent.schedules`)."""
+    found: tuple[str, ...] = ("lr",) if kind == "optimizer" else getattr(part, "SCHEDULED", ())
+    return found
+
+
 def check_options(kind: str, name: str, part: Any, options: Mapping[str, Any], context: Mapping[str, Any]) -> None:
     """Check a part's options by name, type and range before anything is built.
 
@@ -238,6 +246,11 @@ def check_options(kind: str, name: str, part: Any, options: Mapping[str, Any], c
             raise ConfigError(unknown_name(f"option of {kind} {name}", option, known))
         parameter, hint = known[option]
         if value is None and parameter.default is None:
+            continue
+        if isinstance(value, Mapping) and option in scheduled(kind, part):
+            wrong = ramp_problem(value, hint)
+            if wrong is not None:
+                raise ConfigError(f"{kind} {name}: {option} {wrong}")
             continue
         wrong = problem(hint, value)
         if wrong is not None:
@@ -257,6 +270,9 @@ def build(kind: str, spec: Mapping[str, Any], *args: Any, **context: Any) -> Any
     name = spec["kind"]
     part = load(kind, name)
     check_options(kind, name, part, options, context)
+    for option in scheduled(kind, part):
+        if isinstance(options.get(option), Mapping):
+            options[option] = Ramp.of(options[option]).at(0)
     try:
         return part(*args, **options, **context)
     except LifelongError:
