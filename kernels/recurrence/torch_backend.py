@@ -28,6 +28,8 @@ def _values(nodes: Sequence[Node | None], sample: Tensor, **inputs: Iterable[Ten
 class InTorch:
     """A program, evaluated by torch."""
 
+    kept = 0
+
     def __init__(self, program: Program) -> None:
         self.program = program
 
