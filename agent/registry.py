@@ -27,7 +27,10 @@ REGISTRY: dict[str, dict[str, str]] = {
     "encoder": {
         "identity": "lifelong.agent.modules.encoders:Identity",
         "mlp": "lifelong.agent.modules.encoders:MLP",
-        "cnn": "lifelong.agent.modules.encoders:CNN",
+        "cnn": "lifelong.agent.modules.images:CNN",
+        "depth_recurrent": "lifelong.agent.modules.encoders:DepthRecurrent",
+        "nature_cnn": "lifelong.agent.modules.images:NatureCNN",
+        "impala_cnn": "lifelong.agent.modules.images:ImpalaCNN",
     },
     "cell": {
         "brc": "lifelong.agent.cells.brc:BRC",

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lifelong.envs.options import Width, Widths
+from lifelong.envs.options import Range, Width, Widths
 from lifelong.envs.spaces import byte_scale
 
 Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
 
 #: its name
-Activation = Literal["tanh", "relu", "silu", "crelu"]
+Activation = Literal["tanh", "relu", "silu", "crelu", "rational"]
+#: how often a block is applied
+Depth = Annotated[int, Range(1, 1000)]
 #: between a layer and its activation
 Norm = Literal["none", "layer"]
 
@@ -33,7 +35,35 @@ class CReLU(nn.Module):
         return torch.cat([nn.functional.relu(x), nn.functional.relu(-x)], 1)
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "crelu": CReLU}
+class Rational(nn.Module):
+    """R(x) = sum_{j<=5} a_j x^j / (1 + sum_{1<=k<=4} |b_k x^k|), one for all units of a layer; its ten numbers learn.
+
+    They begin near the leaky ReLU with slope 0.01, within 0.03 on [-3, 3] (Delfosse et al. 2024, ICLR, "Adaptive
+    rational activations to boost deep reinforcement learning"; Molina et al. 2020, version A). It grows without bound,
+    so what it reads had better be normalised.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numerator = nn.Parameter(torch.tensor([0.02979, 0.61837, 2.32331, 3.05194, 1.48542, 0.25102]))
+        self.denominator = nn.Parameter(torch.tensor([-1.14195, 4.39316, 0.87147, 0.34720]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        above, below, power = self.numerator[0] + self.numerator[1] * x, torch.ones_like(x), x
+        for k in range(4):
+            below = below + (self.denominator[k] * power).abs()
+            power = power * x
+            above = above + self.numerator[k + 2] * power if k + 2 < 6 else above
+        return above / below
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "crelu": CReLU,
+    "rational": Rational,
+}
 #: features of a unit
 PARTS = {"crelu": 2}
 
@@ -176,7 +206,7 @@ class MLP(Encoder):
     Args:
         space: observation space of one copy.
         hidden: units of each layer.
-        activation: tanh, relu, silu, or crelu, with which a unit has two features.
+        activation: tanh, relu, silu, rational, or crelu, with which a unit has two features.
         norm: `layer`: layer normalisation between every layer and its activation (Ba, Kiros & Hinton 2016; against loss
             of plasticity Lyle et al. 2023, ICML).
     """
@@ -207,92 +237,33 @@ class MLP(Encoder):
         return features
 
 
-#: name of a layout -> where its axes are, in the order of stacked frames (if any), channels (if any), height, width
-LAYOUTS: dict[str, tuple[int, ...]] = {
-    "hw": (0, 1),
-    "chw": (0, 1, 2),
-    "hwc": (2, 0, 1),
-    "nchw": (0, 1, 2, 3),
-    "nhwc": (0, 3, 1, 2),
-}
+class DepthRecurrent(Encoder):
+    """One block applied `depth` times to h, which begins at zero and reads the observation anew every time:
 
+        h <- norm(h + W_2 silu(W_1 [h, e]))    e = W_e x
 
-def layout_of(shape: tuple[int, ...], layout: str) -> str:
-    """The layout of images of `shape`: the one given, or with `auto` the only one that it can be.
-
-    An axis of at most 4 entries is one of channels; two axes are an image of one channel.
-
-    Raises:
-        ValueError: a layout with another number of axes; `auto` where several are possible.
-    """
-    if layout != "auto":
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout is {layout!r}; valid: auto, {', '.join(LAYOUTS)}")
-        if len(layout) != len(shape):
-            raise ValueError(f"layout {layout} has {len(layout)} axes, but images have shape {shape}")
-        return layout
-    if len(shape) == 2:
-        return "hw"
-    if len(shape) not in (3, 4):
-        raise ValueError(f"cnn reads images with 2 to 4 axes, not shape {shape}; use the mlp encoder")
-    if len(shape) == 3 and (shape[0] <= 4) != (shape[2] <= 4):
-        return "chw" if shape[0] <= 4 else "hwc"
-    choices = "chw or hwc" if len(shape) == 3 else "nchw or nhwc (n: stacked frames)"
-    raise ValueError(
-        f"cnn cannot tell which axis of images of shape {shape} holds the channels; set layout to {choices}"
-    )
-
-
-class CNN(Encoder):
-    """A small convolutional net for images.
+    As the block is the same each time, `depth` may be another one when the policy is used than when it was trained
+    (Schwarzschild et al. 2021, NeurIPS, "Can you learn an algorithm?"; with recall Bansal et al. 2022; Geiping et al.
+    2025 for language models). Nothing of it is carried from one step to the next.
 
     Args:
         space: observation space of one copy.
-        layout: what the axes are: hw, chw, hwc, or with stacked frames nchw, nhwc (frames become channels, oldest first
-            as they come); auto if there is only one way to read the shape.
-        channels: output channels of each 3x3 convolution; every one but the first halves the image (stride 2).
-        hidden: units of the final linear layer.
-        activation: tanh, relu, silu, or crelu, with which a unit has two features.
-        norm: `layer`: layer normalisation between every layer and its activation, of a convolution over channels and
-            pixels.
+        hidden: units of h, e and the block.
+        depth: how often it is applied.
     """
 
-    chain: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        space: Observations,
-        *,
-        layout: Literal["auto", "hw", "chw", "hwc", "nchw", "nhwc"] = "auto",
-        channels: Widths = (16, 32),
-        hidden: Width = 64,
-        activation: Activation = "relu",
-        norm: Norm = "none",
-    ) -> None:
+    def __init__(self, space: Observations, *, hidden: Width = 64, depth: Depth = 4) -> None:
         super().__init__(space)
-        if self.counts:
-            raise ValueError(f"cnn reads images, not categories {space}; use the mlp encoder")
-        self.layout = layout_of(space.shape, layout)
-        example = self._image(torch.zeros(1, *space.shape))
-        channels_in = example.shape[1]
-        layers: list[nn.Module] = []
-        for index, width in enumerate(channels):
-            layers += [nn.Conv2d(channels_in, int(width), 3, stride=1 if index == 0 else 2, padding=1)]
-            layers += [nn.GroupNorm(1, int(width))] if norm == "layer" else []
-            layers += [make_activation(activation)]
-            channels_in = PARTS.get(activation, 1) * int(width)
-        self.convolutions = nn.Sequential(*layers)
-        with torch.no_grad():
-            flat = self.convolutions(example).numel()
-        normed = [nn.LayerNorm(hidden)] if norm == "layer" else []
-        self.linear = nn.Sequential(nn.Linear(flat, hidden), *normed, make_activation(activation))
-        self.output_size = PARTS.get(activation, 1) * hidden
-
-    def _image(self, obs: Tensor) -> Tensor:
-        """[M, C, H, W]."""
-        image = self.prepare(obs).permute(0, *(1 + axis for axis in LAYOUTS[self.layout]))
-        return image.reshape(len(image), -1, *image.shape[-2:])
+        self.depth = depth
+        width = sum(self.counts) or math.prod(space.shape)
+        self.embed = OneHotLinear(self.counts, hidden) if self.counts else nn.Linear(width, hidden)
+        self.inner, self.outer = nn.Linear(2 * hidden, hidden), nn.Linear(hidden, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.output_size = hidden
 
     def forward(self, obs: Tensor) -> Tensor:
-        features: Tensor = self.linear(self.convolutions(self._image(obs)).flatten(1))
-        return features
+        e = self.embed(obs if self.counts else self.prepare(obs).flatten(1))
+        h = torch.zeros_like(e)
+        for _ in range(self.depth):
+            h = self.norm(h + self.outer(nn.functional.silu(self.inner(torch.cat([h, e], -1)))))
+        return h

@@ -96,6 +96,7 @@ RULES: dict[str, Rule] = {
     "stream.spaces": APPLIES,
     "policy.encoder": _TRAINED,
     "policy.encoder.*": _TRAINED,
+    "policy.encoder.depth": APPLIES,  # of a block that is repeated; its parameters are the same
     "policy.cell": _TRAINED,
     "policy.cell.*": _TRAINED,
     "policy.previous_action": _TRAINED,

@@ -12,7 +12,8 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import nn
 
 from lifelong.agent.config import PolicyConfig
-from lifelong.agent.modules.encoders import CNN, MLP, Identity, OneHotLinear, layout_of
+from lifelong.agent.modules.encoders import MLP, DepthRecurrent, Identity, OneHotLinear, Rational
+from lifelong.agent.modules.images import CNN, layout_of
 from lifelong.agent.policy import Policy
 from lifelong.agent.strategies.taps import Taps
 from tests.agent.support import act_through, random_chunk
@@ -121,7 +122,7 @@ def test_every_layout_shows_the_same_image_to_the_convolutions(layout: str) -> N
     """Against indexing pixel by pixel: frame n, channel c, row h, column w."""
     shape = IMAGES[layout]
     image = torch.rand(2, *shape)
-    got = CNN(Box(0, 1, shape, np.float32), layout=layout)._image(image)
+    got = CNN(Box(0, 1, shape, np.float32), layout=layout).image(image)
     size = dict(zip(layout, shape, strict=True))
     frames, channels = size.get("n", 1), size.get("c", 1)
     assert got.shape == (2, frames * channels, 5, 6)
@@ -208,3 +209,32 @@ def test_projections_see_the_inputs_of_its_linear_layers(activation: str, norm: 
         x = vectors[:, :-1] @ weight.T + policy.get_parameter(f"{second}.bias")
         rest = list(policy.encoder.layers)[4 if norm == "layer" else 3 :]  # type: ignore[arg-type, union-attr]
         torch.testing.assert_close(nn.Sequential(*rest)(x), features)
+
+
+def test_a_rational_activation_begins_near_the_leaky_relu_and_is_its_fraction() -> None:
+    rational = Rational().double()
+    x = torch.linspace(-3, 3, 601, dtype=torch.float64, requires_grad=True)
+    assert float((rational(x) - nn.functional.leaky_relu(x, 0.01)).abs().max()) < 0.031
+    with torch.no_grad():
+        rational.numerator.add_(torch.linspace(-0.5, 0.5, 6))
+        rational.denominator.add_(torch.linspace(0.4, -0.4, 4))
+    a, b = rational.numerator.detach().numpy(), rational.denominator.detach().numpy()
+    points = x.detach().numpy()
+    below = 1 + sum(np.abs(b[k - 1] * points**k) for k in range(1, 5))
+    np.testing.assert_allclose(rational(x).detach().numpy(), np.polyval(a[::-1], points) / below, rtol=1e-10)
+    assert torch.autograd.gradcheck(rational, x[25::50])  # |b x| has a kink at 0
+
+
+def test_the_block_of_a_depth_recurrent_encoder_is_applied_so_often() -> None:
+    torch.manual_seed(0)
+    net = DepthRecurrent(Box(-1, 1, (5,), np.float32), hidden=8, depth=3)
+    x = torch.randn(4, 5)
+    e, h = x @ net.embed.weight.T + net.embed.bias, torch.zeros(4, 8)
+    for _ in range(3):
+        inner = torch.cat([h, e], 1) @ net.inner.weight.T + net.inner.bias
+        z = h + (inner * torch.sigmoid(inner)) @ net.outer.weight.T + net.outer.bias
+        h = (z - z.mean(1, keepdim=True)) / (z.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(net(x), h, rtol=1e-4, atol=1e-5)
+    deeper = DepthRecurrent(Box(-1, 1, (5,), np.float32), hidden=8, depth=9)
+    deeper.load_state_dict(net.state_dict())  # another depth takes the same parameters
+    assert not torch.allclose(deeper(x), net(x))

@@ -197,7 +197,8 @@ KEYS = keys(configs.to_dict(SCHEMA), SCHEMA)
 
 
 def test_every_key_of_the_schema_has_a_rule_and_every_rule_a_key() -> None:
-    assert set(changes.patterns()) == set(changes.RULES)
+    options = {"policy.encoder.depth"}  # rules for one option of one part
+    assert set(changes.patterns()) == set(changes.RULES) - options
     assert len(KEYS) > 90
 
 
