@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from lifelong.agent.errors import ConfigError, EnvError, LifelongError, unknown_name
+from lifelong.agent.schedules import Ramp, ramp_problem
 from lifelong.envs.border import blame
 from lifelong.envs.options import Range, Share, Weight, brief, parameters_of, problem
 from lifelong.envs.registry import ENVIRONMENTS, import_part
@@ -33,6 +34,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "impala_cnn": "lifelong.agent.modules.images:ImpalaCNN",
     },
     "cell": {
+        "block_recurrent": "lifelong.agent.cells.block_recurrent:BlockRecurrent",
         "brc": "lifelong.agent.cells.brc:BRC",
         "delta": "lifelong.agent.cells.delta:Delta",
         "diagonal_gru": "lifelong.agent.cells.diagonal_gru:DiagonalGRU",
@@ -43,22 +45,28 @@ REGISTRY: dict[str, dict[str, str]] = {
         "gru": "lifelong.agent.cells.gru:GRU",
         "hgrn": "lifelong.agent.cells.hgrn:HGRN",
         "indrnn": "lifelong.agent.cells.indrnn:IndRNN",
+        "lattice": "lifelong.agent.cells.lattice:Lattice",
         "leaky": "lifelong.agent.cells.leaky:Leaky",
         "linear_attention": "lifelong.agent.cells.linear_attention:LinearAttention",
         "longhorn": "lifelong.agent.cells.longhorn:Longhorn",
         "lru": "lifelong.agent.cells.lru:LRU",
         "lstm": "lifelong.agent.cells.lstm:LSTM",
+        "memory_network": "lifelong.agent.cells.memory_network:MemoryNetwork",
         "min_gru": "lifelong.agent.cells.min_gru:MinGRU",
         "min_lstm": "lifelong.agent.cells.min_lstm:MinLSTM",
         "nbrc": "lifelong.agent.cells.nbrc:NBRC",
         "plrnn": "lifelong.agent.cells.plrnn:PLRNN",
+        "qrnn": "lifelong.agent.cells.qrnn:QRNN",
         "retnet": "lifelong.agent.cells.retnet:RetNet",
         "rg_lru": "lifelong.agent.cells.rg_lru:RGLRU",
         "rnn": "lifelong.agent.cells.rnn:RNN",
+        "rnn_of_rnns": "lifelong.agent.cells.rnn_of_rnns:RNNOfRNNs",
         "rtu": "lifelong.agent.cells.rtu:RTU",
         "scrn": "lifelong.agent.cells.scrn:SCRN",
         "sru": "lifelong.agent.cells.sru:SRU",
         "stack": "lifelong.agent.cells.stack:Stack",
+        "tkan": "lifelong.agent.cells.tkan:TKAN",
+        "warp": "lifelong.agent.cells.warp:WARP",
     },
     "gradient": {
         "bptt": "lifelong.agent.gradients.bptt:BPTT",
@@ -86,6 +94,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "functional": "lifelong.agent.strategies.functional:Functional",
         "lwf": "lifelong.agent.strategies.lwf:LwF",
         "l2": "lifelong.agent.strategies.l2:L2",
+        "activity": "lifelong.agent.strategies.activity:Activity",
         "l2_init": "lifelong.agent.strategies.l2_init:L2Init",
         "agem": "lifelong.agent.strategies.agem:AGEM",
         "clear": "lifelong.agent.strategies.clear:CLEAR",
@@ -219,6 +228,12 @@ def annotated(kind: str, part: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
     return {name: (parameter, ranges.get(name, hint)) for name, (parameter, hint) in parameters_of(part).items()}
 
 
+def scheduled(kind: str, part: Any) -> tuple[str, ...]:
+    """The options of a part that may be a schedule in place of a number (see `agent.schedules`)."""
+    found: tuple[str, ...] = ("lr",) if kind == "optimizer" else getattr(part, "SCHEDULED", ())
+    return found
+
+
 def check_options(kind: str, name: str, part: Any, options: Mapping[str, Any], context: Mapping[str, Any]) -> None:
     """Check a part's options by name, type and range before anything is built.
 
@@ -231,6 +246,11 @@ def check_options(kind: str, name: str, part: Any, options: Mapping[str, Any], c
             raise ConfigError(unknown_name(f"option of {kind} {name}", option, known))
         parameter, hint = known[option]
         if value is None and parameter.default is None:
+            continue
+        if isinstance(value, Mapping) and option in scheduled(kind, part):
+            wrong = ramp_problem(value, hint)
+            if wrong is not None:
+                raise ConfigError(f"{kind} {name}: {option} {wrong}")
             continue
         wrong = problem(hint, value)
         if wrong is not None:
@@ -250,6 +270,9 @@ def build(kind: str, spec: Mapping[str, Any], *args: Any, **context: Any) -> Any
     name = spec["kind"]
     part = load(kind, name)
     check_options(kind, name, part, options, context)
+    for option in scheduled(kind, part):
+        if isinstance(options.get(option), Mapping):
+            options[option] = Ramp.of(options[option]).at(0)
     try:
         return part(*args, **options, **context)
     except LifelongError:

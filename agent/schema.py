@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from lifelong.agent import registry
 from lifelong.agent.config import Config, find_own_modules
+from lifelong.agent.schedules import SHAPES
 from lifelong.envs.options import LARGEST, Range
 from lifelong.envs.tasks import CONTEXT, environment_class
 
@@ -97,9 +98,26 @@ def _part(kind: str) -> dict[str, Any]:
         except ValueError:  # a package that it needs is missing
             continue
         properties = {option: _with_default(hint, default) for option, (default, hint) in known.items()}
+        for option in registry.scheduled(kind, registry.load(kind, name)) if kind in ("optimizer", "objective") else ():
+            number = {key: x for key, x in properties[option].items() if key != "default"}
+            properties[option] = {**properties[option], "anyOf": [number, _ramp(number)]}
+            for key in number:
+                properties[option].pop(key)
         allowed = {"properties": {"kind": {"const": name}, **properties}, "additionalProperties": False}
         cases.append({"if": {"properties": {"kind": {"const": name}}, "required": ["kind"]}, "then": allowed})
     return {"anyOf": [any_name, {"type": "object", "properties": {"kind": any_name}, "allOf": cases}]}
+
+
+def _ramp(number: Mapping[str, Any]) -> dict[str, Any]:
+    """A schedule of a number (see `agent.schedules`)."""
+    steps = {"over": {"type": "integer", "minimum": 1}, "after": {"type": "integer", "minimum": 0}}
+    properties = {"from": number, "to": number, **steps, "shape": {"enum": list(SHAPES)}}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": ["from", "to", "over"],
+        "additionalProperties": False,
+    }
 
 
 def _with_default(hint: Any, default: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class UnitTraces(Sensitivity):
         for S_BPGNM, E_TBPGN, z_TBM in zip(carry.values(), local.drive_TBPGN, local.read_TBM, strict=True):
             if P == 1:
                 rtrl_advance(S_BPGNM[:, 0], a_TBPPN[:, :, 0, 0], E_TBPGN[:, :, 0], z_TBM)
-            elif P == 2:
+            elif P <= 4:
                 rtrl_block_advance(S_BPGNM, a_TBPPN, E_TBPGN, z_TBM)
             else:
                 _advance(S_BPGNM, a_TBPPN, E_TBPGN, z_TBM)
@@ -46,13 +46,13 @@ class UnitTraces(Sensitivity):
         grad_BPN = grad_BS.unflatten(-1, (P, N))
         if P == 1:
             return [rtrl_boundary(S_BPGNM[:, 0], grad_BPN[:, 0].contiguous()) for S_BPGNM in carry.values()]
-        if P == 2:
+        if P <= 4:
             return [rtrl_block_boundary(S_BPGNM, grad_BPN.contiguous()) for S_BPGNM in carry.values()]
         return [torch.einsum("bpn,bpgnm->gnm", grad_BPN, S_BPGNM) for S_BPGNM in carry.values()]
 
 
 def _advance(S_BPGNM: Tensor, a_TBPPN: Tensor, E_TBPGN: Tensor, z_TBM: Tensor) -> None:
-    """What the kernels do for one part a unit and for two, for any number of them, in place."""
+    """What the kernels do for up to four parts a unit, for any number of them, in place."""
     products, A = suffix_products(a_TBPPN.permute(0, 1, 4, 2, 3))  # [T, B, N, P, P], [B, N, P, P]
     Q_TBNPG = products @ E_TBPGN.permute(0, 1, 4, 2, 3)
     added = outer_sum(Q_TBNPG.permute(0, 1, 3, 4, 2).flatten(2), z_TBM).view_as(S_BPGNM)

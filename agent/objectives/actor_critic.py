@@ -32,6 +32,7 @@ class ActorCritic(Objective):
         ConfigError: unknown `advantage`.
     """
 
+    SCHEDULED: ClassVar[tuple[str, ...]] = ("entropy_weight", "value_weight")
     off_policy: ClassVar[bool] = True
     says_error: ClassVar[bool] = True
 

@@ -74,6 +74,8 @@ class Objective:
     says_error: ClassVar[bool] = False
     #: whether the objective needs `info["target"]` from the environment
     needs_target: ClassVar[bool] = False
+    #: options that may be a schedule: attributes of the same name, read at every chunk
+    SCHEDULED: ClassVar[tuple[str, ...]] = ()
     epochs: Count = 1
     minibatches: Count = 1
     #: the data-parallel workers whose steps the means are taken over

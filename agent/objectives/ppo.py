@@ -5,7 +5,7 @@ Minibatches are sets of copies, never of steps, so sequences stay whole; each st
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -32,6 +32,8 @@ class PPO(Objective):
         entropy_weight: weight of the entropy bonus.
         normalize_advantage: scale advantages to mean 0 and standard deviation 1, once a chunk.
     """
+
+    SCHEDULED: ClassVar[tuple[str, ...]] = ("clip", "entropy_weight", "value_weight")
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ from lifelong.agent.runtime.plasticity import plasticity
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rescue import check_returns, drop, look, rescue
 from lifelong.agent.runtime.rollout import Acting, Experience
+from lifelong.agent.runtime.schedules import Schedules
 from lifelong.agent.runtime.source import Fresh, whole_episodes
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.envs.registry import ADAPTERS
@@ -64,16 +65,15 @@ class Trainer:
         graph: Callable[[], Graph] | None = None,
         detection: Detection | None = None,
     ) -> None:
-        self.record, self.config = record, record.config
-        self.stream, self.rollout, self.learner = stream, rollout, learner
+        self.config = config = record.config
+        self.record, self.stream, self.rollout, self.learner = record, stream, rollout, learner
+        self.schedules = Schedules(config, learner.optimizer, learner.objective)
         self.strategies, self.evaluator, self.evaluations = strategies, evaluator, evaluations
         self.fresh, self.workers, self.detection = fresh, workers, detection
         self.clocked = overrides(strategies, "on_clock")
         #: whether a part of the user's own takes part in learning
-        config = self.config
-        parts = [config.policy.encoder, config.policy.cell, config.gradient, config.objective]
-        parts += [config.optimizer, config.detector, *config.strategy]
-        self.foreign = any(map(is_foreign, parts))
+        parts = [config.gradient, config.objective, config.optimizer, config.detector, *config.strategy]
+        self.foreign = any(map(is_foreign, [config.policy.encoder, config.policy.cell, *parts]))
         kinds = [task.env["kind"] for task in config.stream.tasks]
         #: whether acting may raise: environments are not ours, or elsewhere
         self.fragile = not (rollout.owns_environments and set(kinds) <= REGISTRY["env"].keys() - {*ADAPTERS})
@@ -123,6 +123,7 @@ class Trainer:
     def advance(self) -> Experience | None:
         """One chunk: act, learn, and let the strategies see it. None if it was dropped."""
         self.follow_stream()
+        self.schedules.apply(self.step)
         try:
             experience, metrics, reset_units = self.chunk(self.context())
         except NotFinite as found:
@@ -234,7 +235,7 @@ class Trainer:
             kind = spec["kind"].rpartition(":")[2].lower()
             reports = self.workers.gather(strategy.report())
             scalars |= {f"strategy/{kind}/{name}": sum(r[name] for r in reports) / len(reports) for name in reports[0]}
-        scalars |= self.detection.report(self) if self.detection else {}
+        scalars |= {**self.schedules.report(self.step), **(self.detection.report(self) if self.detection else {})}
         log.scalars(self.step, scalars)
         clock = {"speed/env_steps_per_second": progress.rate(self.step)}
         clock |= self.workers.speed((self.step - self.logged) // self.workers.count)

@@ -6,6 +6,7 @@ with whole Jacobians from autograd; none of them uses `agent.cells.local`, a ker
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 from pathlib import Path
@@ -45,7 +46,7 @@ from tests.agent.gradients.chunks import (
     split,
     whole_history_gradient,
 )
-from tests.agent.support import OWN_CELLS, assert_identical, make_context, make_trainer, run
+from tests.agent.support import CELLS, OWN_CELLS, assert_identical, make_context, make_trainer, run, some_slow
 
 
 class Leaky(Cell):
@@ -116,9 +117,21 @@ class Echo(Cell):
         return {"fast": torch.cat([x_MD, a], -1), "slow": c}
 
 
+class Step(nn.Module):
+    """The state after one step."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        return self.cell.step(x, state)[1]
+
+
 LEAKY, CLOSED, ECHO = (f"tests.agent.gradients.test_sensitivity:{name}" for name in ("Leaky", "Closed", "Echo"))
-DENSE = [name for name in registry.REGISTRY["cell"] if registry.load("cell", name).jacobian == "dense"]
-ELEMENTWISE = [name for name in registry.REGISTRY["cell"] if name not in DENSE] + OWN_CELLS
+#: a memory network's state depends on no parameter
+DENSE = [n for n in CELLS if registry.load("cell", n).jacobian == "dense" and n != "memory_network"]
+ELEMENTWISE = [n for n in CELLS if registry.load("cell", n).jacobian != "dense"] + OWN_CELLS
 COUPLED = ["rnn", "gru", "lstm", LEAKY]
 KNOWN = [*COUPLED, "leaky", "nbrc", ECHO, *ELEMENTWISE]
 ENGINES = [n for n in registry.REGISTRY["gradient"] if issubclass(registry.load("gradient", n), Sensitivity)]
@@ -189,7 +202,7 @@ def test_a_weight_that_reads_something_else_than_a_part_of_the_state_is_refused(
 
 
 @pytest.mark.parametrize(("steps", "chunks"), [(1, 6), (7, 3)])
-@pytest.mark.parametrize("cell", [*DENSE, *ELEMENTWISE, LEAKY, CLOSED, ECHO])
+@pytest.mark.parametrize("cell", some_slow([*DENSE, *ELEMENTWISE, LEAKY, CLOSED, ECHO], {LEAKY, CLOSED, ECHO}))
 def test_exact_is_the_gradient_of_the_whole_history_and_bptt_is_not(cell: str, steps: int, chunks: int) -> None:
     policy = double_policy(cell)
     data = history(policy, steps, chunks)
@@ -208,7 +221,7 @@ def test_exact_is_the_gradient_of_the_whole_history_and_bptt_is_not(cell: str, s
     assert max_relative_error(exact, expected, others) <= 1e-10
 
 
-@pytest.mark.parametrize("cell", ELEMENTWISE)
+@pytest.mark.parametrize("cell", some_slow(ELEMENTWISE))
 @pytest.mark.parametrize("kind", ["snap1", "snap2", "rflo", "eprop"])
 def test_on_a_cell_that_couples_no_two_units_it_is_rtrl(kind: str, cell: str) -> None:
     policy = double_policy(cell)
@@ -298,8 +311,9 @@ def sparse_policy(cell: str) -> Policy:
     return policy
 
 
-@pytest.mark.parametrize("cell", COUPLED)
-@pytest.mark.parametrize("kind", ["snap1", "snap2"])
+@pytest.mark.parametrize(
+    ("kind", "cell"), [*((kind, cell) for kind in ("snap1", "snap2") for cell in COUPLED), ("snap1", ECHO)]
+)
 def test_snap_is_rtrl_with_the_entries_masked_that_are_not_reached(kind: str, cell: str) -> None:
     policy = sparse_policy(cell)
     data = history(policy, 4, 3)
@@ -706,3 +720,80 @@ def test_the_run_says_which_gradients_are_exact_which_approximate_and_how(
     assert report[1].startswith("no path through time: ") and "actor.linear.weight" in report[1]
     inside = {"eprop": ", and approximate inside them", "dsf": ", and approximate inside them"}.get(kind, ":")
     assert report[2].startswith(f"truncated at 4 steps{inside}") and "encoder" in report[2]
+
+
+class Life:
+    """All that happened to the memory and the carry of an engine, as one autograd graph.
+
+    Args:
+        engine: before its first chunk.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.cell, self.names = engine, copy.deepcopy(engine.cell).double(), engine.derivatives.names()
+        self.chunks: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+        self.forgotten: dict[int, list[Tensor]] = {}  # units that began anew, by the number of chunks before
+        trace, reset_units = engine.trace, engine.reset_units
+
+        def traced(x: Tensor, state: Tensor, is_init: Tensor, **options: Any) -> Any:
+            now = {name: p.detach().double() for name, p in engine.cell.named_parameters()}
+            self.chunks.append((x.detach().double().clone(), is_init.clone(), now))
+            return trace(x, state, is_init, **options)
+
+        def forget(units: Tensor, index: Tensor | None = None) -> None:
+            self.forgotten.setdefault(len(self.chunks), []).append(units)
+            reset_units(units, index)
+
+        engine.trace = lambda x, state, is_init, index=None, **options: traced(x, state, is_init, **options)
+        engine.reset_units = forget
+
+    def memory(self, truncated: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """The memory, as a function of a change that the parameters of all chunks (the last one) have in common; the
+        rows of a unit that began anew have it from then on."""
+        changes = [torch.zeros_like(self.cell.get_parameter(n), requires_grad=True) for n in self.names]
+        state = self.cell.initial_state(self.engine.copies)
+        for number, (x, is_init, now) in enumerate(self.chunks):
+            state = state.detach() if truncated and number == len(self.chunks) - 1 else state
+            later = [u for at, units in self.forgotten.items() if at > number for u in units]
+            kept = torch.ones(self.cell.units, dtype=torch.float64)
+            kept[torch.cat([*later, torch.zeros(0, dtype=torch.int64)])] = 0.0
+            moved = {f"cell.{n}": p for n, p in now.items()}
+            for name, change in zip(self.names, changes, strict=True):
+                rows = kept.repeat(len(change) // len(kept)).view(-1, *[1] * (change.dim() - 1))
+                moved[f"cell.{name}"] = now[name] + change * rows
+            for x_BD, is_init_B in zip(x, is_init, strict=True):
+                before = state * (~is_init_B).unsqueeze(1)
+                state = torch.func.functional_call(Step(self.cell), moved, (x_BD, before))
+            for units in self.forgotten.get(number + 1, []):
+                of_units = torch.isin(torch.arange(self.cell.state_size) % self.cell.units, units)
+                state = state.masked_fill(of_units, 0.0)
+        return state, changes
+
+
+@pytest.mark.parametrize("strategy", ["finetune", "er", "redo", "shrink_perturb", "packnet"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_the_carry_is_exact_over_the_whole_history_of_a_run(cell: str, strategy: str, tmp_path: Path) -> None:
+    options: dict[str, dict[str, Any]] = {
+        "er": {"capacity": 24, "start": 8},
+        "redo": {"tau": 0.7, "period": 2},
+        "shrink_perturb": {"shrink": 0.01, "noise": 0.02},
+        "packnet": {"keep": 0.5, "prune_after": 96},
+    }
+    tasks = [{"name": f"t{i}", "env": {"kind": "TMaze", "corridor": 9, "reversed": i}} for i in (0, 1)]
+    spec = {"kind": strategy, **options.get(strategy, {})}
+    policy = {"cell": {"kind": cell, "size": 6}}
+    trainer = make_trainer(tmp_path, strategy=[spec], policy=policy, gradient="exact", stream={"tasks": tasks})
+    engine: Any = trainer.learner.engine
+    life = Life(engine)
+    run(trainer, until=256)
+    memory, changes = life.memory()
+    assert len(life.chunks) == 8 and bool(life.forgotten) == (strategy in ("redo", "packnet"))
+    torch.testing.assert_close(memory.float(), trainer.rollout.state_BS, rtol=1e-4, atol=1e-5)
+    boundary = torch.randn(memory.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = torch.autograd.grad(memory, changes, boundary)
+    carried = engine.boundary(boundary.float(), None)
+    for mine, theirs in zip(carried, whole, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
+    memory, changes = life.memory(truncated=True)
+    short = torch.autograd.grad(memory, changes, boundary)
+    assert not torch.allclose(carried[1].double(), short[1], rtol=1e-2, atol=1e-3 * float(short[1].abs().max()))
