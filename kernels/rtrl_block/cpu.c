@@ -138,7 +138,7 @@ void FN(rtrl_block_advance)(i64 T, i64 B, i64 P, i64 G, i64 N, i64 D, i64 thread
     }
 }
 
-/* S [B,P,K,N], l [T,B,P,K,N]; P is at most 4. */
+/* S [B,P,K,N], l [T,B,P,K,N]. */
 void FN(rtrl_block_advance_vector)(i64 T, i64 B, i64 P, i64 K, i64 N, i64 threads, real *S, const real *J,
                                    const real *l) {
     int size = team(T * B * P * K * N, threads);
@@ -148,7 +148,7 @@ void FN(rtrl_block_advance_vector)(i64 T, i64 B, i64 P, i64 K, i64 N, i64 thread
             for (i64 k = 0; k < K; k++)
                 for (i64 n0 = 0; n0 < N; n0 += UNITS) {
                     i64 width = MIN(UNITS, N - n0);
-                    real old[4 * UNITS];
+                    real old[P * UNITS];
                     for (i64 i = 0; i < P; i++)
                         memcpy(old + i * UNITS, S + ((b * P + i) * K + k) * N + n0, sizeof(real) * width);
                     for (i64 i = 0; i < P; i++) {

@@ -35,7 +35,7 @@ def problem(
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("dtype", "parts"), [(torch.float32, 2), *((torch.float64, parts) for parts in (2, 3, 4))])
+@pytest.mark.parametrize(("dtype", "parts"), [(torch.float32, 2), *((torch.float64, parts) for parts in (2, 3, 4, 6))])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_advance_equals_the_reference(backend: str, shape: tuple[int, ...], dtype: torch.dtype, parts: int) -> None:
     S, J, l, x = problem(*shape, dtype=dtype, parts=parts)  # noqa: E741
