@@ -6,6 +6,8 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,3 +125,16 @@ def test_a_branch_on_the_state_is_an_error_and_an_unknown_operation_one_line(cap
     with caplog.at_level(logging.WARNING):
         Unknown(4, size=5).sequence(x, torch.zeros(2, 5), is_init)
     assert caplog.text.count("\n") == 1 and "the recurrence of Unknown runs step by step" in caplog.text
+
+
+def test_the_cell_of_the_page_is_compiled_and_is_what_its_lines_say() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "own_cell.md").read_text()
+    names: dict[str, Any] = {"__name__": "mine"}
+    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    torch.manual_seed(0)
+    cell, mine = names["Mine"](5, size=7).double(), Mine(5, size=7).double()
+    mine.load_state_dict(cell.state_dict())
+    x, is_init = torch.randn(6, 3, 5, dtype=torch.float64), torch.rand(6, 3) < 0.3
+    y, _ = cell.sequence(x, cell.initial_state(3), is_init)
+    torch.testing.assert_close(y, mine.sequence(x, mine.initial_state(3), is_init)[0])
+    assert cell.compiled_recurrence().program is not None
