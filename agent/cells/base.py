@@ -59,6 +59,8 @@ class Cell(nn.Module):
     jacobian: ClassVar[str] = "dense"
     #: whether it is made of cells, each with a gradient engine of its own
     composite: ClassVar[bool] = False
+    #: whether units hear each other through weights alone, so that one can begin anew without the others
+    units_apart: ClassVar[bool] = True
 
     def __init__(self, input_size: int, state_size: int, output_size: int, units: int | None = None) -> None:
         super().__init__()
@@ -198,8 +200,12 @@ class Cell(nn.Module):
         weights that read the units. What reads the cell's output from outside is not known here.
 
         Raises:
-            ValueError: a matrix is in no tap, so what it reads is not known.
+            ValueError: a matrix is in no tap, so what it reads is not known; or units hear each other without weights.
         """
+        if not self.units_apart:
+            raise ValueError(
+                f"the units of {type(self).__name__} hear each other without a weight between, so none can be reset"
+            )
         elementwise, reads_input = self.elementwise_parameters(), self.input_weights()
         shared = self.shared_parameters()
         known = {name for names, _ in self.taps().values() for name in names}

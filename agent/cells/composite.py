@@ -29,6 +29,7 @@ class Composite(Cell):
     """
 
     composite: ClassVar[bool] = True
+    units_apart: ClassVar[bool] = False
 
     def __init__(self, input_size: int, parts: Sequence[Cell], output_size: int, units: int) -> None:
         super().__init__(input_size, sum(part.state_size for part in parts), output_size, units)

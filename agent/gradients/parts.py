@@ -112,6 +112,8 @@ def engine_for(spec: Mapping[str, Any], cell: Cell, copies: int, *, part_of_one:
     kind = registry.load("gradient", spec["kind"])
     if isinstance(cell, Composite) and not kind.whole:
         return PartsEngine(cell, copies, spec)
+    if not cell.recurrent_parameters():  # no state depends on a parameter, so there is nothing to carry
+        return BPTT(cell, copies)
     if part_of_one and cell.jacobian not in kind.jacobians:
         return BPTT(cell, copies)
     engine: GradientEngine = registry.build("gradient", spec, cell, copies)

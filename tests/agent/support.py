@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
+import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor
@@ -32,8 +33,10 @@ from lifelong.envs.tasks import Task, TaskEnv
 from lifelong.replay.chunk import SLOTS, Chunk
 
 CELLS = list(REGISTRY["cell"])
-#: those whose units are their own, and not those of cells that they are made of
-UNIT_CELLS = [name for name in CELLS if not load("cell", name).composite]
+#: of every kind of state and Jacobian some, for tests that are long
+REPRESENTATIVE = {"elstm", "diagonal_lstm", "min_gru", "lru", "qrnn", "retnet", "delta", "gru", "plrnn"}
+#: those whose units can be reset one by one
+UNIT_CELLS = [name for name in CELLS if load("cell", name).units_apart]
 
 # ---- cells a user could have written ---------------------------------------------------------------------------------
 
@@ -87,6 +90,13 @@ class NonlinearRTU(RTU):
 
 
 OWN_CELLS = [f"tests.agent.support:{name}" for name in ("DiagonalGRU", "GatedSum", "Spiral", "NonlinearRTU")]
+
+
+def some_slow(cells: Iterable[str], also: Iterable[str] = ()) -> list[Any]:
+    """Parameters of a test that is long: those that are not representative, nor in `also`, are in `make test-all`."""
+    quick = {*REPRESENTATIVE, *OWN_CELLS, *also}
+    return [cell if cell in quick else pytest.param(cell, marks=pytest.mark.slow) for cell in cells]
+
 
 # ---- environments ----------------------------------------------------------------------------------------------------
 
@@ -194,6 +204,9 @@ def make_policy(
     config = PolicyConfig(cell={"size": size, **spec}, **options)
     policy = Policy(config, space, action or Discrete(3), tasks, task_observed)
     with torch.no_grad():
+        for name, parameter in policy.cell.named_parameters():
+            if name.endswith("weight_input") and not parameter.any():  # it begins as if it heard nothing
+                parameter.normal_(std=0.1)
         policy.actor.linear.weight.normal_(std=0.5)
         policy.actor.linear.bias.normal_(std=0.5)
     return policy

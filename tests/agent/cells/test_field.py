@@ -419,3 +419,162 @@ def test_units_of_a_head_share_their_keys_and_no_others(name: str) -> None:
     assert bool(moved[:3].all()) and not bool(moved[3:].any())
     with pytest.raises(ValueError, match="heads is 7 for 6 units"):
         type(cell)(D, size=6, heads=7)
+
+
+# ---- the others ------------------------------------------------------------------------------------------------------
+
+
+def test_qrnn_is_a_masked_convolution_of_width_two_and_a_pool() -> None:
+    """torch's convolution over time makes the gates, padded with a zero in front; no reset."""
+    cell = make("qrnn")
+    x, _, _ = data(cell)
+    weight = cell.weight_input.detach().unflatten(0, (4, N))  # forget, candidate; then the same for the input before
+    kernel = torch.stack([weight[2:].flatten(0, 1), weight[:2].flatten(0, 1)], -1)
+    padded = torch.nn.functional.pad(x.permute(1, 2, 0), (1, 0))
+    bias = cell.bias.detach()
+    assert not bias[N:].any()
+    gates = torch.nn.functional.conv1d(padded, kernel, bias[: 2 * N]).permute(2, 0, 1)
+    f, z = torch.sigmoid(gates[..., :N]), torch.tanh(gates[..., N:])
+    out = torch.sigmoid(x @ cell.output_input.T + cell.output_bias)
+    y, _ = cell.sequence(x, cell.initial_state(B), torch.zeros(T, B, dtype=torch.bool))
+    c = torch.zeros(B, N, dtype=torch.float64)
+    for t in range(T):
+        c = f[t] * c + (1 - f[t]) * z[t]
+        torch.testing.assert_close(y[t], out[t] * c, rtol=0, atol=1e-10)
+
+
+def test_warp_is_a_root_network_whose_weights_follow_the_changes_of_the_input() -> None:
+    """With a = 1 the sum telescopes: after t steps the weights are w_0 + B x_t, whatever came before."""
+    cell = make("warp")
+    x, _, is_init = data(cell)
+    y, _ = cell.sequence(x, cell.initial_state(B), is_init)
+    assert float((y - root(cell, x, cell.output_initial.expand(T, B, -1))).detach().abs().max()) < 1e-12  # B is 0
+    with torch.no_grad():
+        cell.weight_input.normal_(std=0.1)
+        y, _ = cell.sequence(x, cell.initial_state(B), is_init)
+        torch.testing.assert_close(y, root(cell, x, cell.output_initial + x @ cell.weight_input.T), rtol=0, atol=1e-10)
+        cell.weight_recurrent.fill_(0.7)
+        y, _ = cell.sequence(x, cell.initial_state(B), torch.zeros_like(is_init))
+        change = torch.cat([x[:1], x[1:] - x[:-1]]) @ cell.weight_input.T
+        s = sum(0.7 ** (T - 1 - t) * change[t] for t in range(T))
+        torch.testing.assert_close(y[-1], root(cell, x[-1], cell.output_initial + s), rtol=0, atol=1e-10)
+
+
+def root(cell: Any, x: Tensor, weights: Tensor) -> Tensor:
+    """torch.nn's network with these weights, one for every input."""
+    flat, said = weights.reshape(-1, weights.shape[-1]), []
+    inner, outer = torch.nn.Linear(D, N).double(), torch.nn.Linear(N, N).double()
+    with torch.no_grad():
+        for row, x_D in zip(flat, x.reshape(-1, D), strict=True):
+            parts = row.split([D * N, N, N * N, N])
+            for layer, weight, bias in ((inner, *parts[:2]), (outer, *parts[2:])):
+                layer.weight.copy_(weight.view(-1, N).T)
+                layer.bias.copy_(bias)
+            said.append(outer(torch.tanh(inner(x_D))))
+    return torch.stack(said).view(*x.shape[:-1], N)
+
+
+def test_a_step_of_lattice_is_one_of_gradient_descent_on_the_loss_of_reading() -> None:
+    """By autograd on |F(S) k - v|^2 / 2; and no slot moves along itself, seen from where it is on the sphere."""
+    cell = make("lattice", keys=4)
+    x, state, _ = data(cell)
+    query, key, rate = cell.key(x[0]).detach().split((4, 4, 1), -1)
+    value = cell.value(x[0]).detach()
+    slots = state.view(B, 4, N).requires_grad_()
+
+    def read(slots: Tensor, by: Tensor) -> Tensor:
+        return (by.unsqueeze(-1) * slots / (1 + slots.square().sum(-1, keepdim=True)).sqrt()).sum(1)
+
+    loss = (read(slots, key) - value).square().sum() / 2
+    (gradient,) = torch.autograd.grad(loss, slots)
+    expected = slots.detach() - torch.sigmoid(rate).unsqueeze(-1) * gradient
+    y, after = cell.step(x[0], state)
+    torch.testing.assert_close(after.detach(), expected.flatten(1), rtol=0, atol=1e-10)
+    torch.testing.assert_close(y.detach(), read(expected, query), rtol=0, atol=1e-10)
+    large = 1e4 * state.view(B, 4, N).detach()  # far from zero the offset in the length counts for nothing
+    change = cell.step(x[0], large.flatten(1))[1].detach().view(B, 4, N) - large
+    along = (change * large).sum(-1) / (change.norm(dim=-1) * large.norm(dim=-1))
+    assert float(along.abs().max()) < 1e-2
+
+
+def test_assemblies_forget_where_they_began_whatever_their_weights_are() -> None:
+    """Contraction: two states under the same input come together, with weights of any size."""
+    cell = make("rnn_of_rnns", areas=3, rate=0.2)
+    with torch.no_grad():
+        for weight in (cell.root, cell.between, cell.input.weight):
+            weight.normal_(std=0.7)
+    coupling = cell.coupling().detach()
+    within = torch.block_diag(*[torch.ones(2, 2)] * 3).bool()
+    assert float(torch.linalg.eigvalsh(coupling * within).max()) < 1
+    torch.testing.assert_close((coupling * ~within).T, -(coupling * ~within))
+    assert (coupling * ~within).any()
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 1, D, generator=g, dtype=torch.float64).expand(-1, 2, -1)
+    state = 3 * torch.randn(2, N, generator=g, dtype=torch.float64)
+    with torch.no_grad():
+        _, final = cell.sequence(x, state, torch.zeros(4000, 2, dtype=torch.bool))
+    assert float((final[0] - final[1]).abs().max()) < 1e-3 * float((state[0] - state[1]).abs().max())
+
+
+def test_the_splines_of_tkan_are_those_of_scipy_and_its_step_is_the_papers() -> None:
+    interpolate = pytest.importorskip("scipy.interpolate")
+    cell = make("tkan", layers=2, width=3, grid=4)
+    kan = cell.kan[0]
+    assert kan.knots.shape == (4 + 2 * 3 + 1,)
+    x, state, _ = data(cell)
+    p = arrays(cell)
+    h, c, s = np.split(state.numpy(), [N, 2 * N], -1)
+    i, f, g = np.split(sigmoid(x[0].numpy() @ p["input.weight"].T + p["input.bias"] + h @ p["hidden.weight"].T), 3, -1)
+    c, said = f * c + i * g, []
+    for k, part in enumerate(np.split(s, 2, -1)):
+        z = x[0].numpy() @ p[f"kan.{k}.read.weight"].T + part @ p[f"kan.{k}.again.weight"].T
+        basis = [interpolate.BSpline.basis_element(kan.knots[j : j + 5].numpy(), False) for j in range(7)]
+        features = [z * sigmoid(z), *(np.nan_to_num(b(np.tanh(z))) for b in basis)]
+        said.append(np.concatenate(features, -1) @ p[f"kan.{k}.spline.weight"].T)
+    u = np.concatenate(said, -1)
+    expected = sigmoid(u @ p["out.weight"].T + p["out.bias"]) * np.tanh(c)
+    y, after = cell.step(x[0], state)
+    np.testing.assert_allclose(y.detach(), expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        after[:, 2 * N :].detach(), p["memory"][0] * u + p["memory"][1] * s, rtol=1e-6, atol=1e-9
+    )
+
+
+def test_a_memory_network_asks_all_inputs_since_the_reset_that_fit_and_no_others() -> None:
+    cell = make("memory_network", slots=4, hops=2)
+    x, _, _ = data(cell)
+    is_init = torch.zeros(T, B, dtype=torch.bool)
+    is_init[6, 0] = True
+    y, _ = cell.sequence(x, cell.initial_state(B), is_init)
+    p = arrays(cell)
+    for copy, first in ((0, 6), (1, 5)):  # since the reset, and the last four
+        inputs = x[first:, copy].numpy()[::-1]
+        key = inputs @ p["key.weight"].T + p["key_time.weight"].T[: len(inputs)]
+        value = inputs @ p["value.weight"].T + p["value_time.weight"].T[: len(inputs)]
+        u = x[-1, copy].numpy() @ p["query.weight"].T + p["query.bias"]
+        for _ in range(2):
+            weight = np.exp(key @ u)
+            u = u + (weight / (1 + weight.sum())) @ value
+        np.testing.assert_allclose(y[-1, copy].detach(), u, rtol=1e-10, atol=1e-12)
+
+
+def test_block_recurrent_renews_its_state_once_a_block_and_attends_as_torch_does() -> None:
+    cell = make("block_recurrent", vectors=2, block=3)
+    x, _, _ = data(cell)
+    states = cell.states(x, cell.initial_state(B), torch.zeros(T, B, dtype=torch.bool))[..., : 2 * N]
+    moved = [bool((states[t] != (states[t - 1] if t else 0)).any()) for t in range(T)]
+    assert moved == [t % 3 == 2 for t in range(T)]
+    # the first block: attention by torch, with one more key and value of zeros
+    e = cell.embed(x[:3].flip(0)) + cell.time.weight.T[:, None]  # the last input first
+    s = cell.name.expand(B, 2, N)
+    query, key, value, _, _ = cell.token(e).permute(1, 0, 2).chunk(5, -1)
+    _, _, _, out_key, out_value = cell.own(s).chunk(5, -1)
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def asked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        key, value = (torch.nn.functional.pad(each, (0, 0, 0, 1)) for each in (key, value))
+        return attention(query, key, value, scale=1.0)
+
+    read = torch.cat([asked(query[:, :1], key, value), asked(query[:, :1], out_key, out_value)], -1)[:, 0]
+    y, _ = cell.sequence(x[:3], cell.initial_state(B), torch.zeros(3, B, dtype=torch.bool))
+    torch.testing.assert_close(y[2], e[0] + cell.out(read), rtol=0, atol=1e-10)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from tests.agent.gradients.chunks import (
 from tests.agent.support import (
     CELLS,
     OWN_CELLS,
+    REPRESENTATIVE,
     act_through,
     make_config,
     make_context,
@@ -47,6 +49,7 @@ from tests.agent.support import (
     policy_for,
     random_chunk,
     slice_steps,
+    some_slow,
     task_env,
 )
 
@@ -60,10 +63,16 @@ def carried(policy: Policy) -> list[str]:
     return [f"cell.{name}" for name in cell.recurrent_parameters()]
 
 
-@pytest.mark.parametrize("only_pass", [False, True])
-@pytest.mark.parametrize("chunks", [3, 6])
-@pytest.mark.parametrize("steps", [1, 7])
-@pytest.mark.parametrize("cell", EXACT)
+#: every cell in chunks of seven steps; the others of some cells
+CHUNKINGS = [(cell, 7, 3, False) for cell in EXACT] + [
+    pytest.param(cell, *how, marks=() if cell in {*REPRESENTATIVE, *OWN_CELLS} else pytest.mark.slow)
+    for cell in EXACT
+    for how in itertools.product([1, 7], [3, 6], [False, True])
+    if how != (7, 3, False)
+]
+
+
+@pytest.mark.parametrize(("cell", "steps", "chunks", "only_pass"), CHUNKINGS)
 def test_chunked_rtrl_is_the_gradient_of_the_whole_history_and_bptt_is_not(
     cell: str, steps: int, chunks: int, only_pass: bool, record_property: Any
 ) -> None:
@@ -84,7 +93,7 @@ def test_chunked_rtrl_is_the_gradient_of_the_whole_history_and_bptt_is_not(
     assert max_relative_error(rtrl, expected, others) <= 1e-10
 
 
-@pytest.mark.parametrize("cell", EXACT)
+@pytest.mark.parametrize("cell", some_slow(EXACT))
 def test_minibatches_over_copies_sum_to_the_gradient_of_the_whole_chunk(cell: str) -> None:
     policy = double_policy(cell)
     parts = split(policy, history(policy, 4, 3), 4)
@@ -166,7 +175,7 @@ def test_the_learner_adds_up_replayed_copies_without_giving_them_a_carry() -> No
 # ---- against other references ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", EXACT)
+@pytest.mark.parametrize("cell", some_slow(EXACT))
 def test_the_carry_is_the_numerical_derivative_of_the_state(cell: str) -> None:
     policy = double_policy(cell, size=2)
     data = history(policy, 3, 3)
@@ -253,7 +262,7 @@ class Step(torch.nn.Module):
         return after
 
 
-@pytest.mark.parametrize("cell", EXACT)
+@pytest.mark.parametrize("cell", some_slow(EXACT))
 def test_the_learner_equals_literal_per_step_rtrl_while_the_parameters_change_from_chunk_to_chunk(cell: str) -> None:
     steps, chunks, rate = 3, 4, 0.05
     policy = double_policy(cell, size=3)
@@ -404,7 +413,7 @@ def single_policy(cell: str) -> Policy:
 
 
 @pytest.mark.parametrize("steps", [1, 8])
-@pytest.mark.parametrize("cell", EXACT)
+@pytest.mark.parametrize("cell", some_slow(EXACT))
 def test_a_bf16_carry_changes_the_gradient_by_less_than_a_percent(cell: str, steps: int, record_property: Any) -> None:
     policy = single_policy(cell)
     data = random_chunk(policy, 96, B, seed=4)

@@ -61,7 +61,8 @@ PAIRS = [(cell, "mlp") for cell in [*CELLS, *OWN_CELLS]] + [(c, e) for c in ("el
 
 def policy_with(cell: str, encoder: str, **options: Any) -> Policy:
     spec, space = ENCODERS[encoder]
-    return make_policy(cell, 24, observation=space, encoder=spec, **options)
+    whole = {"kind": cell, "block": 1} if cell == "block_recurrent" else cell  # its memory acts after a block
+    return make_policy(whole, 24, observation=space, encoder=spec, **options)
 
 
 def old_experience(policy: Policy) -> Experience:
