@@ -135,7 +135,8 @@ def label(row: Sequence[str]) -> str:
 def folder_name(row: Sequence[str]) -> str:
     """The folder of a row: its overrides as far as a file system takes them."""
     text = "_".join(row) or "as_it_is"
-    plain = re.sub(r"[^a-zA-Z0-9._=-]+", "_", text)[:100]
+    legible = re.sub(r"\s*,\s*", "+", re.sub(r"[\[\]{}\"']", "", text))
+    plain = re.sub(r"[^a-zA-Z0-9._=+-]+", "_", legible)[:100]
     return plain if plain == text else f"{plain}-{sha256(text.encode()).hexdigest()[:6]}"
 
 

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 from benchmarks.measure import finish, medians, take_turns
 from lifelong.kernels import dispatch
 from lifelong.kernels.diag_scan import diag_scan
-from lifelong.kernels.elstm import elstm_advance, elstm_layer
+from lifelong.kernels.elstm import core, elstm_layer
 
 SIZES = ((64, 32, 128, 128), (64, 32, 256, 256))
 SCAN_SIZE = (16, 128, 256)
@@ -67,20 +67,19 @@ class Problem:
     def rtrl(self) -> None:
         """`bptt`, plus the gradient through the state at the chunk's start, plus the new carry."""
         c0_BN = self.c_BN.detach().requires_grad_()
-        h_TBN, _, c_TBN, u_TBM = elstm_layer(self.x_TBD, *self.parameters, c0_BN, self.is_init_TB)
+        h_TBN, _, c_TBN, _ = elstm_layer(self.x_TBD, *self.parameters, c0_BN, self.is_init_TB)
         *grads, boundary_BN = torch.autograd.grad(h_TBN, (*self.parameters, c0_BN), self.e_TBN)
         weight, bias, v = self.parameters[:3]
-        grad_GND, grad_KN, _ = elstm_advance(
-            self.S_BGND,
-            self.s_BKN,
+        grad_GND, grad_KN, _ = core().advance(
+            self.S_BGND[:, None],
+            self.s_BKN[:, None],
             self.x_TBD,
             weight,
             bias,
-            v,
+            v.view(2, -1),
             torch.cat([c0_BN[None], c_TBN[:-1]]),
             self.is_init_TB,
-            drive_TB2N=u_TBM,
-            boundary_BN=boundary_BN,
+            boundary_BS=boundary_BN,
         )
         assert grad_GND is not None
         assert grad_KN is not None

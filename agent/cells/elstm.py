@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lifelong.agent.cells.base import Acted, CellChunk, DiagonalCell
+from lifelong.agent.cells.base import Acted, DiagonalCell
 from lifelong.envs.options import Interval, Weight, Width
-from lifelong.kernels.elstm import ElstmAct, elstm_advance, elstm_layer, elstm_local, elstm_sequence
+from lifelong.kernels.elstm import ElstmAct, elstm_layer
 from lifelong.kernels.loop import Call
 
 
@@ -58,9 +58,6 @@ class ELSTM(DiagonalCell):
         z = torch.tanh(drives[1] + vectors[1] * c)
         return f * c + (1 - f) * z
 
-    def scan(self, u_TBGN: Tensor, state_BN: Tensor, is_init_TB: Tensor) -> Tensor:
-        return elstm_sequence(u_TBGN, self.weight_recurrent.flatten(), state_BN, is_init_TB)[0]
-
     def read_out(
         self, x_BD: Tensor, state_BS: Tensor, is_init_B: Tensor, weight_PH: Tensor, bias_P: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
@@ -79,29 +76,6 @@ class ELSTM(DiagonalCell):
         read_TBP, gate_TBN = x_TBD.new_empty(T, B, P), x_TBD.new_empty(T, B, self.size)
         weights = (*self._act_weights, weight_PH, bias_P)
         return self._act.call(x_TBD, weights, state_TBS, is_init_TB, read_TBP, gate_TBN), read_TBP, (gate_TBN,)
-
-    def local_derivatives(
-        self, u_TBGN: Tensor, vectors_KN: Tensor, state_TBN: Tensor, is_init_TB: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        a_TBN, local = elstm_local(u_TBGN, vectors_KN.flatten(), state_TBN, is_init_TB)
-        local_TBGN = local.unflatten(-1, (2, self.size))
-        keep_TB1 = (~is_init_TB).to(u_TBGN.dtype).unsqueeze(-1)
-        return a_TBN, local_TBGN, local_TBGN * (state_TBN * keep_TB1).unsqueeze(2)
-
-    def advance_carry(
-        self, weight_BGND: Tensor, small_BMN: Tensor, chunk: CellChunk, boundary_BS: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        return elstm_advance(
-            weight_BGND,
-            small_BMN,
-            chunk.x_TBD,
-            chunk.weight_input,
-            chunk.bias,
-            chunk.weight_recurrent.flatten(),
-            chunk.state_TBS,
-            chunk.is_init_TB,
-            boundary_BN=boundary_BS,
-        )
 
     def sequence(
         self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None

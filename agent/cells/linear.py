@@ -1,5 +1,5 @@
-"""Cells whose recurrence is linear in the state, c' = a c + b with a and b from the input alone, so that T steps are
-one `diag_scan`: real (`LinearCell`) and complex, in pairs of real numbers (`ComplexCell`)."""
+"""Cells whose recurrence is linear in the state, c' = a c + b with a and b from the input alone: real (`LinearCell`)
+and complex, in pairs of real numbers (`ComplexCell`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.cells.base import BlockCell, DiagonalCell
-from lifelong.kernels.diag_scan import diag_scan
 
 
 class LinearCell(DiagonalCell):
@@ -24,10 +23,6 @@ class LinearCell(DiagonalCell):
     def recurrence(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], c: Tensor) -> Tensor:
         a, b = self.coefficients(drives, vectors)
         return a * c + b
-
-    def scan(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
-        a, b = self.coefficients(u_TBGN.split(self.places, -1), self.spread()[2].unbind(0))
-        return diag_scan(a.expand_as(b).contiguous(), b.contiguous(), state_BS.contiguous(), is_init_TB)[0]
 
 
 class ComplexCell(BlockCell):
@@ -45,14 +40,6 @@ class ComplexCell(BlockCell):
     ) -> tuple[Tensor, Tensor]:
         real, imaginary, b_real, b_imaginary = self.coefficients(drives, vectors)
         return real * h - imaginary * c + b_real, imaginary * h + real * c + b_imaginary
-
-    def scan(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
-        parts = self.coefficients(u_TBGN.split(self.places, -1), self.spread()[2].unbind(0))
-        shape = (*u_TBGN.shape[:2], self.places)
-        a, b = (torch.complex(parts[i].expand(shape), parts[i + 1].expand(shape)) for i in (0, 2))
-        state_BP = torch.complex(*state_BS.split(self.places, -1))
-        h_TBP = diag_scan(a.contiguous(), b.contiguous(), state_BP, is_init_TB)[0]
-        return torch.cat([h_TBP.real, h_TBP.imag], -1)
 
 
 def ring(size: int, radius: tuple[float, float], max_phase: float) -> tuple[Tensor, Tensor]:

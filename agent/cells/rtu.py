@@ -69,10 +69,5 @@ class RTU(ComplexCell):
         h, c = super().recurrence(drives, vectors, h, c)
         return (self.activation(h), self.activation(c)) if self.nonlinear else (h, c)
 
-    def scan(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:
-        if self.nonlinear:
-            return super(ComplexCell, self).scan(u_TBGN, state_BS, is_init_TB)
-        return super().scan(u_TBGN, state_BS, is_init_TB)
-
     def output(self, x: Tensor, state: Tensor) -> Tensor:
         return state if self.nonlinear else self.activation(state)

@@ -12,7 +12,7 @@ from lifelong.agent.cells.base import ElementwiseCell
 from lifelong.agent.registry import build
 from lifelong.kernels.advantages import gae, vtrace
 from lifelong.kernels.diag_scan import diag_scan
-from lifelong.kernels.elstm import elstm_advance, elstm_layer
+from lifelong.kernels.elstm import core, elstm_layer
 from lifelong.kernels.gru_sequence import gru_sequence
 from lifelong.kernels.lstm_sequence import lstm_sequence
 from lifelong.kernels.project import project
@@ -86,7 +86,19 @@ def op_results(op: str, shape: tuple[int, int, int, int], device: torch.device, 
         carry, small, boundary = normal(B, 2, N, D), normal(B, 4, N), normal(B, N)
         states = torch.cat([inputs[7][None], outputs[2][:-1]]).detach()
         plain = tuple(tensor.detach() for tensor in inputs[:4])
-        added = elstm_advance(carry, small, *plain, states, is_init, boundary_BN=boundary, backend=backend)
+        x, weight, bias, v = plain
+        added = core().advance(
+            carry[:, None],
+            small[:, None],
+            x,
+            weight,
+            bias,
+            v.view(2, N),
+            states,
+            is_init,
+            boundary_BS=boundary,
+            backend=backend,
+        )
         return (carry, small, *(a for a in added if a is not None))
     if op in ("gru_sequence", "lstm_sequence"):
         gates, states = (3, 1) if op == "gru_sequence" else (4, 2)

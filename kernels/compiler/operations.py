@@ -110,7 +110,7 @@ def _torch(function: Callable[..., Any]) -> Callable[..., Any]:
         sample = next((arg for arg in args if isinstance(arg, Tensor) and arg.dtype != torch.bool), None)
         if sample is None:
             sample = torch.zeros((), dtype=torch.float64)
-        return function(*[arg if isinstance(arg, Tensor) else sample.new_tensor(arg) for arg in args])
+        return function(*[arg if isinstance(arg, Tensor) else sample.new_full((), arg) for arg in args])
 
     return apply
 

@@ -110,7 +110,7 @@ class Recurrence:
         """
         self._check(u_TBM, v_KN, is_init_TB)
         check("recurrence", "state", state_BS, (u_TBM.shape[1], self.parts * v_KN.shape[1]), u_TBM)
-        impl = self._impl(backend, u_TBM)
+        impl = self.implementation(backend, u_TBM)
         if impl is None:
             return reference.sequence(self.step, u_TBM, v_KN, state_BS, is_init_TB)
         v_KN = self._weights(v_KN)
@@ -132,7 +132,7 @@ class Recurrence:
         """
         self._check(u_TBM, v_KN, is_init_TB)
         check("recurrence", "state", state_TBS, (*u_TBM.shape[:2], self.parts * v_KN.shape[1]), u_TBM)
-        impl = self._impl(backend, u_TBM)
+        impl = self.implementation(backend, u_TBM)
         if impl is None:
             return reference.local(self.step, u_TBM, v_KN, state_TBS, is_init_TB)
         result: tuple[Tensor, Tensor, Tensor] = impl.local(u_TBM, self._weights(v_KN), state_TBS, is_init_TB)
@@ -170,8 +170,8 @@ class Recurrence:
             `(grad_GND, grad_MN, largest entry of |J|)`: what the old carry adds to the chunk's gradient, both None
             without a boundary.
         """
-        op, (T, B, D), (_, P, G, N, _) = "recurrence", x_TBD.shape, S_BPGND.shape
-        check_carry(op, S_BPGND, (B, self.parts, G, N, D), x_TBD)
+        op, (T, B, D), (P, G, N) = "recurrence", x_TBD.shape, (self.parts, self.gates, v_KN.shape[1])
+        check_carry(op, S_BPGND, (B, P, G, N, D), x_TBD)
         check(op, "s", s_BPMN, (B, P, G + self.vectors, N), x_TBD)
         check(op, "weight", weight, (G * N, D), x_TBD)
         check(op, "bias", bias, (G * N,), x_TBD)
@@ -180,7 +180,7 @@ class Recurrence:
         check_mask(op, "is_init", is_init_TB, (T, B), x_TBD)
         if boundary_BS is not None:
             check(op, "boundary", boundary_BS, (B, P * N), x_TBD)
-        impl = self._impl(backend, x_TBD)
+        impl = self.implementation(backend, x_TBD)
         v_all = v_KN if impl is None else self._weights(v_KN)
         if impl is not None and hasattr(impl, "advance_narrow") and impl.narrow >= D:
             carry = (S_BPGND, s_BPMN)
@@ -221,8 +221,8 @@ class Recurrence:
         module = self._module()
         return [getattr(module, name) for name in self.program.extra]
 
-    def _impl(self, backend: str, sample: Tensor) -> Any:
-        """What has `forward`, `backward` and `local`; None for the function itself."""
+    def implementation(self, backend: str, sample: Tensor) -> Any:
+        """What has `forward`, `backward` and `local` for tensors like `sample`; None for the function itself."""
         if self.program is None:
             return None
         module = _OP.module(backend, sample)

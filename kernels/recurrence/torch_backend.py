@@ -22,11 +22,13 @@ def _values(nodes: Sequence[Node | None], sample: Tensor, **inputs: Iterable[Ten
     values: dict[str, object] = {f"{name}{i}": each for name, many in inputs.items() for i, each in enumerate(many)}
     found: Iterator[Any] = iter(evaluate([node for node in nodes if node is not None], values, IN_TORCH))
     zero = sample.new_zeros(())
-    return [(zero if node is None else sample.new_tensor(0.0) + next(found)).expand_as(sample) for node in nodes]
+    return [(zero if node is None else zero + next(found)).expand_as(sample) for node in nodes]
 
 
 class InTorch:
     """A program, evaluated by torch."""
+
+    kept = 0
 
     def __init__(self, program: Program) -> None:
         self.program = program

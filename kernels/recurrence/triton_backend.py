@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class OnDevice:
     """The Triton kernels of a program."""
 
+    kept = 0
+
     def __init__(self, program: Program) -> None:
         self.program = program
         text = source(Layout(program, single=True, keep=False))

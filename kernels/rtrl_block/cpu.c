@@ -11,6 +11,7 @@
 #define VECTOR FN(block_vector)
 #ifndef UNITS
 #define UNITS 64
+#define VECTOR_PARTS 16
 #endif
 
 typedef real VECTOR __attribute__((vector_size(64), aligned(4), may_alias));
@@ -138,7 +139,7 @@ void FN(rtrl_block_advance)(i64 T, i64 B, i64 P, i64 G, i64 N, i64 D, i64 thread
     }
 }
 
-/* S [B,P,K,N], l [T,B,P,K,N]; P is at most 4. */
+/* S [B,P,K,N], l [T,B,P,K,N]; P is at most VECTOR_PARTS. */
 void FN(rtrl_block_advance_vector)(i64 T, i64 B, i64 P, i64 K, i64 N, i64 threads, real *S, const real *J,
                                    const real *l) {
     int size = team(T * B * P * K * N, threads);
@@ -148,7 +149,7 @@ void FN(rtrl_block_advance_vector)(i64 T, i64 B, i64 P, i64 K, i64 N, i64 thread
             for (i64 k = 0; k < K; k++)
                 for (i64 n0 = 0; n0 < N; n0 += UNITS) {
                     i64 width = MIN(UNITS, N - n0);
-                    real old[4 * UNITS];
+                    real old[VECTOR_PARTS * UNITS];
                     for (i64 i = 0; i < P; i++)
                         memcpy(old + i * UNITS, S + ((b * P + i) * K + k) * N + n0, sizeof(real) * width);
                     for (i64 i = 0; i < P; i++) {

@@ -6,11 +6,12 @@ import torch
 
 from lifelong.kernels import build
 from lifelong.kernels.arguments import pointer
+from lifelong.kernels.rtrl_block import reference
 
 _ADVANCE = build.function("lifelong.kernels.rtrl_block", "rtrl_block_advance", "iiiiiiiii" + "p" * 5)
 _VECTOR = build.function("lifelong.kernels.rtrl_block", "rtrl_block_advance_vector", "iiiiii" + "p" * 3)
 _BOUNDARY = build.function("lifelong.kernels.rtrl_block", "rtrl_block_boundary", "iiiiiii" + "p" * 4)
-_UNITS = 64  # units per piece of work, as in cpu.c
+_UNITS, _VECTOR_PARTS = 64, 16  # units per piece of work, and most parts of `advance_vector`, as in cpu.c
 
 
 def advance(S_BPGND: torch.Tensor, J_TBPPN: torch.Tensor, l_TBPGN: torch.Tensor, x_TBD: torch.Tensor) -> None:
@@ -31,6 +32,8 @@ def advance(S_BPGND: torch.Tensor, J_TBPPN: torch.Tensor, l_TBPGN: torch.Tensor,
 def advance_vector(S_BPKN: torch.Tensor, J_TBPPN: torch.Tensor, l_TBPKN: torch.Tensor) -> None:
     """S_t = J_t S_{t-1} + l_t."""
     B, P, K, N = S_BPKN.shape
+    if P > _VECTOR_PARTS:
+        return reference.advance_vector(S_BPKN, J_TBPPN, l_TBPKN)
     J, l, S = J_TBPPN.contiguous(), l_TBPKN.contiguous(), S_BPKN.contiguous()  # noqa: E741
     _VECTOR[S.dtype](len(J), B, P, K, N, torch.get_num_threads(), S.data_ptr(), J.data_ptr(), l.data_ptr())
     if S is not S_BPKN:

@@ -77,6 +77,7 @@ def test_folders_of_different_rows_are_different_and_short() -> None:
     names = [folder_name(row) for row in [("a=[1,2]",), ("a=[1_2]",), ("a=1_2",), (), ("x=" + "y" * 300,)]]
     assert len(set(names)) == len(names) and max(map(len, names)) < 120
     assert folder_name(("strategy=ewc",)) == "strategy=ewc"
+    assert folder_name(("strategy=[{kind: ewc}, explore]",)).rpartition("-")[0] == "strategy=kind_ewc+explore"
 
 
 def test_runs_are_made_once_and_come_out_as_a_table_csv_and_json(

@@ -24,6 +24,22 @@ def recurrence(name: str) -> Recurrence:
     return Recurrence(functools.partial(load("cell", name).recurrence, None), *RECURRENCES[name])
 
 
+def elstm_sequence(
+    u: torch.Tensor, v: torch.Tensor, c0: torch.Tensor, is_init: torch.Tensor, *, backend: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(c_TBN, c_BN) of the eLSTM's recurrence; v is [2N]."""
+    (c,), last = recurrence("elstm").sequence(u, v.reshape(2, -1), c0, is_init, backend=backend)
+    return c, last
+
+
+def elstm_local(
+    u: torch.Tensor, v: torch.Tensor, c_prev: torch.Tensor, is_init: torch.Tensor, *, backend: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(a_TBN, l_TB2N)."""
+    J, l, _ = recurrence("elstm").local(u, v.reshape(2, -1), c_prev, is_init, backend=backend)  # noqa: E741
+    return J[:, :, 0, 0], l[:, :, 0].flatten(2)
+
+
 def relative_rms(got: torch.Tensor, expected: torch.Tensor) -> float:
     """RMS of the difference over RMS of what is expected (absolute where all of that is zero)."""
     assert got.shape == expected.shape, f"{tuple(got.shape)} is not {tuple(expected.shape)}"

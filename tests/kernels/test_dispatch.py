@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lifelong.kernels import dispatch
-from lifelong.kernels.elstm import elstm_sequence
+from lifelong.kernels.diag_scan import diag_scan
 from lifelong.kernels.gru_sequence import gru_sequence
 
 ROOT = Path(__file__).parents[2]
@@ -21,16 +21,15 @@ import logging, sys, time
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
 import torch
 from lifelong.kernels import dispatch
-from lifelong.kernels.elstm import elstm_sequence, elstm_local
-from lifelong.kernels.rtrl import rtrl_advance
+from lifelong.kernels.diag_scan import diag_scan
+from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector
 T, B, N = 3, 2, 5
-u, v, c0 = torch.randn(T, B, 2 * N), torch.randn(2 * N), torch.randn(B, N)
-is_init = torch.zeros(T, B, dtype=torch.bool)
+a, b, s = torch.rand(T, B, N), torch.randn(T, B, N), torch.zeros(B, 1, N)
 start = time.perf_counter()
 for _ in range(2):
-    c, last = elstm_sequence(u, v, c0, is_init)
-    a, l = elstm_local(u, v, torch.cat([c0[None], c[:-1]]), is_init)
-    rtrl_advance(torch.zeros(B, 2, N, 4), a, l, torch.randn(T, B, 4))
+    diag_scan(a, b)
+    rtrl_advance_vector(s, a, b[:, :, None])
+    rtrl_advance(torch.zeros(B, 1, N, 4), a, b, torch.randn(T, B, 4))
 print("seconds", time.perf_counter() - start)
 print("chosen", dispatch.chosen())
 """
@@ -130,18 +129,18 @@ def test_a_compiler_that_hangs_is_waited_for_once_and_nothing_of_it_is_left(
 
 
 def problem() -> tuple[torch.Tensor, ...]:
-    return torch.randn(2, 3, 10), torch.randn(10), torch.zeros(3, 5), torch.zeros(2, 3, dtype=torch.bool)
+    return torch.rand(2, 3, 5), torch.randn(2, 3, 5), torch.zeros(3, 5), torch.zeros(2, 3, dtype=torch.bool)
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 def test_a_forced_backend_replaces_auto(backend: str) -> None:
     with dispatch.force(backend):
-        elstm_sequence(*problem())
-        assert dispatch.chosen()["elstm_sequence"] == backend
-        elstm_sequence(*problem(), backend="torch")  # an explicit backend wins
-        assert dispatch.chosen()["elstm_sequence"] == "torch"
-    elstm_sequence(*problem())
-    assert dispatch.chosen()["elstm_sequence"] == "cpu"
+        diag_scan(*problem())
+        assert dispatch.chosen()["diag_scan"] == backend
+        diag_scan(*problem(), backend="torch")  # an explicit backend wins
+        assert dispatch.chosen()["diag_scan"] == "torch"
+    diag_scan(*problem())
+    assert dispatch.chosen()["diag_scan"] == "cpu"
 
 
 def test_the_environment_variable_forces_a_backend(tmp_path: Path) -> None:
@@ -151,22 +150,22 @@ def test_the_environment_variable_forces_a_backend(tmp_path: Path) -> None:
 
 def test_an_explicit_backend_that_cannot_run_names_those_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match=r"elstm_sequence cannot run on backend 'triton' .* these can: .*torch"):
-        elstm_sequence(*problem(), backend="triton")
+    with pytest.raises(ValueError, match=r"diag_scan cannot run on backend 'triton' .* these can: .*torch"):
+        diag_scan(*problem(), backend="triton")
     with pytest.raises(ValueError, match="backend 'fast'"):
-        elstm_sequence(*problem(), backend="fast")
+        diag_scan(*problem(), backend="fast")
 
 
 def test_an_unknown_name_in_the_environment_is_an_error() -> None:
     message = "LIFELONG_KERNELS='fast' is no backend; valid: reference, torch, cpu, triton"
     with dispatch.force("fast"), pytest.raises(ValueError, match=message):
-        elstm_sequence(*problem())
+        diag_scan(*problem())
 
 
 def test_other_dtypes_run_on_torch() -> None:
-    u, v, c0, is_init = problem()
-    elstm_sequence(u.bfloat16(), v.bfloat16(), c0.bfloat16(), is_init)
-    assert dispatch.chosen()["elstm_sequence"] == "torch"
+    a, b, h0, is_init = problem()
+    diag_scan(a.bfloat16(), b.bfloat16(), h0.bfloat16(), is_init)
+    assert dispatch.chosen()["diag_scan"] == "torch"
 
 
 def test_every_op_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.autograd import gradcheck
 
-from lifelong.kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
-from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close, gradients
+from lifelong.kernels.elstm import elstm_layer
+from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close, elstm_sequence, gradients, recurrence
 
 SHAPES = [(1, 1, 1), (1, 5, 33), (7, 3, 17), (16, 9, 64), (33, 6, 100)]
 RESETS = ["none", "some", "all", "first"]
@@ -116,29 +118,6 @@ def test_gradient_from_one_output_only(backend: str, which: int) -> None:
         assert_close(a, b, 1e-13)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("grad", [False, True])
-def test_step_is_a_sequence_of_one(backend: str, grad: bool) -> None:
-    u, v, c0, is_init = problem(1, 6, 5)
-    with torch.set_grad_enabled(grad):
-        c = elstm_step(u[0], v, c0, is_init[0], backend=backend)
-    assert_close(c, elstm_sequence(u, v, c0, is_init, backend="reference")[1], 1e-14)
-    assert c.requires_grad == grad
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.usefixtures("poisoned_memory")
-def test_local_is_what_autograd_says(backend: str) -> None:
-    u, v, _, is_init = problem(4, 3, 5)
-    c_prev = torch.randn(4, 3, 5, dtype=torch.float64).requires_grad_()
-    a, l = elstm_local(u, v, c_prev, is_init, backend=backend)  # noqa: E741
-    c = torch.stack([elstm_step(u[t], v, c_prev[t], is_init[t], backend="reference") for t in range(4)])
-    expected_l, expected_a = torch.autograd.grad(c.sum(), (u, c_prev))
-    assert_close(a, expected_a, 1e-13)
-    assert_close(l, expected_l, 1e-13)
-    assert not a.requires_grad
-
-
 def layer_problem(T: int, B: int, N: int, D: int, dtype: torch.dtype) -> tuple[list[torch.Tensor], torch.Tensor]:
     """(x, weight, bias, v, weight_out, recurrent_out, bias_out, c0) requiring gradients, and is_init."""
     generator = torch.Generator().manual_seed(0)
@@ -189,21 +168,24 @@ def test_advance_equals_the_reference(
     backend: str, dtype: torch.dtype, with_boundary: bool, shape: tuple[int, int, int, int], resets: str
 ) -> None:
     for stored in (dtype, torch.bfloat16) if dtype == torch.float32 else (dtype,):
-        results, given_drive = [], []
+        results = []
         for name in (backend, "reference"):
             inputs, boundary, S, s = advance_problem(*shape, resets, dtype)
-            carry, drive = S.to(stored), torch.nn.functional.linear(inputs[0], inputs[1], inputs[2])
-            options = {"boundary_BN": boundary if with_boundary else None, "backend": name}
-            again, again_s = carry.clone(), s.clone()
-            results.append((carry, s, *elstm_advance(carry, s, *inputs, **options)))
-            given_drive.append((again, again_s, *elstm_advance(again, again_s, *inputs, drive_TB2N=drive, **options)))
-        for a, b, c in zip(*results, given_drive[0], strict=True):
+            carry, options = S.to(stored), {"boundary_BS": boundary if with_boundary else None, "backend": name}
+            results.append((carry, s, *advance(carry, s, *inputs, **options)))
+        for a, b in zip(*results, strict=True):
             if b is None:
-                assert a is None and c is None
+                assert a is None
                 continue
             rounding = 5e-3 if a.dtype == torch.bfloat16 else 0.0
             assert_close(a.to(dtype), b.to(dtype), max(rounding, 1e-5 if dtype == torch.float32 else 1e-13))
-            assert_close(c.to(dtype), b.to(dtype), max(rounding, 1e-5 if dtype == torch.float32 else 1e-13))
+
+
+def advance(S: torch.Tensor, s: torch.Tensor, *inputs: torch.Tensor, **options: Any) -> tuple:
+    """The carry [B, 2, N, D] and [B, 4, N] of the eLSTM, moved by its recurrence."""
+    x, weight, bias, v, state, is_init = inputs
+    inputs = (x, weight, bias, v.view(2, -1), state, is_init)
+    return recurrence("elstm").advance(S.unsqueeze(1), s.unsqueeze(1), *inputs, **options)
 
 
 def advance_problem(T: int, B: int, N: int, D: int, resets: str, dtype: torch.dtype) -> tuple:
@@ -222,14 +204,14 @@ def test_advance_takes_views_and_refuses_wrong_shapes() -> None:
     views = tuple(t.transpose(0, 1).contiguous().transpose(0, 1) if t.dim() > 1 else t for t in inputs)
     carry = torch.empty(3, 2, 2, 5).transpose(2, 3).copy_(S)
     expected, expected_s = S.clone(), s.clone()
-    grads = elstm_advance(carry, s.clone(), *views, boundary_BN=boundary)
-    wanted = elstm_advance(expected, expected_s, *inputs, boundary_BN=boundary)
+    grads = advance(carry, s.clone(), *views, boundary_BS=boundary)
+    wanted = advance(expected, expected_s, *inputs, boundary_BS=boundary)
     for a, b in zip((carry, *grads), (expected, *wanted), strict=True):
         assert_close(a, b, 1e-6)
     with pytest.raises(ValueError, match="state must have shape"):
-        elstm_advance(S, s, *inputs[:4], inputs[4][1:], inputs[5])
+        advance(S, s, *inputs[:4], inputs[4][1:], inputs[5])
     with pytest.raises(ValueError, match="S must have shape"):
-        elstm_advance(S[:, :1], s, *inputs)
+        advance(S[:, :1], s, *inputs)
 
 
 def test_non_contiguous_inputs() -> None:
@@ -253,13 +235,3 @@ def test_compiled_results_do_not_depend_on_the_thread_count() -> None:
         torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
-
-
-def test_wrong_inputs_are_one_sentence() -> None:
-    u, v, c0, is_init = problem(4, 3, 5)
-    with pytest.raises(ValueError, match=r"v must have shape \(10,\)"):
-        elstm_sequence(u, v[:-1], c0, is_init)
-    with pytest.raises(ValueError, match="is_init must be bool"):
-        elstm_sequence(u, v, c0, is_init.long())
-    with pytest.raises(ValueError, match=r"c0 must be torch.float64"):
-        elstm_sequence(u, v, c0.float(), is_init)

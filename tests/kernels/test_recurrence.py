@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lifelong.kernels import build
+from lifelong.kernels import build, elstm
 from lifelong.kernels.compiler import operations
+from lifelong.kernels.compiler.trace import FUNCTIONS as FUNCTION_NAMES
 from lifelong.kernels.recurrence import Recurrence, reference
 from lifelong.kernels.recurrence.cpu import compile_all
 from lifelong.kernels.recurrence.program import traced
@@ -326,3 +327,33 @@ def test_the_carry_is_what_stepping_it_gives(parts: int, D: int) -> None:
         again = (S.clone(), s.clone())
         assert compiled.advance(*again, x, weight, bias, v, state, is_init, backend=backend)[:2] == (None, None)
         assert torch.equal(again[0], mine[0]) and torch.equal(again[1], mine[1])
+
+
+def test_the_page_on_the_compiler_shows_what_it_writes_and_has_every_operation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compiler.md").read_text()
+    text = "\n".join(rows(Layout(traced(elstm.recurrence, None, 2, 2, 1), single=True))[1:3])
+    assert page.partition("```c\n")[2].partition("```")[0].strip() == text.replace("RECURRENCE_", "recurrence_")
+    table = page.partition("| group | operations |")[2].partition("\n\n")[0]
+    missing = [name for name in ("sigmoid", *FUNCTION_NAMES) if f"`{name}`" not in table and name not in SYNONYMS]
+    assert not missing
+
+
+#: other names of what the page has, operators, and what says nothing to a reader
+SYNONYMS = {
+    *(
+        "add",
+        "sub",
+        "rsub",
+        "subtract",
+        "mul",
+        "multiply",
+        "div",
+        "divide",
+        "truediv",
+        "true_divide",
+        "neg",
+        "negative",
+    ),
+    *("absolute", "pow", "lt", "le", "gt", "ge", "eq", "ne", "and_", "or_", "invert", "contiguous", "float", "double"),
+    *("clip", "log_sigmoid", "type_as"),
+}

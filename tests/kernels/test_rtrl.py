@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lifelong.kernels.elstm import elstm_local, elstm_sequence
 from lifelong.kernels.rtrl import rtrl_advance, rtrl_advance_vector, rtrl_boundary
-from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close
+from tests.kernels.support import BACKENDS, FAST_BACKENDS, assert_close, elstm_local, elstm_sequence
 
 SHAPES = [(1, 1, 1, 1, 1), (1, 5, 2, 16, 64), (4, 9, 2, 17, 70), (7, 19, 3, 70, 33), (3, 2, 1, 64, 300)]
 

@@ -50,6 +50,15 @@ def test_advance_equals_the_reference(backend: str, shape: tuple[int, ...], dtyp
     assert_close(s, expected, tolerance)
 
 
+@pytest.mark.parametrize("parts", [5, 16, 17])
+def test_there_may_be_many_parts(parts: int) -> None:
+    S, J, l, x = problem(3, 2, 2, 70, 5, parts=parts)  # noqa: E741
+    s = S[..., 0].contiguous()
+    for op, arguments in ((rtrl_block_advance, (S, J, l, x)), (rtrl_block_advance_vector, (s, J, l))):
+        got, expected = (op(arguments[0].clone(), *arguments[1:], backend=name) for name in ("cpu", "reference"))
+        assert_close(got, expected, 1e-12)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_blocks_without_a_coupling_are_two_diagonal_carries(backend: str) -> None:
     S, J, l, x = problem(6, 4, 3, 5, 7)  # noqa: E741

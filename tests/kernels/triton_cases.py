@@ -15,7 +15,7 @@ from lifelong.envs.control.cartpole import CartPole
 from lifelong.kernels.advantages import gae, vtrace
 from lifelong.kernels.cartpole import cartpole_step
 from lifelong.kernels.diag_scan import diag_scan
-from lifelong.kernels.elstm import elstm_advance, elstm_layer, elstm_local, elstm_sequence, elstm_step
+from lifelong.kernels.elstm import elstm_layer
 from lifelong.kernels.gru_sequence import gru_sequence
 from lifelong.kernels.lstm_sequence import lstm_sequence
 from lifelong.kernels.project import project
@@ -60,21 +60,6 @@ def same_as_reference(
             assert_close(a, b, TOLERANCE)
 
 
-@pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
-def test_elstm(T: int, B: int, N: int, kind: str) -> None:
-    inputs = (normal(T, B, 2 * N, grad=True), normal(2 * N, grad=True), normal(B, N, grad=True))
-    same_as_reference(elstm_sequence, inputs, resets(T, B, kind))
-
-
-@pytest.mark.parametrize(("T", "B", "N", "kind"), CASES)
-def test_elstm_local_and_step(T: int, B: int, N: int, kind: str) -> None:
-    u, v, c, is_init = normal(T, B, 2 * N), normal(2 * N), normal(T, B, N), resets(T, B, kind)
-    for a, b in zip(*(elstm_local(u, v, c, is_init, backend=name) for name in ("triton", "reference")), strict=True):
-        assert_close(a, b, TOLERANCE)
-    got, expected = (elstm_step(u[0], v, c[0], is_init[0], backend=name) for name in ("triton", "reference"))
-    assert_close(got, expected, TOLERANCE)
-
-
 def test_elstm_layer_and_advance() -> None:
     T, B, N, D = 3, 2, 5, 4
     shapes = [(T, B, D), (2 * N, D), (2 * N,), (2 * N,), (N, D), (N, N), (N,), (B, N)]
@@ -85,7 +70,19 @@ def test_elstm_layer_and_advance() -> None:
         h, last, c, u = elstm_layer(*inputs, is_init, backend=name)
         carry, small = S.clone(), s.clone()
         states = torch.cat([inputs[7][None], c[:-1]]).detach()
-        added = elstm_advance(carry, small, *inputs[:4], states, is_init, boundary_BN=boundary, backend=name)
+        x, weight, bias, v = inputs[:4]
+        added = recurrence("elstm").advance(
+            carry[:, None],
+            small[:, None],
+            x,
+            weight,
+            bias,
+            v.view(2, N),
+            states,
+            is_init,
+            boundary_BS=boundary,
+            backend=name,
+        )
         results.append((h, last, c, u, carry, small, *added, *gradients((h, last, c), inputs)))
     for a, b in zip(*results, strict=True):
         assert_close(a, b, TOLERANCE)

@@ -16,7 +16,6 @@ import torch
 from gymnasium.spaces import MultiDiscrete
 from torch import Tensor, nn
 
-from lifelong.agent.cells import base as cells
 from lifelong.agent.distributed.runners import RunnerRollout
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.runtime import capture, walk
@@ -30,6 +29,7 @@ from lifelong.envs.adapters.gymnasium import GymnasiumEnv
 from lifelong.envs.base import BatchedEnv
 from lifelong.envs.control.cartpole import CartPole
 from lifelong.kernels import dispatch
+from lifelong.kernels.recurrence import carry
 from lifelong.kernels.rtrl import torch_backend as rtrl
 from lifelong.kernels.rtrl_block import torch_backend as rtrl_block
 from tests.agent.emulated_graph import EmulatedGraph
@@ -43,7 +43,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything goes through torch's dispatcher, and an index is not looked at, as on a GPU."""
     for name, backend in (("rtrl_boundary", rtrl), ("rtrl_block_boundary", rtrl_block)):
         boundary = backend.boundary
-        monkeypatch.setattr(cells, name, lambda S, b, index=None, run=boundary: run(S, b, index))
+        monkeypatch.setattr(carry, name, lambda S, b, index=None, run=boundary: run(S, b, index))
     with dispatch.force("torch"):
         yield
 
