@@ -93,6 +93,24 @@ def test_chunked_rtrl_is_the_gradient_of_the_whole_history_and_bptt_is_not(
     assert max_relative_error(rtrl, expected, others) <= 1e-10
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [{"kind": "delta", "keys": 6}, {"kind": "retnet", "heads": 2, "keys": 3}, {"kind": "longhorn", "heads": 3}],
+    ids=lambda spec: spec["kind"],
+)
+def test_keys_that_the_units_of_a_head_share_get_the_gradient_of_the_whole_history(spec: dict[str, Any]) -> None:
+    """More parts than the compiler takes, and several heads."""
+    policy = make_policy(spec, 6, observation=4).double()
+    data = history(policy, 4, 3)
+    parts = split(policy, data, 4)
+    expected, names = whole_history_gradient(policy, data, parts), carried(policy)
+    assert "cell.weight_shared" in names
+    rtrl = chunked_gradient(policy, parts, RTRL(policy.cell, B))  # type: ignore[arg-type]
+    bptt = chunked_gradient(policy, parts, BPTT(policy.cell, B))
+    assert max_relative_error(rtrl, expected, names) <= 1e-10
+    assert all(max_relative_error(bptt, expected, [name]) > 1e-3 for name in names)
+
+
 @pytest.mark.parametrize("cell", some_slow(EXACT))
 def test_minibatches_over_copies_sum_to_the_gradient_of_the_whole_chunk(cell: str) -> None:
     policy = double_policy(cell)
