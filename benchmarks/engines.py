@@ -5,7 +5,7 @@
 - *error*: the gradient of a loss over 64 steps, cut into chunks of T, against that of `exact`: the bias of every
   engine, and the standard deviation of those that draw random numbers, both over the norm of the exact gradient. Cells
   as they are initialised, 16 units, root mean square over histories of white noise.
-- *cost*: seconds of a chunk, forward, backward and carry, over those of `bptt`, in turns; numbers in a copy's carry.
+- *cost*: seconds of this process for a chunk, forward, backward and carry, over those of `bptt`, one thread, in turns.
 - *copy*: four bits are to be said again 16 steps after they were shown, in chunks of 8 steps, so that truncated BPTT
   never sees a word and its answer together. Accuracy in the last eighth of 192,000 steps, and the steps until 0.95.
 """
@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from functools import partial
+import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks.measure import finish, medians, ratios, take_turns
+from benchmarks.measure import finish
 from lifelong.agent import config as configs
 from lifelong.agent import registry
 from lifelong.agent.cells.base import Cell
@@ -36,7 +37,7 @@ from lifelong.agent.runtime.build import build
 CELLS = ("rnn", "gru", "lstm")
 ENGINES = ("bptt", "exact", "snap1", "uoro", "kf_rtrl", "rflo", "eprop", "dsf")
 CUTS = (1, 2, 4, 8, 16)
-STEPS, HISTORIES, DRAWS = 64, 6, 48
+STEPS, HISTORIES, DRAWS = 64, 3, 32
 SEEDS, COPY_STEPS, WINDOWS = 5, 192_000, 24
 
 
@@ -155,19 +156,31 @@ def chunk(engine: GradientEngine, cell: Cell, T: int) -> None:
     engine.advance(trace)
 
 
-def cost(seconds: float = 12.0) -> dict[str, Any]:
-    """Time over `bptt` and the carry over the parameters, of a GRU."""
+def seconds(engine: GradientEngine, cell: Cell, T: int, times: int = 5) -> float:
+    """Of this process, for a chunk."""
+    begun = time.process_time()
+    for _ in range(times):
+        chunk(engine, cell, T)
+    return (time.process_time() - begun) / times
+
+
+def cost(rounds: int = 12) -> dict[str, Any]:
+    """Time over `bptt` and the carry over the parameters, of a GRU; medians of turns."""
     found: dict[str, Any] = {}
     for N, T, B in ((16, 8, 16), (32, 16, 16), (64, 16, 16)):
         cell = registry.build("cell", {"kind": "gru", "size": N}, N)
         engines = {name: registry.build("gradient", {"kind": name}, cell, B) for name in ENGINES}
-        times = take_turns({n: partial(chunk, engine, cell, T) for n, engine in engines.items()}, seconds=seconds)
+        times: dict[str, list[float]] = {name: [] for name in ENGINES}
+        for turn in range(rounds + 1):  # the first one warms up
+            for name, engine in engines.items():
+                took = seconds(engine, cell, T, 1 if name == "exact" else 5)
+                times[name] += [took] if turn else []
         parameters = sum(p.numel() for p in cell.parameters())
         found[f"gru N={N} T={T} B={B}"] = {
             name: {
-                "time_over_bptt": ratios(times[name], times["bptt"])[len(times[name]) // 2],
+                "time_over_bptt": median(a / b for a, b in zip(times[name], times["bptt"], strict=True)),
                 "carry_over_parameters": carry_numbers({"kind": name}, cell) / parameters,
-                "ms": medians(times)[name] * 1e3,
+                "ms": median(times[name]) * 1e3,
             }
             for name in ENGINES
         }

@@ -33,10 +33,16 @@ class DSF(LocalFeedback):
         self.decay_N = torch.linspace(low, high, cell.units, device=like.device, dtype=like.dtype)
 
     def blocks(self, local: Local) -> Tensor:
-        P, _, N = local.own_TBPPN.shape[2:]
+        return self._decay_TBPPN(local.keep_TB1)
+
+    def stand_in(self, x_TBD: Tensor, before_TBS: Tensor, is_init_TB: Tensor) -> Tensor:
+        return self._decay_TBPPN((~is_init_TB).to(x_TBD.dtype).unsqueeze(-1))
+
+    def _decay_TBPPN(self, keep_TB1: Tensor) -> Tensor:
+        P, N = self.derivatives.parts, self.derivatives.units
         of_state = torch.arange(P * N, device=self.decay_N.device) % self.cell.units
-        decay_PN = self.decay_N[of_state].view(P, N)
-        return torch.diag_embed(decay_PN.T).permute(1, 2, 0) * local.keep_TB1[..., None, None]
+        decay_NPP = torch.diag_embed(self.decay_N[of_state].view(P, N).T)
+        return decay_NPP.permute(1, 2, 0) * keep_TB1[..., None, None]
 
     def exact(self) -> bool:
         return False

@@ -47,8 +47,12 @@ class LocalFeedback(UnitTraces):
         with torch.no_grad():
             states = self.cell.states(x_TBD, start_BS, is_init_TB) if acted is None else acted.state_TBS
             before_TBS = torch.cat([start_BS.unsqueeze(0), states[:-1]])
-            a_TBPPN = self.blocks(self.derivatives(x_TBD.detach(), before_TBS, is_init_TB))
+            a_TBPPN = self.stand_in(x_TBD.detach(), before_TBS, is_init_TB)
         kept = before_TBS.masked_fill(is_init_TB.unsqueeze(-1), 0.0)
         _, after = self.cell.step(x_TBD.flatten(0, 1), kept.flatten(0, 1))
         after_TBS: Tensor = _Feedback.apply(after.view_as(before_TBS), state_BS, a_TBPPN)  # type: ignore[no-untyped-call]
         return self.cell.output(x_TBD, after_TBS), after_TBS[-1]
+
+    def stand_in(self, x_TBD: Tensor, before_TBS: Tensor, is_init_TB: Tensor) -> Tensor:
+        """`blocks` of steps from the states `before_TBS`."""
+        return self.blocks(self.derivatives(x_TBD, before_TBS, is_init_TB))

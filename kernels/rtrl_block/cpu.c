@@ -47,20 +47,30 @@ static inline void FN(block_sum)(i64 T, i64 D, const real *w, const real *q, i64
     }
 }
 
-/* s = a S[at] + b S[bt] (+ s if `more`) of rows of D stored numbers, in compute precision. */
-static inline void FN(block_mix)(i64 D, i64 bf16, const void *S, i64 at, i64 bt, real a, real b, int more,
-                                 real *restrict s) {
+/* s = a[0] S[at] + a[1] S[bt] and r = b[0] S[at] + b[1] S[bt] (each added to what is there if `more`) of rows of D stored
+   numbers, in compute precision. */
+static inline void FN(block_mix)(i64 D, i64 bf16, const void *S, i64 at, i64 bt, const real *a, const real *b, int more,
+                                 real *restrict s, real *restrict r) {
+    real a0 = a[0], a1 = a[1], b0 = b[0], b1 = b[1];
 #if SINGLE
     if (bf16) {
         const uint16_t *restrict h = (const uint16_t *)S + at, *restrict c = (const uint16_t *)S + bt;
 #pragma omp simd
-        for (i64 d = 0; d < D; d++) s[d] = (more ? s[d] : 0) + a * float_of_bf16(h[d]) + b * float_of_bf16(c[d]);
+        for (i64 d = 0; d < D; d++) {
+            float x = float_of_bf16(h[d]), y = float_of_bf16(c[d]);
+            s[d] = (more ? s[d] : 0) + a0 * x + a1 * y; /* what is there at first may be no number */
+            r[d] = (more ? r[d] : 0) + b0 * x + b1 * y;
+        }
         return;
     }
 #endif
     const real *restrict h = (const real *)S + at, *restrict c = (const real *)S + bt;
 #pragma omp simd
-    for (i64 d = 0; d < D; d++) s[d] = (more ? s[d] : 0) + a * h[d] + b * c[d];
+    for (i64 d = 0; d < D; d++) {
+        real x = h[d], y = c[d];
+        s[d] = (more ? s[d] : 0) + a0 * x + a1 * y;
+        r[d] = (more ? r[d] : 0) + b0 * x + b1 * y;
+    }
 }
 
 /* Writes a row. */
@@ -76,33 +86,57 @@ static inline void FN(block_store)(i64 D, i64 bf16, void *S, i64 at, const real 
     memcpy((real *)S + at, s, sizeof(real) * D);
 }
 
+/* to = sum_k a[k] from[k] over P rows, those of a UNITS and those of from `apart` from each other. */
+static inline void FN(block_dot)(i64 P, i64 units, const real *a, const real *from, i64 apart, real *restrict to) {
+    for (i64 k = 0; k < P; k += 2) {
+        i64 next = k + 1 < P; /* two at a time; a last one alone counts half twice */
+        const real *restrict a0 = a + k * UNITS, *restrict a1 = a0 + next * UNITS;
+        const real *restrict f0 = from + k * apart, *restrict f1 = f0 + next * apart;
+        real share = next ? 1 : (real)0.5;
+#pragma omp simd
+        for (i64 u = 0; u < units; u++) to[u] = (k ? to[u] : 0) + share * (a0[u] * f0[u] + a1[u] * f1[u]);
+    }
+}
+
 /* P_t l_t of every step, part and gate for `units` units from n on, w [T,P,G,UNITS], and A [P,P,UNITS], from the last step
    back. row is scratch, [P,UNITS]. */
 static void FN(block_weights)(i64 T, i64 B, i64 P, i64 G, i64 N, i64 b, i64 n, i64 units, const real *J, const real *l,
                               real *A, real *row, real *w) {
     for (i64 i = 0; i < P * P; i++)
         for (i64 u = 0; u < units; u++) A[i * UNITS + u] = i % (P + 1) == 0;
-    for (i64 t = T - 1; t >= 0; t--)
+    for (i64 t = T - 1; t >= 0; t--) {
+        const real *lt = l + (t * B + b) * P * G * N + n, *Jt = J + (t * B + b) * P * P * N + n;
         for (i64 i = 0; i < P; i++) {
-            real *restrict a = A + i * P * UNITS;
-            for (i64 g = 0; g < G; g++) {
-                real *restrict to = w + ((t * P + i) * G + g) * UNITS;
-                memset(to, 0, sizeof(real) * units);
-                for (i64 k = 0; k < P; k++) {
-                    const real *restrict from = l + (((t * B + b) * P + k) * G + g) * N + n;
-#pragma omp simd
-                    for (i64 u = 0; u < units; u++) to[u] += a[k * UNITS + u] * from[u];
-                }
-            }
-            memset(row, 0, sizeof(real) * P * UNITS);
-            for (i64 k = 0; k < P; k++)
-                for (i64 j = 0; j < P; j++) {
-                    const real *restrict from = J + (((t * B + b) * P + k) * P + j) * N + n;
-#pragma omp simd
-                    for (i64 u = 0; u < units; u++) row[j * UNITS + u] += a[k * UNITS + u] * from[u];
-                }
+            real *a = A + i * P * UNITS;
+            for (i64 g = 0; g < G; g++)
+                FN(block_dot)(P, units, a, lt + g * N, G * N, w + ((t * P + i) * G + g) * UNITS);
+            for (i64 j = 0; j < P; j++) FN(block_dot)(P, units, a, Jt + j * N, P * N, row + j * UNITS);
             memcpy(a, row, sizeof(real) * P * UNITS);
         }
+    }
+}
+
+/* All rows of one gate for `units` units: mixed by A, summed with w, stored. `at` is the first row of the first part, the
+   other parts lie `apart`. s has P + 1 rows of D, the last of them spare. */
+static inline __attribute__((always_inline)) void FN(block_rows)(const i64 P, i64 T, i64 D, i64 stride, i64 units, i64 bf16,
+                                                                 void *S, i64 at, i64 apart, const real *A, const real *w,
+                                                                 i64 part, const real *x, real *s) {
+    for (i64 u = 0; u < units; u++, at += D) {
+        for (i64 i = 0; i < P; i += 2)
+            for (i64 k = 0; k < P; k += 2) {
+                int pair = k + 1 < P;
+                const real *first = A + (i * P + k) * UNITS + u, *second = first + (i + 1 < P) * P * UNITS;
+                real f[2] = {*first, pair ? first[UNITS] : 0}, g[2] = {*second, pair ? second[UNITS] : 0};
+                FN(block_mix)(D, bf16, S, at + k * apart, at + (k + pair) * apart, f, g, k > 0, s + i * D, s + (i + 1) * D);
+            }
+        if (u + 1 < units) /* while the processor sums, fetch the next row of all parts */
+            for (i64 i = 0; i < P; i++)
+                for (i64 byte = 0; byte < D * (i64)sizeof(real) >> bf16; byte += 64)
+                    __builtin_prefetch((char *)S + ((at + i * apart + D) * (i64)sizeof(real) >> bf16) + byte, 1);
+        for (i64 i = 0; i < P; i += 2)
+            FN(block_sum)(T, D, w + i * part + u, w + (i + (i + 1 < P)) * part + u, stride, x, s + i * D, s + (i + 1) * D);
+        for (i64 i = 0; i < P; i++) FN(block_store)(D, bf16, S, at + i * apart, s + i * D);
+    }
 }
 
 /* S [B,P,G,N,D] (uint16 bf16 if bf16), J [T,B,P,P,N], l [T,B,P,G,N], x [T,B,D]. scratch: `share` elements a thread,
@@ -115,27 +149,16 @@ void FN(rtrl_block_advance)(i64 T, i64 B, i64 P, i64 G, i64 N, i64 D, i64 thread
     for (i64 piece = 0; piece < B * blocks; piece++) {
         i64 b = piece / blocks, n = piece % blocks * UNITS, units = MIN(UNITS, N - n);
         real *A = scratch + omp_get_thread_num() * share, *row = A + P * P * UNITS, *w = row + P * UNITS;
-        real *s = w + P * T * G * UNITS, *inputs = s + (P + 1) * D; /* one row of s is spare */
+        real *s = w + P * T * G * UNITS, *inputs = s + (P + 1) * D;
         for (i64 t = 0; t < T; t++) memcpy(inputs + t * D, x + (t * B + b) * D, sizeof(real) * D);
         FN(block_weights)(T, B, P, G, N, b, n, units, J, l, A, row, w);
-        for (i64 g = 0; g < G; g++)
-            for (i64 u = 0; u < units; u++) {
-                i64 at = (b * P * G + g) * N * D + (n + u) * D;
-                for (i64 i = 0; i < P; i++)
-                    for (i64 k = 0; k < P; k += 2)
-                        FN(block_mix)(D, bf16, S, at + k * apart, at + MIN(k + 1, P - 1) * apart, A[(i * P + k) * UNITS + u],
-                                      k + 1 < P ? A[(i * P + k + 1) * UNITS + u] : 0, k > 0, s + i * D);
-                for (i64 i = 0; i < P; i++)
-                    if (u + 1 < units) /* while the processor sums, fetch the next row of all parts */
-                        for (i64 byte = 0; byte < D * (i64)sizeof(real) >> bf16; byte += 64)
-                            __builtin_prefetch((char *)S + ((at + i * apart + D) * (i64)sizeof(real) >> bf16) + byte, 1);
-                for (i64 i = 0; i < P; i += 2) {
-                    const real *first = w + (i * G + g) * UNITS + u, *second = i + 1 < P ? first + G * UNITS : first;
-                    if (i + 1 == P) memset(s + P * D, 0, sizeof(real) * D);
-                    FN(block_sum)(T, D, first, second, P * G * UNITS, inputs, s + i * D, s + (i + 1) * D);
-                }
-                for (i64 i = 0; i < P; i++) FN(block_store)(D, bf16, S, at + i * apart, s + i * D);
-            }
+        for (i64 g = 0; g < G; g++) {
+            i64 at = ((b * P * G + g) * N + n) * D;
+            if (P == 2) /* the usual case, with its loops unrolled */
+                FN(block_rows)(2, T, D, P * G * UNITS, units, bf16, S, at, apart, A, w + g * UNITS, G * UNITS, inputs, s);
+            else
+                FN(block_rows)(P, T, D, P * G * UNITS, units, bf16, S, at, apart, A, w + g * UNITS, G * UNITS, inputs, s);
+        }
     }
 }
 

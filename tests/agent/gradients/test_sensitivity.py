@@ -133,6 +133,8 @@ LEAKY, CLOSED, ECHO = (f"tests.agent.gradients.test_sensitivity:{name}" for name
 DENSE = [n for n in CELLS if registry.load("cell", n).jacobian == "dense" and n != "memory_network"]
 ELEMENTWISE = [n for n in CELLS if registry.load("cell", n).jacobian != "dense"] + OWN_CELLS
 COUPLED = ["rnn", "gru", "lstm", LEAKY]
+DEAR = ["block_recurrent", "tkan"]  # as one block
+QUICK = [name for name in [*DENSE, *ELEMENTWISE, LEAKY, CLOSED, ECHO] if name not in DEAR]
 KNOWN = [*COUPLED, "leaky", "nbrc", ECHO, *ELEMENTWISE]
 ENGINES = [n for n in registry.REGISTRY["gradient"] if issubclass(registry.load("gradient", n), Sensitivity)]
 NOISY = ["uoro", "kf_rtrl"]
