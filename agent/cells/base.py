@@ -309,7 +309,7 @@ class ElementwiseCell(Cell):
     def output_drive(self, x: Tensor, state: Tensor) -> Tensor:
         """The linear layer of the output on what it reads (`READS`), [..., H]."""
         layers = {"input": x, "state": state}
-        parts = [nn.functional.linear(layers[name], self.get_parameter(f"output_{name}")) for name in self.READS]
+        parts = [nn.functional.linear(layers[name], getattr(self, f"output_{name}")) for name in self.READS]
         return sum(parts[1:], parts[0]) + self.output_bias
 
     def scan(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:

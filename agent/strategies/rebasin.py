@@ -85,6 +85,11 @@ class Rebasin(Consolidating):
 
     def setup(self, ctx: Context, seed: int) -> None:
         self.layers, self.generator = layers_of(ctx.policy), torch.Generator().manual_seed(seed)
+        heads = getattr(ctx.policy.cell, "heads", 1)
+        if heads > 1:
+            raise ValueError(
+                f"the cell has {heads} heads, whose units share keys, so no other order of units is the same"
+            )
         self.parameters = dict(ctx.policy.named_parameters())
 
     def orders(self) -> dict[str, Tensor]:

@@ -253,8 +253,8 @@ def learned_value(gradient: str, limit: int, *, stale: bool = False) -> float:
     if stale:
         sequence = rollout.policy.sequence
 
-        def believe(chunk: Any, state: Tensor, acted: Any = None, *, current: int = 0) -> Outputs:
-            return sequence(chunk, state, acted, current=chunk.copies)
+        def believe(chunk: Any, state: Tensor, acted: Any = None, **options: Any) -> Outputs:
+            return sequence(chunk, state, acted, **{**options, "current": chunk.copies})
 
         rollout.policy.sequence = believe  # type: ignore[method-assign]
     for _ in range(250):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +11,13 @@ from torch import Tensor
 
 from lifelong.agent.modules.permutations import sinkhorn
 from lifelong.agent.objectives.actor_critic import ActorCritic
-from lifelong.agent.registry import REGISTRY
 from lifelong.agent.strategies.base import Context
 from lifelong.agent.strategies.rebasin import Rebasin, permuted
 from lifelong.agent.strategies.units import CELL, layers_of
-from tests.agent.support import make_context, make_policy, make_trainer, random_chunk, run
+from tests.agent.support import UNIT_CELLS, make_context, make_policy, make_trainer, random_chunk, run
 
 
-@pytest.mark.parametrize("cell", REGISTRY["cell"])
+@pytest.mark.parametrize("cell", UNIT_CELLS)
 @torch.no_grad()
 def test_units_in_another_order_are_the_same_function_of_inputs_and_of_a_memory_in_that_order(cell: str) -> None:
     policy = make_policy(cell, encoder={"kind": "mlp", "hidden": [6, 7]}).double()
@@ -31,15 +31,24 @@ def test_units_in_another_order_are_the_same_function_of_inputs_and_of_a_memory_
     picks = {layer.name: torch.randperm(layer.size, generator=generator) for layer in layers}
     orders = {name: torch.eye(len(pick), dtype=torch.float64)[pick] for name, pick in picks.items()}
     moved = permuted({n: p.detach() for n, p in policy.named_parameters()}, layers, orders)
+    shared = {f"cell.{name}" for name in policy.cell.shared_parameters()}
     for name, parameter in policy.named_parameters():
-        assert name.endswith("bias") or parameter.dim() < 2 or not torch.equal(parameter, moved[name])
+        assert name.endswith("bias") or parameter.dim() < 2 or name in shared or not torch.equal(parameter, moved[name])
         parameter.copy_(moved[name])
-    state = chunk.state.unflatten(-1, (-1, policy.cell.units))[..., picks[CELL]].flatten(1)
+    state, last = chunk.state.clone(), policy.cell.unit_state
+    state[:, :last] = state[:, :last].unflatten(-1, (-1, policy.cell.units))[..., picks[CELL]].flatten(1)
     after = policy.sequence(chunk, state)
     torch.testing.assert_close(after.policy, before.policy, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(after.value, before.value, rtol=1e-9, atol=1e-11)
     wrong = policy.sequence(chunk, chunk.state)
     assert float((wrong.policy - before.policy).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("cell", [{"kind": "retnet", "heads": 2}, "warp", {"kind": "stack"}])
+def test_a_cell_whose_units_have_one_order_only_is_refused(cell: Any, tmp_path: Path) -> None:
+    spec = {"kind": cell} if isinstance(cell, str) else cell
+    with pytest.raises(ValueError, match="units"):
+        make_trainer(tmp_path, policy={"cell": {"size": 6, **spec}}, strategy=["rebasin"], gradient="bptt")
 
 
 def test_a_boundary_merges_what_was_learned_into_the_old_network_in_both_orders(tmp_path: Path) -> None:

@@ -54,6 +54,10 @@ ENCODERS: dict[str, tuple[dict[str, Any], gymnasium.Space[Any]]] = {
         {"kind": "cnn", "channels": [4, 5], "hidden": 20, "norm": "layer"},
         Box(0, 1, (8, 8, 3), np.float32),
     ),
+    "mlp rational": ({"kind": "mlp", "hidden": [30], "activation": "rational"}, Box(-10, 10, (12,), np.float32)),
+    "depth_recurrent": ({"kind": "depth_recurrent", "hidden": 20, "depth": 2}, Box(-10, 10, (12,), np.float32)),
+    "nature_cnn": ({"kind": "nature_cnn", "hidden": 20}, Box(0, 1, (36, 36, 3), np.float32)),
+    "impala_cnn": ({"kind": "impala_cnn", "channels": [4, 5], "hidden": 20}, Box(0, 1, (8, 8, 3), np.float32)),
     OWN: ({"kind": OWN}, Box(-10, 10, (12,), np.float32)),
 }
 PAIRS = [(cell, "mlp") for cell in [*CELLS, *OWN_CELLS]] + [(c, e) for c in ("elstm", "lstm") for e in ENCODERS]
