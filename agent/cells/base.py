@@ -61,6 +61,8 @@ class Cell(nn.Module):
     composite: ClassVar[bool] = False
     #: whether units hear each other through weights alone, so that one can begin anew without the others
     units_apart: ClassVar[bool] = True
+    #: whether with its units in any other order, their weights with them, it is the same cell
+    interchangeable: bool = True
 
     def __init__(self, input_size: int, state_size: int, output_size: int, units: int | None = None) -> None:
         super().__init__()

@@ -45,6 +45,7 @@ class MatrixCell(ElementwiseCell):
             raise ValueError(f"heads is {heads} for {size} units; a head needs at least one unit")
         super().__init__(input_size, size=size)
         self.keys, self.heads = keys, heads
+        self.interchangeable = heads == 1  # those of a head share its keys
         if self.WHOLE:
             self.PARTS = keys  # type: ignore[misc]
         else:

@@ -85,11 +85,8 @@ class Rebasin(Consolidating):
 
     def setup(self, ctx: Context, seed: int) -> None:
         self.layers, self.generator = layers_of(ctx.policy), torch.Generator().manual_seed(seed)
-        heads = getattr(ctx.policy.cell, "heads", 1)
-        if heads > 1:
-            raise ValueError(
-                f"the cell has {heads} heads, whose units share keys, so no other order of units is the same"
-            )
+        if not ctx.policy.cell.interchangeable:
+            raise ValueError("rebasin puts units into another order, but the units of this cell share keys by heads")
         self.parameters = dict(ctx.policy.named_parameters())
 
     def orders(self) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_units_of_a_composite_are_not_reset_one_by_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["MGUCell", "PeepholeLSTMCell", "JANETCell"])
 def test_a_cell_of_torchrecurrent_is_that_cell_with_resets(name: str) -> None:
-    package = pytest.importorskip("torchrecurrent")
+    package = importlib.import_module("torchrecurrent")
     torch.manual_seed(0)
     cell: Cell = registry.build("cell", {"kind": f"torchrecurrent:{name}", "size": 5}, 3)
     pair = cell.state_size == 10
@@ -181,7 +182,7 @@ def test_a_cell_of_torchrecurrent_is_that_cell_with_resets(name: str) -> None:
 
 
 def test_a_cell_of_torchrecurrent_trains_in_a_run(tmp_path: Path) -> None:
-    pytest.importorskip("torchrecurrent")
+    importlib.import_module("torchrecurrent")
     trainer = make_trainer(tmp_path, policy={"cell": {"kind": "torchrecurrent:MGUCell", "size": 6}}, gradient="bptt")
     before = trainer.rollout.policy.cell.inner.weight_ih.clone()
     run(trainer)
@@ -207,7 +208,7 @@ def test_without_the_package_a_sentence_says_what_to_install(monkeypatch: pytest
 
 
 def test_an_unknown_cell_of_torchrecurrent_names_the_nearest() -> None:
-    pytest.importorskip("torchrecurrent")
+    importlib.import_module("torchrecurrent")
     with pytest.raises(ConfigError, match=r"MGUCel.*did you mean 'MGUCell'"):
         registry.load("cell", "torchrecurrent:MGUCel")
 
@@ -228,7 +229,7 @@ def test_every_part_has_the_engine_inside_the_chunk_too(kind: str) -> None:
 
 
 def test_bptt_is_the_engine_of_every_cell_of_torchrecurrent_and_rtrl_is_refused() -> None:
-    pytest.importorskip("torchrecurrent")
+    importlib.import_module("torchrecurrent")
     from lifelong.agent.runtime.build import check_gradient
 
     config = make_config(policy={"cell": {"kind": "torchrecurrent:MGUCell", "size": 6}}, gradient="rtrl")
