@@ -79,6 +79,7 @@ def test_compiled_it_gives_what_eager_torch_gives(kind: type[DiagonalCell | Bloc
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.slow  # a machine that does other things at once must not fail `make test`
 @pytest.mark.skipif(not build.can_compile(), reason="no C compiler")
 def test_forward_backward_and_carry_take_a_fifth_of_the_eager_time() -> None:
     torch.manual_seed(0)
@@ -86,9 +87,9 @@ def test_forward_backward_and_carry_take_a_fifth_of_the_eager_time() -> None:
 
     def seconds(backend: str) -> float:
         with dispatch.force(backend):
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            return time.perf_counter() - start
+            return time.process_time() - start
 
     seconds("auto"), seconds("reference")
     ratios = [seconds("reference") / seconds("auto") for _ in range(3)]
@@ -97,6 +98,18 @@ def test_forward_backward_and_carry_take_a_fifth_of_the_eager_time() -> None:
 
 @pytest.mark.skipif(not build.can_compile(), reason="no C compiler")
 def test_its_first_use_compiles_once_for_all_cells_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = first_use(monkeypatch)[0]
+    assert len(built) == 1 and built[0].startswith("recurrence-f32-")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not build.can_compile(), reason="no C compiler")
+def test_its_first_use_takes_half_a_second_beside_gcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert first_use(monkeypatch)[1] < 0.5  # of tracing, writing and checking: gcc is another process
+
+
+def first_use(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], float]:
+    """What is built for two cells of a kind that was never used, and the processor time that it takes."""
     built: list[str] = []
     keep = cache.keep
     monkeypatch.setattr(cache, "load", lambda name: None)
@@ -106,8 +119,7 @@ def test_its_first_use_compiles_once_for_all_cells_of_its_kind(monkeypatch: pyte
     for size in (16, 24):
         cell = Mine(8, size=size)
         cell.sequence(torch.randn(3, 2, 8), torch.zeros(2, size), torch.zeros(3, 2, dtype=torch.bool))
-    assert time.process_time() - start < 0.5  # of tracing, writing and checking: gcc is another process
-    assert len(built) == 1 and built[0].startswith("recurrence-f32-")
+    return built, time.process_time() - start
 
 
 def test_a_branch_on_the_state_is_an_error_and_an_unknown_operation_one_line(caplog: pytest.LogCaptureFixture) -> None:
