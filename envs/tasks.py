@@ -15,8 +15,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from lifelong.envs.base import BatchedEnv, CompiledSteps, select
+from lifelong.envs.base import BatchedEnv, select
 from lifelong.envs.border import Restarts, told
+from lifelong.envs.compiled import CompiledSteps
 from lifelong.envs.errors import EnvError, EnvStepError, unknown_name
 from lifelong.envs.options import LARGEST, Range, brief, parameters_of, problem
 from lifelong.envs.registry import ENVIRONMENTS, import_part
@@ -358,7 +359,8 @@ class TaskEnv(VectorEnv):
     def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
         """T steps in compiled calls (see `BatchedEnv.compiled_steps`); None unless all copies share an environment."""
         g = next(iter(self._mask_of_group))
-        if self.padded or self.scaled or len(self._mask_of_group) > 1 or not self.acts[g].plain:
+        plain = self.acts[g].plain and self.reads[g].plain
+        if self.padded or self.scaled or len(self._mask_of_group) > 1 or not plain:
             return None
         return self.envs[g].compiled_steps(action_TB)
 

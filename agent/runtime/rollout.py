@@ -294,7 +294,7 @@ class Rollout:
         if made is None:
             return None
         states = self.state_BS.new_empty(steps + 1, *self.state_BS.shape)
-        states[0], made.is_init[0] = self.state_BS, self.is_init
+        states[0], made.obs[0], made.is_init[0] = self.state_BS, self.obs, self.is_init
         uniform_TB = torch.rand(steps, B, generator=self.generator)
         calls, read, kept = policy.act_calls(made.obs[:-1], uniform_TB, states, made.is_init, action_TB)
         loop(steps, [*calls, made.call], states.dtype)
@@ -312,8 +312,8 @@ class Rollout:
             "truncated": made.truncated,
             "policy": read[..., :-1].contiguous(),
             "value": read[..., -1].contiguous(),
-            "target": torch.zeros(steps, B, 0),
-            "target_mask": self.nowhere.expand(steps, -1),
+            "target": made.info.get("target", torch.zeros(steps, B, 0)),
+            "target_mask": made.info.get("target_mask", self.nowhere.expand(steps, -1)),
             "valid": ~self.nowhere.expand(steps, -1),
             "x": made.obs[:-1],
             "episode_return": made.episode_return,

@@ -6,12 +6,11 @@ one from Python they cost more in overhead than in work as long as there are few
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-from lifelong.kernels.build import Functions
 from lifelong.kernels.dispatch import Op
 
 _LOOP = Op("loop", "lifelong.kernels.loop", backends=("cpu",))
@@ -24,11 +23,11 @@ class Each(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A C function `name(const i64 *sizes, void *const *pointers)` and what it gets: tensors, or a row of each step."""
+    """A C function `name(const i64 *sizes, void *const *pointers)` and its arguments: tensors, rows, NULL."""
 
-    functions: Functions
+    functions: Mapping[torch.dtype, Callable[..., Any]]
     sizes: tuple[int, ...]
-    arguments: tuple[torch.Tensor | Each, ...]
+    arguments: tuple[torch.Tensor | Each | None, ...]
 
 
 def loop(steps: int, calls: Sequence[Call], dtype: torch.dtype) -> None:

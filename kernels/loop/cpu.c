@@ -1,7 +1,7 @@
 /* Compiled calls in turn, T times, with nothing between them. Call k gets its `counts[k]` pointers, each moved on by its
    stride (bytes) with every step, and its LOOP_SIZES sizes. */
 #define LOOP_SIZES 8
-#define LOOP_POINTERS 32
+#define LOOP_POINTERS 64
 
 typedef void (*FN(loop_call))(const i64 *sizes, void *const *pointers);
 
@@ -10,7 +10,8 @@ void FN(loop)(i64 T, i64 K, const i64 *counts, void *const *functions, const i64
     for (i64 t = 0; t < T; t++)
         for (i64 k = 0, first = 0; k < K; first += counts[k++]) {
             void *here[LOOP_POINTERS];
-            for (i64 i = 0; i < counts[k]; i++) here[i] = pointers[first + i] + t * strides[first + i];
+            for (i64 i = 0; i < counts[k]; i++) 
+                here[i] = pointers[first + i] ? pointers[first + i] + t * strides[first + i] : NULL;
             ((FN(loop_call))functions[k])(sizes + k * LOOP_SIZES, here);
         }
 }

@@ -12,7 +12,7 @@ from lifelong.kernels import build
 from lifelong.kernels.loop import Call, Each
 
 _LOOP = build.function("lifelong.kernels.loop", "loop", "ii" + "p" * 5)
-_SIZES, _POINTERS = 8, 32  # as in cpu.c
+_SIZES, _POINTERS = 8, 64  # as in cpu.c
 
 
 def loop(steps: int, calls: Sequence[Call], dtype: torch.dtype) -> None:
@@ -26,8 +26,8 @@ def loop(steps: int, calls: Sequence[Call], dtype: torch.dtype) -> None:
         sizes += [*call.sizes, *[0] * (_SIZES - len(call.sizes))]
         for argument in call.arguments:
             tensor = argument.rows if isinstance(argument, Each) else argument
-            pointers.append(tensor.data_ptr())
-            strides.append(tensor.stride(0) * tensor.element_size() if isinstance(argument, Each) else 0)
+            pointers.append(None if tensor is None else tensor.data_ptr())
+            strides.append(_stride(argument.rows) if isinstance(argument, Each) else 0)
     integers, addresses = ctypes.c_int64, ctypes.c_void_p
     arrays: list[ctypes.Array[Any]] = [
         (integers * len(counts))(*counts),
@@ -37,3 +37,8 @@ def loop(steps: int, calls: Sequence[Call], dtype: torch.dtype) -> None:
         (integers * len(strides))(*strides),
     ]
     _LOOP[dtype](steps, len(calls), *[ctypes.addressof(array) for array in arrays])
+
+
+def _stride(rows: torch.Tensor) -> int:
+    """Bytes from a row to the next."""
+    return rows.stride(0) * rows.element_size()
