@@ -49,7 +49,7 @@ class Compiled:
 
     def address(self, key: str) -> int:
         """Where the C function `key` of `sequence.c` or `carry.c` lies in this process."""
-        return ctypes.cast(self.call[key], ctypes.c_void_p).value or 0
+        return ctypes.cast(self.call[key], ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
     def _scratch(self, size: int) -> Tensor | None:
         return torch.empty(size, dtype=self.dtype) if size else None
