@@ -51,10 +51,10 @@ class Acting(NamedTuple):
                  const real *zeros, real *next)
 
     v [K, N] is `Recurrence.weights`; `prepare` computes from it what depends on weights alone, w [hoisted, N], and has
-    to be called again when v has changed. `act` steps B copies in the calling thread: from their drives u [B, G*N], with
-    bias, and the state [B, P*N] before the step, taken as zeros where init [B] is not 0, to the state `next`, which does
-    not overlap it. zeros [N] is zero. Copies are independent, so rows may be given to several threads. All arrays are
-    contiguous. The object stays loaded as long as the process lives.
+    to be called again when v has changed. `act` steps B copies in the calling thread: from their drives u [B, G*N],
+    with bias, and the state [B, P*N] before the step, taken as zeros where init [B] is not 0, to the state `next`,
+    which does not overlap it. zeros [N] is zero. Copies are independent, so rows may be given to several threads. All
+    arrays are contiguous. The object stays loaded as long as the process lives.
     """
 
     prepare: int

@@ -241,8 +241,8 @@ def test_other_compiled_code_can_step_by_address(dtype: torch.dtype) -> None:
         prepare(N, weights.data_ptr(), w.data_ptr())
         for t in range(len(u)):
             after = torch.full_like(before, float("nan"))
-            for rows in (slice(0, 2), slice(2, None)):
-                given = (u[t, rows], weights, w, before[rows], is_init[t, rows], zeros, after[rows])
+            for some in (slice(0, 2), slice(2, None)):
+                given = (u[t, some], weights, w, before[some], is_init[t, some], zeros, after[some])
                 act(len(given[0]), N, *[each.data_ptr() for each in given])
             assert_close(after, torch.cat([h[t], c[t]], -1), 1e-6 if dtype == torch.float32 else 1e-14)
             before = after
