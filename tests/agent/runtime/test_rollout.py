@@ -325,8 +325,11 @@ def test_a_compiled_loop_acts_as_one_step_at_a_time_bit_for_bit(copies: int, ste
         env = task_env({"kind": "CartPole", "max_episode_steps": 12}, copies=copies)
         rollouts.append(make_rollout(env, policy_for(env)))
     compiled, eager = rollouts
-    assert compiled.policy.compiled()
     eager._compiled = lambda steps: None  # type: ignore[method-assign]
+    for rollout in rollouts:
+        found = rollout._compiled(steps)
+        assert (found is None) == (rollout is eager)
+        _ = found or rollout.collect(steps)
     for chunk in range(3):
         if chunk == 2:  # the memory of some copies is reset from outside between two chunks
             for rollout in rollouts:
