@@ -232,6 +232,13 @@ class Cell(nn.Module):
         return list(dict.fromkeys([*biases, *self.elementwise_parameters()]))
 
 
+def read_out_of(y_TBH: Tensor, weight_PH: Tensor, bias_P: Tensor) -> tuple[Call, Tensor]:
+    """The read-out of row t of a cell's output as a call for `kernels.loop`, and where it goes, [T, B, P]."""
+    layer, read_TBP = Dense(weight_PH, bias_P), y_TBH.new_empty(*y_TBH.shape[:2], len(weight_PH))
+    loop(1, layer.pack(backward=False), y_TBH.dtype)
+    return layer.forward(Each(y_TBH), Each(read_TBP)), read_TBP
+
+
 class ElementwiseCell(Cell):
     """A cell that couples no two units: what `DiagonalCell` and `BlockCell` share.
 
@@ -320,13 +327,12 @@ class ElementwiseCell(Cell):
     def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
     ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
-        (T, B, _), (weight, bias, v_KN) = x_TBD.shape, self.spread()
-        u_BM, read_TBP = x_TBD.new_empty(B, len(weight)), x_TBD.new_empty(T, B, len(weight_PH))
+        weight, bias, v_KN = self.spread()
+        u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], len(weight)), Dense(weight, bias)
         step = recurrence(self.compiled_recurrence(), u_BM, v_KN, state_TBS, is_init_TB)
-        drive, read = Dense(weight, bias), Dense(weight_PH, bias_P)
-        loop(1, [*drive.pack(backward=False), *read.pack(backward=False)], x_TBD.dtype)
-        y_TBN = state_TBS[1:, :, : weight_PH.shape[1]]
-        return [drive.forward(Each(x_TBD), u_BM), step, read.forward(Each(y_TBN), Each(read_TBP))], read_TBP, ()
+        read, read_TBP = read_out_of(state_TBS[1:, :, : self.output_size], weight_PH, bias_P)
+        loop(1, drive.pack(backward=False), x_TBD.dtype)
+        return [drive.forward(Each(x_TBD), u_BM), step, read], read_TBP, ()
 
     def output_drive(self, x: Tensor, state: Tensor) -> Tensor:
         """The linear layer of the output on what it reads (`READS`), [..., H]."""

@@ -30,6 +30,15 @@ def available(sample: Tensor) -> bool:
     return _OP.compiled(sample)
 
 
+def packed(weight: Tensor, *, transposed: bool = False) -> Tensor:
+    """The weight [N, K], or its transpose, with rows as the products of compiled kernels read them (`PADDED`)."""
+    weight = weight.detach().contiguous()
+    rows, columns = weight.shape[::-1] if transposed else weight.shape
+    to = weight.new_empty(rows * _filled(columns))
+    _OP.module("cpu", weight).PACK_NOW[weight.dtype](rows, columns, transposed, weight.data_ptr(), to.data_ptr())
+    return to
+
+
 class Dense:
     """A linear layer with its activation.
 
@@ -48,7 +57,7 @@ class Dense:
         self.units, self.inputs = weight.shape
         #: columns of the output
         self.outputs = self.units * (2 if activation == "crelu" else 1)
-        full = [-(-n // _ALIGNED) * _ALIGNED for n in (self.units, self.inputs)]
+        full = [_filled(n) for n in (self.units, self.inputs)]
         self._by_input = weight.new_zeros(self.inputs * full[0])
         self._by_unit = weight.new_zeros(self.units * full[1])
         self._bias = weight.new_zeros(full[0])
@@ -108,6 +117,10 @@ class Dense:
             sizes = (M, width, N, zs, _stride(dx), int(add), threads)
             calls.append(Call(cpu.INPUTS, sizes, (dz, self._by_unit, dx)))
         return calls
+
+
+def _filled(n: int) -> int:
+    return -(-n // _ALIGNED) * _ALIGNED
 
 
 def _rows(x: Rows) -> Tensor:

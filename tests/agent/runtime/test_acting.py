@@ -30,6 +30,8 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "padded": ([CARTPOLE, MEMORY], {"encoder": {"kind": "mlp", "hidden": [8]}, "previous_action": True}),
     "diagonal": ([CARTPOLE], {"cell": "diagonal_gru", "size": 12, "encoder": {"kind": "mlp", "hidden": [8]}}),
     "block": ([MEMORY], {"cell": "diagonal_lstm", "size": 12}),
+    "gru": ([CARTPOLE], {"cell": "gru", "size": 12, "encoder": {"kind": "mlp", "hidden": [8]}}),
+    "lstm": ([MEMORY], {"cell": "lstm", "size": 12, "previous_action": True}),
     "linear": ([CARTPOLE], {"cell": "min_gru", "size": 12}),
     "bistable": ([CARTPOLE], {"cell": "brc", "size": 12}),
 }
