@@ -79,8 +79,8 @@ def compiled(sample: torch.Tensor) -> bool:
 def gru_call(
     u_B3N: torch.Tensor, weight_hh: torch.Tensor, bias_hn_N: torch.Tensor, h_TBN: torch.Tensor, is_init_TB: torch.Tensor
 ) -> Call:
-    """One step from row t of h to row t + 1, for `kernels.loop`; u is the same buffer at every step, the weights are read
-    now. Otherwise as `gru_sequence`."""
+    """One step from row t of h to row t + 1, for `kernels.loop`; u is the same buffer at every step, and weights are
+    read now. Otherwise as `gru_sequence`."""
     (B, _), N = u_B3N.shape, weight_hh.shape[1]
     weights = packed(weight_hh, transposed=True), bias_hn_N.detach().contiguous()
     act, rows = torch.empty_like(u_B3N), [u_B3N.new_empty(B, N) for _ in range(3)]
