@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from lifelong.envs.options import Width
 from lifelong.kernels.acting import available, recurrence
 from lifelong.kernels.dense import Dense
 from lifelong.kernels.loop import Call, Each, loop
-from lifelong.kernels.recurrence import Recurrence, boundary
+from lifelong.kernels.recurrence import Recurrence, Solver, boundary
 
 
 @dataclass
@@ -65,6 +65,8 @@ class Cell(nn.Module):
     units_apart: ClassVar[bool] = True
     #: whether with its units in any other order, their weights with them, it is the same cell
     interchangeable: bool = True
+    #: how the steps of a sequence are taken all at once, if they are
+    solver: Solver | None = None
 
     def __init__(self, input_size: int, state_size: int, output_size: int, units: int | None = None) -> None:
         super().__init__()
@@ -252,6 +254,9 @@ class ElementwiseCell(Cell):
     step and all derivatives that RTRL needs. What it cannot compile runs step by step in torch, and a line says why.
     `READS` says what a linear layer for its `output` reads, if it has one: the input, the new state, or both.
 
+    `solver` says how T steps are taken: one after the other (`loop`), or all at once by Newton's, Jacobi's or
+    Gauss-Seidel's iterations (`kernels.recurrence.solve`); states and gradients are the same up to rounding.
+
     The element-wise functions run over P places, one a unit; a cell whose units have a row of a matrix as their state
     has more, and several places share a drive (`cells.matrix`).
     """
@@ -262,8 +267,15 @@ class ElementwiseCell(Cell):
     VECTORS: ClassVar[tuple[str, ...]] = ()
     READS: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, input_size: int, *, size: Width = 128) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        *,
+        size: Width = 128,
+        solver: Literal["loop", "newton", "jacobi", "gauss_seidel"] = "loop",
+    ) -> None:
         super().__init__(input_size, self.PARTS * size, self.OUTPUTS * size, size)
+        self.solver = None if solver == "loop" else Solver(solver)
         self.size = self.places = size
         self.weight_input = nn.Parameter(torch.empty(len(self.GATES) * size, input_size))  # [G*N, D]
         self.bias = nn.Parameter(torch.zeros(len(self.GATES) * size))  # [G*N]
@@ -311,7 +323,8 @@ class ElementwiseCell(Cell):
     def run(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """T steps from the drives [T, B, G*P]: the parts of the state after each step, [T, B, P] each, and the last
         state [B, S]."""
-        return self.compiled_recurrence().sequence(u_TBGN, self.spread()[2], state_BS, is_init_TB)
+        weights = self.spread()[2]
+        return self.compiled_recurrence().sequence(u_TBGN, weights, state_BS, is_init_TB, solver=self.solver)
 
     def output(self, x: Tensor, state: Tensor) -> Tensor:
         """The cell's output [..., H] from the input and the new state; its first part by default."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,15 @@ class ELSTM(DiagonalCell):
     VECTORS: ClassVar[tuple[str, ...]] = ("forget", "candidate")
 
     def __init__(
-        self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0), weight_std: Weight = 0.1
+        self,
+        input_size: int,
+        *,
+        size: Width = 128,
+        forget_bias: Interval = (0.0, 4.0),
+        weight_std: Weight = 0.1,
+        **options: Any,
     ) -> None:
-        super().__init__(input_size, size=size)
+        super().__init__(input_size, size=size, **options)
         low, high = (float(b) for b in forget_bias)
         nn.init.normal_(self.weight_input, std=weight_std)
         nn.init.normal_(self.weight_recurrent, std=weight_std)
@@ -80,6 +86,8 @@ class ELSTM(DiagonalCell):
     def sequence(
         self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
     ) -> tuple[Tensor, Tensor]:
+        if self.solver is not None:
+            return super().sequence(x_TBD, state_BS, is_init_TB)
         h_TBN, c_BN, _, _ = elstm_layer(
             x_TBD,
             self.weight_input,
