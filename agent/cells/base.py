@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.envs.options import Width
-from lifelong.kernels.acting import available, recurrence
+from lifelong.kernels.acting import available, read_out, recurrence
 from lifelong.kernels.dense import Dense
 from lifelong.kernels.loop import Call, Each, loop
 from lifelong.kernels.recurrence import Recurrence, Solver, boundary
@@ -234,13 +234,6 @@ class Cell(nn.Module):
         return list(dict.fromkeys([*biases, *self.elementwise_parameters()]))
 
 
-def read_out_of(y_TBH: Tensor, weight_PH: Tensor, bias_P: Tensor) -> tuple[Call, Tensor]:
-    """The read-out of row t of a cell's output as a call for `kernels.loop`, and where it goes, [T, B, P]."""
-    layer, read_TBP = Dense(weight_PH, bias_P), y_TBH.new_empty(*y_TBH.shape[:2], len(weight_PH))
-    loop(1, layer.pack(backward=False), y_TBH.dtype)
-    return layer.forward(Each(y_TBH), Each(read_TBP)), read_TBP
-
-
 class ElementwiseCell(Cell):
     """A cell that couples no two units: what `DiagonalCell` and `BlockCell` share.
 
@@ -343,7 +336,7 @@ class ElementwiseCell(Cell):
         weight, bias, v_KN = self.spread()
         u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], len(weight)), Dense(weight, bias)
         step = recurrence(self.compiled_recurrence(), u_BM, v_KN, state_TBS, is_init_TB)
-        read, read_TBP = read_out_of(state_TBS[1:, :, : self.output_size], weight_PH, bias_P)
+        read, read_TBP = read_out(state_TBS[1:, :, : self.output_size], weight_PH, bias_P)
         loop(1, drive.pack(backward=False), x_TBD.dtype)
         return [drive.forward(Each(x_TBD), u_BM), step, read], read_TBP, ()
 

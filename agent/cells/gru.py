@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lifelong.agent.cells.base import Acted, Cell, read_out_of
+from lifelong.agent.cells.base import Acted, Cell
 from lifelong.envs.options import Width
+from lifelong.kernels.acting import read_out
 from lifelong.kernels.dense import Dense
 from lifelong.kernels.gru_sequence import compiled, gru_call, gru_sequence
 from lifelong.kernels.loop import Call, Each, loop
@@ -60,7 +61,7 @@ class GRU(Cell):
         bias, inside = self._biases()
         u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], 3 * self.size), Dense(self.input.weight, bias)
         step = gru_call(u_BM, self.hidden.weight, inside, state_TBS, is_init_TB)
-        read, read_TBP = read_out_of(state_TBS[1:], weight_PH, bias_P)
+        read, read_TBP = read_out(state_TBS[1:], weight_PH, bias_P)
         loop(1, drive.pack(backward=False), x_TBD.dtype)
         return [drive.forward(Each(x_TBD), u_BM), step, read], read_TBP, ()
 

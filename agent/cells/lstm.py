@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lifelong.agent.cells.base import Acted, Cell, read_out_of
+from lifelong.agent.cells.base import Acted, Cell
 from lifelong.envs.options import Bias, Width
+from lifelong.kernels.acting import read_out
 from lifelong.kernels.dense import Dense
 from lifelong.kernels.loop import Call, Each, loop
 from lifelong.kernels.lstm_sequence import compiled, lstm_call, lstm_sequence
@@ -54,7 +55,7 @@ class LSTM(Cell):
     ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
         u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], 4 * self.size), Dense(self.input.weight, self.input.bias)
         step = lstm_call(u_BM, self.hidden.weight, state_TBS, is_init_TB)
-        read, read_TBP = read_out_of(state_TBS[1:, :, : self.size], weight_PH, bias_P)
+        read, read_TBP = read_out(state_TBS[1:, :, : self.size], weight_PH, bias_P)
         loop(1, drive.pack(backward=False), x_TBD.dtype)
         return [drive.forward(Each(x_TBD), u_BM), step, read], read_TBP, ()
 

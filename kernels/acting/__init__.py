@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lifelong.kernels.arguments import zeros
+from lifelong.kernels.dense import Dense
 from lifelong.kernels.dispatch import Op
 from lifelong.kernels.loop import Call, Each, loop
 from lifelong.kernels.recurrence import Recurrence
@@ -113,6 +114,13 @@ def recurrence(step: Recurrence, u_BM: Tensor, v_KN: Tensor, state_TBS: Tensor, 
     loop(1, [Call(cpu.PREPARE, (N,), (acting.prepare, v, w))], u_BM.dtype)
     arguments = (acting.act, u_BM, v, w, Each(state_TBS), Each(is_init_TB), zeros(N, u_BM.dtype), Each(state_TBS[1:]))
     return Call(cpu.RECURRENCE, (len(u_BM), N), arguments)
+
+
+def read_out(y_TBH: Tensor, weight_PH: Tensor, bias_P: Tensor) -> tuple[Call, Tensor]:
+    """A linear layer on row t of a cell's output, and where it goes, [T, B, P]; the weights are read now."""
+    layer, read_TBP = Dense(weight_PH, bias_P), y_TBH.new_empty(*y_TBH.shape[:2], len(weight_PH))
+    loop(1, layer.pack(backward=False), y_TBH.dtype)
+    return layer.forward(Each(y_TBH), Each(read_TBP)), read_TBP
 
 
 def previous_offsets(counts: list[int]) -> Tensor:
