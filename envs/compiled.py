@@ -66,7 +66,7 @@ class CompiledSteps:
     episode. `finish` puts the environment after the last step.
     """
 
-    call: Call
+    calls: list[Call]
     obs: Tensor
     is_init: Tensor
     final_obs: Tensor
@@ -185,8 +185,7 @@ class CompiledEnv:
         inputs = [tensors.get(s.name, running.get(s.name)) for s in self.transition.inputs]
         outputs = [results.get(slot.name) for slot in self.transition.outputs]
         threads = torch.get_num_threads() if B >= _MANY else 1
-        functions = {torch.float32: self.transition.function, torch.float64: self.transition.function}
-        call = Call(functions, (B, threads), (*inputs, *outputs))
+        call = Call(self.transition.functions, (B, threads), (*inputs, *outputs))
 
         def finish() -> None:
             env.state = self._state_type(*[running[f"state.{name}"] for name in self._states])
@@ -195,7 +194,7 @@ class CompiledEnv:
         known = {
             name: rows.pop(name) for name in ("obs", "final_obs", "reward", "terminated", "truncated", "episode_return")
         }
-        return CompiledSteps(call, is_init=rows.pop("_final_obs"), **known, info=rows, finish=finish)
+        return CompiledSteps([call], is_init=rows.pop("_final_obs"), **known, info=rows, finish=finish)
 
 
 _AGES = (("age", "age_B"), ("return", "return_B"))

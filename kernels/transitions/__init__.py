@@ -24,7 +24,7 @@ that it calls. Whoever makes a `Transition` gives a check of whether the result 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +32,6 @@ from torch import Tensor
 
 from lifelong.kernels import build
 from lifelong.kernels.compiler.trace import Branching, Untraceable
-from lifelong.kernels.loop import Call, Each
 from lifelong.kernels.transitions.functions import address
 from lifelong.kernels.transitions.source import Writer
 from lifelong.kernels.transitions.trace import Trace, trace
@@ -62,7 +61,7 @@ class Transition:
         outputs = [Slot(key, value.dtype, value.shape[1:]) for key, value in traced.outputs.items()]
         inputs = [*traced.inputs.values(), *[draw.slot for draw in self.draws]]
         writer = Writer(traced, inputs, outputs)
-        self.inputs, self.outputs, self.functions = writer.inputs, outputs, writer.functions
+        self.inputs, self.outputs, self._called = writer.inputs, outputs, writer.functions
         self._bulk = _bulk(self.draws)
         self.source = f"/* torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()} */\n{writer.text()}"
 
@@ -77,18 +76,16 @@ class Transition:
 
     def _bind(self, library: ctypes.CDLL) -> None:
         self._library = library
-        if self.functions:
+        if self._called:
             bind = build.entry_point(library, "transition_bind", "ipp", torch.float32)
-            for place, function in enumerate(self.functions):
+            for place, function in enumerate(self._called):
                 bind(place, *address(function))
         self.function = build.entry_point(library, "transition", "pp", torch.float32)
+        #: for `kernels.loop`, whatever its other calls compute in
+        self.functions = build.Functions("", "transition", "pp")
+        self.functions.update({torch.float32: self.function, torch.float64: self.function})
         #: of the C function
-        self.address = ctypes.cast(self.function, ctypes.c_void_p).value  # type: ignore[arg-type]
-
-    def call(self, copies: int, threads: int, tensors: Mapping[str, Tensor | Each | None]) -> Call:
-        """The step for `kernels.loop`: every slot's tensor, or rows of them, by name; None for an output not read."""
-        arguments = tuple(tensors.get(slot.name) for slot in (*self.inputs, *self.outputs))
-        return Call({torch.float32: self.function, torch.float64: self.function}, (copies, threads), arguments)
+        self.address = self.functions.address(torch.float32)
 
     def draw(self, steps: int, copies: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The random numbers of so many steps [T, B, ...], by the slots' names, in the order of the function's own."""

@@ -106,7 +106,7 @@ def test_rows_of_compiled_steps_are_the_eager_steps(name: str, copies: int) -> N
     assert made is not None
     made.obs[0] = obs
     made.is_init[0] = True
-    loop(T, [made.call], torch.float32)
+    loop(T, made.calls, torch.float32)
     made.finish()
     for t in range(T):
         obs, reward, terminated, truncated, info = slow.eager_step(action_TB[t])

@@ -251,12 +251,12 @@ def test_evaluation_counts_the_first_episode_of_every_copy_and_nothing_else() ->
 
 
 def test_evaluation_ends_with_its_last_episode() -> None:
-    made, steps = evaluator(3, 40), []
-    act = made.rollout.act
-    made.rollout.act = lambda: steps.append(1) or act()  # type: ignore[func-returns-value,method-assign]
+    made, made_steps = evaluator(3, 40), []
+    steps = made.rollout.steps
+    made.rollout.steps = lambda n: made_steps.append(n) or steps(n)  # type: ignore[func-returns-value,method-assign]
     made.env.envs[0].set_params(None, length=[1, 5, 2])
     made.evaluate(make_context(made.policy, ActorCritic(made.policy.distribution), 3, 4), [])
-    assert len(steps) == 5
+    assert sum(made_steps) == 5
 
 
 def test_an_episode_that_is_given_up_counts_with_the_return_it_has() -> None:
@@ -332,8 +332,11 @@ def test_a_compiled_loop_acts_as_one_step_at_a_time_bit_for_bit(kind: str, copie
         env = task_env({"kind": kind, "max_episode_steps": 12 if kind == "CartPole" else 7}, copies=copies)
         rollouts.append(make_rollout(env, policy_for(env)))
     compiled, eager = rollouts
-    assert compiled.policy.compiled()
     eager._compiled = lambda steps: None  # type: ignore[method-assign]
+    for rollout in rollouts:
+        found = rollout._compiled(steps)
+        assert (found is None) == (rollout is eager)
+        _ = found or rollout.collect(steps)
     for chunk in range(3):
         if chunk == 2:  # the memory of some copies is reset from outside between two chunks
             for rollout in rollouts:
@@ -354,10 +357,12 @@ def test_what_has_no_compiled_call_acts_one_step_at_a_time(monkeypatch: pytest.M
     env = task_env({"kind": "CartPole"})
     assert make_rollout(env, policy_for(env))._compiled(2) is not None
     assert make_rollout(env, policy_for(env), reset_memory_on="never")._compiled(2) is None
-    assert make_rollout(env, policy_for(env), deterministic=True)._compiled(2) is None
-    for options in ({"previous_action": True}, {"cell": "gru"}, {"encoder": {"kind": "mlp"}}):
+    silu = {"kind": "mlp", "activation": "silu"}
+    for options in ({"cell": "leaky"}, {"encoder": silu}):
         assert make_rollout(env, policy_for(env, **options))._compiled(2) is None  # type: ignore[arg-type]
     own = task_env({"kind": COUNT})
-    assert make_rollout(own, policy_for(own))._compiled(2) is not None
+    make_rollout(own, policy_for(own))
+    actions_TB = torch.zeros(2, own.num_envs, dtype=torch.int64)
+    assert own.compiled_steps(actions_TB) is not None
     monkeypatch.setattr(type(own.envs[0]), "step", lambda self, actions: BatchedEnv.step(self, actions))
-    assert make_rollout(own, policy_for(own))._compiled(2) is None
+    assert own.compiled_steps(actions_TB) is None
