@@ -179,7 +179,8 @@ def _index(tracer: Tracer, out: Tensor, input: Any, tensors: Sequence[Any]) -> V
         raise Untraceable("indexes by a mask; choose with torch.where")
     if given != list(range(given[0], given[-1] + 1)):
         raise Untraceable("indexes by tensors that do not stand side by side")
-    shape = torch.broadcast_shapes(*[tensors[axis].shape for axis in given])
+    one = torch.zeros(())  # `torch.broadcast_shapes` would import the compiler of torch
+    shape = torch.broadcast_tensors(*[one.expand(tensors[axis].shape) for axis in given])[0].shape
     reads = [operand(tracer, tensors[axis], shape, INDEX) for axis in given]
     first, width = given[0], len(shape)
 
