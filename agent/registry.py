@@ -24,6 +24,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "random": "lifelong.envs.stream:Random",
         "blurry": "lifelong.envs.stream:Blurry",
         "drift": "lifelong.envs.stream:Drift",
+        "curriculum": "lifelong.envs.curriculum:Curriculum",
     },
     "encoder": {
         "identity": "lifelong.agent.modules.encoders:Identity",

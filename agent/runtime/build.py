@@ -469,8 +469,8 @@ def _build(
         max_steps=config.evaluation.max_steps,
     )
     names = [task.name for task in stream.tasks]
-    ends = [stream.training_end(task) for task in range(len(names))]
-    evaluations = Evaluations(tasks=names, scores=[tuple(map(float, s)) for s in env.scores], training_end=ends)
+    scores = [tuple(map(float, score)) for score in env.scores]
+    evaluations = Evaluations(tasks=names, scores=scores, training_end=stream.training_ends())
     record = Record(config, folder, versions(), names, device, restarts)
     fresh = Fresh(fresh_rollout, fresh_engine)
     graph = CudaGraph if can_capture(config, rollout, workers) else None
