@@ -8,6 +8,7 @@ the drives u = W x + b (one a gate), weights (one number a unit) and the parts b
                one costs more than storing it
     local      the derivatives of every step at a fixed state before it, from which RTRL's carry moves
     advance    the whole carry moved over a chunk, fused with the drives where the input is narrow
+    acting     one step as a C function, for code that is compiled itself
 
 Backends: `reference` is the function itself and autograd; `torch` evaluates the program; `cpu` and `triton` are what
 the compiler writes. The C of a program is checked against the function when it is compiled, before it is kept. One that
@@ -19,7 +20,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +36,30 @@ from lifelong.kernels.recurrence.program import Program, traced
 from lifelong.kernels.recurrence.reference import Step
 from lifelong.kernels.rtrl import check_carry
 
-__all__ = ["Recurrence", "Step", "boundary"]
+__all__ = ["Acting", "Recurrence", "Step", "boundary"]
 
 _OP = Op("recurrence", "lifelong.kernels.recurrence", generated=True)
 _log = logging.getLogger("lifelong.kernels")
 _said: set[str] = set()
+
+
+class Acting(NamedTuple):
+    """One step of a recurrence for other compiled code, by address; `real` is float or double, `i64` int64_t:
+
+        void prepare(i64 N, const real *v, real *w)
+        void act(i64 B, i64 N, const real *u, const real *v, const real *w, const real *state, const uint8_t *init,
+                 const real *zeros, real *next)
+
+    v [K, N] is `Recurrence.weights`; `prepare` computes from it what depends on weights alone, w [hoisted, N], and has
+    to be called again when v has changed. `act` steps B copies in the calling thread: from their drives u [B, G*N],
+    with bias, and the state [B, P*N] before the step, taken as zeros where init [B] is not 0, to the state `next`,
+    which does not overlap it. zeros [N] is zero. Copies are independent, so rows may be given to several threads. All
+    arrays are contiguous. The object stays loaded as long as the process lives.
+    """
+
+    prepare: int
+    act: int
+    hoisted: int
 
 
 class Recurrence:
@@ -113,7 +133,7 @@ class Recurrence:
         impl = self.implementation(backend, u_TBM)
         if impl is None:
             return reference.sequence(self.step, u_TBM, v_KN, state_BS, is_init_TB)
-        v_KN = self._weights(v_KN)
+        v_KN = self.weights(v_KN)
         if torch.is_grad_enabled() and (u_TBM.requires_grad or v_KN.requires_grad or state_BS.requires_grad):
             *parts, last = _Sequence.apply(impl, u_TBM, v_KN, state_BS, is_init_TB)
             return tuple(parts), last
@@ -135,7 +155,7 @@ class Recurrence:
         impl = self.implementation(backend, u_TBM)
         if impl is None:
             return reference.local(self.step, u_TBM, v_KN, state_TBS, is_init_TB)
-        result: tuple[Tensor, Tensor, Tensor] = impl.local(u_TBM, self._weights(v_KN), state_TBS, is_init_TB)
+        result: tuple[Tensor, Tensor, Tensor] = impl.local(u_TBM, self.weights(v_KN), state_TBS, is_init_TB)
         return result
 
     @torch.no_grad()
@@ -181,7 +201,7 @@ class Recurrence:
         if boundary_BS is not None:
             check(op, "boundary", boundary_BS, (B, P * N), x_TBD)
         impl = self.implementation(backend, x_TBD)
-        v_all = v_KN if impl is None else self._weights(v_KN)
+        v_all = v_KN if impl is None else self.weights(v_KN)
         if impl is not None and hasattr(impl, "advance_narrow") and impl.narrow >= D:
             carry = (S_BPGND, s_BPMN)
             result: tuple[Tensor | None, Tensor | None, Tensor] = impl.advance_narrow(
@@ -206,8 +226,15 @@ class Recurrence:
             raise ValueError(f"{op}: u must have shape (T >= 1, B, {self.gates} * {N}), got {tuple(u_TBM.shape)}")
         check_mask(op, "is_init", is_init_TB, (T, B), u_TBM)
 
-    def _weights(self, v_KN: Tensor) -> Tensor:
-        """The weights, then what the function reads besides its arguments."""
+    def acting(self, sample: Tensor) -> Acting | None:
+        """One step by address, for tensors like `sample`; None where it is not compiled to C."""
+        impl = self.implementation("auto", sample)
+        if impl is None or not hasattr(impl, "address"):
+            return None
+        return Acting(impl.address("prepare"), impl.address("act"), impl.hoisted)
+
+    def weights(self, v_KN: Tensor) -> Tensor:
+        """The weights [K, N], then what the function reads besides its arguments, a row each."""
         assert self.program is not None
         if not self.program.extra:
             return v_KN

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from lifelong.kernels.recurrence import Recurrence
 
 _SIGNATURES = {
-    "sequence.c": {"forward": "iiiii" + "p" * 8, "backward": "iiii" + "p" * 14, "local": "iiii" + "p" * 9},
+    "sequence.c": {
+        "forward": "iiiii" + "p" * 8,
+        "backward": "iiii" + "p" * 14,
+        "local": "iiii" + "p" * 9,
+        "prepare": "ipp",
+        "act": "ii" + "p" * 7,
+    },
     "carry.c": {"trace": "iiii" + "p" * 11, "narrow": "iiiiiii" + "p" * 14},
 }
 _GROUPS, _GROUP = 16, 4  # most groups of copies whose gradients are summed apart, and fewest copies per group
@@ -40,6 +46,10 @@ class Compiled:
             for file in loops
             for key, signature in _SIGNATURES[file].items()
         }
+
+    def address(self, key: str) -> int:
+        """Where the C function `key` of `sequence.c` or `carry.c` lies in this process."""
+        return ctypes.cast(self.call[key], ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
     def _scratch(self, size: int) -> Tensor | None:
         return torch.empty(size, dtype=self.dtype) if size else None

@@ -74,3 +74,22 @@ void FN(RECURRENCE_local)(i64 T, i64 B, i64 N, i64 threads, const real *u, const
                              l + at * PARTS * GATES * N, k + at * PARTS * CARRIED * N);
     }
 }
+
+/* For code that is compiled itself and steps by address (`Recurrence.acting`): w [HOISTED,N] from v, after every change of
+   v; and one step of B copies, in this thread. u [B,GATES,N], state and next [B,PARTS,N], which do not overlap. Copies are
+   independent: any of them may be stepped apart, in any thread. */
+void FN(RECURRENCE_prepare)(i64 N, const real *v, real *w) { RECURRENCE_hoist(N, v, w); }
+
+void FN(RECURRENCE_act)(i64 B, i64 N, const real *u, const real *v, const real *w, const real *state, const uint8_t *init,
+                        const real *zeros, real *next) {
+    real kept[KEPT * N + 1]; /* for the backward pass, which does not follow */
+    for (i64 b = 0; b < B; b++) {
+        const real *p[PARTS];
+        real *a[PARTS];
+        for (i64 i = 0; i < PARTS; i++) {
+            p[i] = init[b] ? zeros : state + (b * PARTS + i) * N;
+            a[i] = next + (b * PARTS + i) * N;
+        }
+        RECURRENCE_forward_row(N, N, u + b * GATES * N, v, w, p, a, kept);
+    }
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lifelong.kernels import build, elstm
+from lifelong.kernels import build, dispatch, elstm
 from lifelong.kernels.compiler import operations
 from lifelong.kernels.compiler.trace import FUNCTIONS as FUNCTION_NAMES
 from lifelong.kernels.recurrence import Recurrence, reference
@@ -222,6 +223,39 @@ def test_what_depends_on_weights_alone_is_computed_once_before_the_steps() -> No
     text = "\n".join(rows(Layout(program, single=True)))
     hoist, forward = text.split("SHARED ")[1:3]
     assert hoist.count("EXP(") >= 2 and "EXP(" not in forward
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_compiled_code_can_step_by_address(dtype: torch.dtype) -> None:
+    """In pieces of the copies, with resets, after a parameter that the function reads has changed."""
+    cell, (u, v, state, is_init) = Cell().to(dtype), problem(dtype)
+    compiled, (N, sizes, pointers) = recurrence(cell), (7, [ctypes.c_int64] * 2, [ctypes.c_void_p] * 7)
+    acting = compiled.acting(u)
+    assert acting is not None and acting.hoisted > 0
+    prepare = ctypes.CFUNCTYPE(None, *sizes[:1], *pointers[:2])(acting.prepare)
+    act = ctypes.CFUNCTYPE(None, *sizes, *pointers)(acting.act)
+    w, zeros = torch.full((acting.hoisted, N), float("nan"), dtype=dtype), torch.zeros(N, dtype=dtype)
+    for _ in range(2):
+        (h, c), _ = compiled.sequence(u, v, state, is_init, backend="reference")
+        weights, before = compiled.weights(v).contiguous(), state.detach()
+        prepare(N, weights.data_ptr(), w.data_ptr())
+        for t in range(len(u)):
+            after = torch.full_like(before, float("nan"))
+            for some in (slice(0, 2), slice(2, None)):
+                given = (u[t, some], weights, w, before[some], is_init[t, some], zeros, after[some])
+                act(len(given[0]), N, *[each.data_ptr() for each in given])
+            assert_close(after, torch.cat([h[t], c[t]], -1), 1e-6 if dtype == torch.float32 else 1e-14)
+            before = after
+        with torch.no_grad():
+            cell.rate += 0.5
+
+
+def test_what_is_not_compiled_has_no_step_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifelong.kernels.recurrence._said", set())
+    u = problem()[0]
+    assert recurrence(Strange().double(), Strange.unknown).acting(u) is None
+    with dispatch.force("torch"):
+        assert recurrence(Cell().double()).acting(u) is None
 
 
 class Strange(Cell):
