@@ -150,6 +150,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "adamw": "torch.optim:AdamW",
         "sgd": "torch.optim:SGD",
         "rmsprop": "torch.optim:RMSprop",
+        "schedule_free": "lifelong.agent.optimizers.schedule_free:ScheduleFree",
+        "nt_asgd": "lifelong.agent.optimizers.nt_asgd:NTASGD",
     },
 }
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lifelong.agent.moments import moments
+from lifelong.agent.moments import beginning, moments
 from lifelong.kernels.categorical import categorical_log_prob, categorical_sample
 
 NEGATIVE = -1e9  # logit of a masked action: zero probability, finite gradients
@@ -381,7 +381,7 @@ class Heads:
         for parameter, idle, value, held in before:
             parameter.data.copy_(self._merge(idle, value, parameter.data))
             for name, state in moments(optimizer, parameter).items():
-                state.copy_(self._merge(idle, held.get(name, torch.zeros_like(state)), state))
+                state.copy_(self._merge(idle, held.get(name, beginning(name, value)), state))
 
     def still(self, deltas: Mapping[int, Tensor]) -> None:
         """Take idle heads out of steps that others have changed since; `id` of a parameter -> its step."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from statistics import fmean, median
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from lifelong.agent.report.runs import RunData, load_runs, number
 from lifelong.agent.report.tables import number_text
 from lifelong.agent.runtime.machine import machine, versions
 
+#: of the lines of the page
+WIDTH = 125
 PAGE = ROOT / "docs" / "published.md"
 _SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _HEAD = """# Published tables
@@ -158,19 +161,19 @@ def section(recipe: Recipe, found: Mapping[str, Any]) -> str:
     parts = [
         f"## {recipe.title}",
         f"`lifelong reproduce {recipe.name} --budget {found['budget']}` ({found['date']}): **{verdict(found)}**.",
-        *(f"{key}: {_line(text)}" for key, text in told.items()),
+        *(_line(f"{key}: {text}") for key, text in told.items()),
         _table(recipe.published[0], recipe.published[1:]).rstrip(),
         ours(recipe, found).rstrip(),
         f"![{recipe.title}](images/{kept_figure(recipe.name).name})",
         "\n".join(marks),
-        f"What differs: {_line(recipe.differs)}",
+        _line(f"What differs: {recipe.differs}"),
         _line(recipe.remarks),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    return fill(" ".join(text.split()), WIDTH)
 
 
 def page() -> str:

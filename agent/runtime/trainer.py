@@ -122,7 +122,7 @@ class Trainer:
     def advance(self) -> Experience | None:
         """One chunk: act, learn, and let the strategies see it. None if it was dropped."""
         self.follow_stream()
-        self.schedules.apply(self.step)
+        self.chunk.steps = self.schedules.apply(self.step)
         try:
             experience, metrics, reset_units = self.chunk(self.context())
         except NotFinite as found:
