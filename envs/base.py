@@ -72,7 +72,7 @@ class CompiledSteps:
     after the last step.
     """
 
-    call: Call
+    calls: list[Call]
     obs: Tensor
     is_init: Tensor
     final_obs: Tensor

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lifelong.envs.options import Width
-from lifelong.kernels.loop import Call
-from lifelong.kernels.recurrence import Recurrence, boundary
+from lifelong.kernels.acting import available, read_out, recurrence
+from lifelong.kernels.dense import Dense
+from lifelong.kernels.loop import Call, Each, loop
+from lifelong.kernels.recurrence import Recurrence, Solver, boundary
 
 
 @dataclass
@@ -63,6 +65,8 @@ class Cell(nn.Module):
     units_apart: ClassVar[bool] = True
     #: whether with its units in any other order, their weights with them, it is the same cell
     interchangeable: bool = True
+    #: how the steps of a sequence are taken all at once, if they are
+    solver: Solver | None = None
 
     def __init__(self, input_size: int, state_size: int, output_size: int, units: int | None = None) -> None:
         super().__init__()
@@ -115,15 +119,15 @@ class Cell(nn.Module):
         return nn.functional.linear(y_BH, weight_PH, bias_P), state_BS, ()
 
     def compiled(self) -> bool:
-        """Whether `read_out_call` can be used; False by default."""
+        """Whether `read_out_calls` can be used; False by default."""
         return False
 
-    def read_out_call(
+    def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
-    ) -> tuple[Call, Tensor, tuple[Tensor, ...]]:
-        """`read_out` of row t, writing row t + 1 of the state, for `kernels.loop`: `(call, read_TBP, kept)`.
+    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
+        """`read_out` of row t, writing row t + 1 of the state, for `kernels.loop`: `(calls, read_TBP, kept)`.
 
-        `state_TBS` and `is_init_TB` have a row more than there are steps.
+        `state_TBS` and `is_init_TB` have a row more than there are steps; the parameters are read now.
         """
         raise NotImplementedError
 
@@ -243,6 +247,9 @@ class ElementwiseCell(Cell):
     step and all derivatives that RTRL needs. What it cannot compile runs step by step in torch, and a line says why.
     `READS` says what a linear layer for its `output` reads, if it has one: the input, the new state, or both.
 
+    `solver` says how T steps are taken: one after the other (`loop`), or all at once by Newton's, Jacobi's or
+    Gauss-Seidel's iterations (`kernels.recurrence.solve`); states and gradients are the same up to rounding.
+
     The element-wise functions run over P places, one a unit; a cell whose units have a row of a matrix as their state
     has more, and several places share a drive (`cells.matrix`).
     """
@@ -253,8 +260,15 @@ class ElementwiseCell(Cell):
     VECTORS: ClassVar[tuple[str, ...]] = ()
     READS: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, input_size: int, *, size: Width = 128) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        *,
+        size: Width = 128,
+        solver: Literal["loop", "newton", "jacobi", "gauss_seidel"] = "loop",
+    ) -> None:
         super().__init__(input_size, self.PARTS * size, self.OUTPUTS * size, size)
+        self.solver = None if solver == "loop" else Solver(solver)
         self.size = self.places = size
         self.weight_input = nn.Parameter(torch.empty(len(self.GATES) * size, input_size))  # [G*N, D]
         self.bias = nn.Parameter(torch.zeros(len(self.GATES) * size))  # [G*N]
@@ -302,11 +316,29 @@ class ElementwiseCell(Cell):
     def run(self, u_TBGN: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """T steps from the drives [T, B, G*P]: the parts of the state after each step, [T, B, P] each, and the last
         state [B, S]."""
-        return self.compiled_recurrence().sequence(u_TBGN, self.spread()[2], state_BS, is_init_TB)
+        weights = self.spread()[2]
+        return self.compiled_recurrence().sequence(u_TBGN, weights, state_BS, is_init_TB, solver=self.solver)
 
     def output(self, x: Tensor, state: Tensor) -> Tensor:
         """The cell's output [..., H] from the input and the new state; its first part by default."""
         return state[..., : self.size]
+
+    def compiled(self) -> bool:
+        kind, weight = type(self), self.bias
+        ours = ElementwiseCell.output, ElementwiseCell.drive, ElementwiseCell.transition
+        if (kind.output, kind.drive, kind.transition) != ours or not available(weight):
+            return False
+        return self.compiled_recurrence().acting(weight) is not None
+
+    def read_out_calls(
+        self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
+    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
+        weight, bias, v_KN = self.spread()
+        u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], len(weight)), Dense(weight, bias)
+        step = recurrence(self.compiled_recurrence(), u_BM, v_KN, state_TBS, is_init_TB)
+        read, read_TBP = read_out(state_TBS[1:, :, : self.output_size], weight_PH, bias_P)
+        loop(1, drive.pack(backward=False), x_TBD.dtype)
+        return [drive.forward(Each(x_TBD), u_BM), step, read], read_TBP, ()
 
     def output_drive(self, x: Tensor, state: Tensor) -> Tensor:
         """The linear layer of the output on what it reads (`READS`), [..., H]."""

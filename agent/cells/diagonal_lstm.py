@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ class DiagonalLSTM(BlockCell):
     GATES: ClassVar[tuple[str, ...]] = ("forget", "candidate", "output")
     VECTORS: ClassVar[tuple[str, ...]] = ("forget", "candidate", "output", "forget_peephole", "output_peephole")
 
-    def __init__(self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0)) -> None:
-        super().__init__(input_size, size=size)
+    def __init__(
+        self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0), **options: Any
+    ) -> None:
+        super().__init__(input_size, size=size, **options)
         low, high = (float(b) for b in forget_bias)
         with torch.no_grad():
             self.bias[:size].uniform_(low, high)

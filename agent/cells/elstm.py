@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,15 @@ class ELSTM(DiagonalCell):
     VECTORS: ClassVar[tuple[str, ...]] = ("forget", "candidate")
 
     def __init__(
-        self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0), weight_std: Weight = 0.1
+        self,
+        input_size: int,
+        *,
+        size: Width = 128,
+        forget_bias: Interval = (0.0, 4.0),
+        weight_std: Weight = 0.1,
+        **options: Any,
     ) -> None:
-        super().__init__(input_size, size=size)
+        super().__init__(input_size, size=size, **options)
         low, high = (float(b) for b in forget_bias)
         nn.init.normal_(self.weight_input, std=weight_std)
         nn.init.normal_(self.weight_recurrent, std=weight_std)
@@ -69,17 +75,19 @@ class ELSTM(DiagonalCell):
     def compiled(self) -> bool:
         return self._act.compiled(self.bias)
 
-    def read_out_call(
+    def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
-    ) -> tuple[Call, Tensor, tuple[Tensor, ...]]:
+    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
         (T, B, _), P = x_TBD.shape, weight_PH.shape[0]
         read_TBP, gate_TBN = x_TBD.new_empty(T, B, P), x_TBD.new_empty(T, B, self.size)
         weights = (*self._act_weights, weight_PH, bias_P)
-        return self._act.call(x_TBD, weights, state_TBS, is_init_TB, read_TBP, gate_TBN), read_TBP, (gate_TBN,)
+        return [self._act.call(x_TBD, weights, state_TBS, is_init_TB, read_TBP, gate_TBN)], read_TBP, (gate_TBN,)
 
     def sequence(
         self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
     ) -> tuple[Tensor, Tensor]:
+        if self.solver is not None:
+            return super().sequence(x_TBD, state_BS, is_init_TB)
         h_TBN, c_BN, _, _ = elstm_layer(
             x_TBD,
             self.weight_input,

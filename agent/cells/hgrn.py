@@ -3,7 +3,7 @@ Neural Network for Sequence Modeling", arXiv 2311.04823, section 3.2)."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,14 @@ class HGRN(ComplexCell):
     READS: ClassVar[tuple[str, ...]] = ("input",)
 
     def __init__(
-        self, input_size: int, *, size: Width = 128, lower_bound: Annotated[float, Range(0.0, 0.9999)] = 0.0
+        self,
+        input_size: int,
+        *,
+        size: Width = 128,
+        lower_bound: Annotated[float, Range(0.0, 0.9999)] = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(input_size, size=size)
+        super().__init__(input_size, size=size, **options)
         self.lower_bound = float(lower_bound)
         with torch.no_grad():
             self.weight_recurrent.copy_(10000 ** (-torch.arange(size) / size))

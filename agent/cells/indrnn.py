@@ -3,7 +3,7 @@ Recurrent Neural Network", arXiv 1803.04831, eq. 4)."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,8 +32,9 @@ class IndRNN(DiagonalCell):
         size: Width = 128,
         activation: Literal["relu", "tanh"] = "relu",
         bound: Annotated[float, Range(0.0, 2.0, above=True)] = 1.0,
+        **options: Any,
     ) -> None:
-        super().__init__(input_size, size=size)
+        super().__init__(input_size, size=size, **options)
         self.activation, self.bound = {"relu": torch.relu, "tanh": torch.tanh}[activation], float(bound)
         with torch.no_grad():
             self.weight_recurrent.uniform_(0.0, self.bound)

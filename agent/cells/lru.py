@@ -4,7 +4,7 @@ Networks for Long Sequences", arXiv 2303.06349, section 3; exact online gradient
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,9 @@ class LRU(ComplexCell):
         size: Width = 128,
         radius: tuple[Share, Share] = (0.0, 1.0),
         max_phase: Annotated[float, Range(0.0, 6.2832, above=True)] = 6.28,
+        **options: Any,
     ) -> None:
-        super().__init__(input_size, size=size)
+        super().__init__(input_size, size=size, **options)
         nn.init.normal_(self.weight_input, std=(2 * max(1, input_size)) ** -0.5)
         nn.init.normal_(self.get_parameter("output_state"), std=size**-0.5)
         with torch.no_grad():

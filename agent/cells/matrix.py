@@ -6,7 +6,7 @@ writes (values, rates) it computes alone; keys are the same for all units of a h
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +40,10 @@ class MatrixCell(ElementwiseCell):
     #: numbers of the query for every number of a unit's state
     QUERIES: ClassVar[int] = 1
 
-    def __init__(self, input_size: int, *, size: Width = 128, keys: Keys = 4, heads: Width = 1) -> None:
+    def __init__(self, input_size: int, *, size: Width = 128, keys: Keys = 4, heads: Width = 1, **options: Any) -> None:
         if heads > size:
             raise ValueError(f"heads is {heads} for {size} units; a head needs at least one unit")
-        super().__init__(input_size, size=size)
+        super().__init__(input_size, size=size, **options)
         self.keys, self.heads = keys, heads
         self.interchangeable = heads == 1  # those of a head share its keys
         if self.WHOLE:

@@ -3,7 +3,7 @@ Needed?", arXiv 2410.01201, section 3.1)."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ class MinGRU(LinearCell):
 
     GATES: ClassVar[tuple[str, ...]] = ("update", "candidate")
 
-    def __init__(self, input_size: int, *, size: Width = 128, update_bias: Interval = (-4.0, 0.0)) -> None:
-        super().__init__(input_size, size=size)
+    def __init__(
+        self, input_size: int, *, size: Width = 128, update_bias: Interval = (-4.0, 0.0), **options: Any
+    ) -> None:
+        super().__init__(input_size, size=size, **options)
         with torch.no_grad():
             self.bias[:size].uniform_(*(float(b) for b in update_bias))
 

@@ -3,7 +3,7 @@ We Needed?", arXiv 2410.01201, section 3.2)."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ class MinLSTM(LinearCell):
 
     GATES: ClassVar[tuple[str, ...]] = ("forget", "input", "candidate")
 
-    def __init__(self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0)) -> None:
-        super().__init__(input_size, size=size)
+    def __init__(
+        self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0), **options: Any
+    ) -> None:
+        super().__init__(input_size, size=size, **options)
         with torch.no_grad():
             self.bias[:size].uniform_(*(float(b) for b in forget_bias))
 

@@ -3,7 +3,7 @@ Neural Networks", arXiv 1611.01576, eqs. 2-5)."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,8 +28,10 @@ class QRNN(BlockCell):
     GATES: ClassVar[tuple[str, ...]] = ("forget", "candidate", "forget_before", "candidate_before")
     READS: ClassVar[tuple[str, ...]] = ("input",)
 
-    def __init__(self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0)) -> None:
-        super().__init__(input_size, size=size)
+    def __init__(
+        self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0), **options: Any
+    ) -> None:
+        super().__init__(input_size, size=size, **options)
         with torch.no_grad():
             self.bias[:size].uniform_(*(float(b) for b in forget_bias))
 

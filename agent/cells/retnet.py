@@ -3,7 +3,7 @@ to Transformer for Large Language Models", arXiv 2307.08621, section 2.1)."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ class RetNet(MatrixCell, ComplexCell):
     READS: ClassVar[tuple[str, ...]] = ("input",)
     QUERIES: ClassVar[int] = 2
 
-    def __init__(self, input_size: int, *, size: Width = 128, keys: Keys = 4, heads: Width = 1) -> None:
-        super().__init__(input_size, size=size, keys=keys, heads=heads)
+    def __init__(self, input_size: int, *, size: Width = 128, keys: Keys = 4, heads: Width = 1, **options: Any) -> None:
+        super().__init__(input_size, size=size, keys=keys, heads=heads, **options)
         angle = 10000.0 ** (-torch.arange(keys) / keys)
         share = 2.0 ** (-5.0 - self.head)
         kept = (1 - share) * torch.polar(torch.ones(keys), angle)[:, None]

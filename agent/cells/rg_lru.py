@@ -3,7 +3,7 @@ Recurrences with Local Attention for Efficient Language Models", arXiv 2402.1942
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,10 @@ class RGLRU(LinearCell):
     GATES: ClassVar[tuple[str, ...]] = ("recurrence", "input", "value")
     VECTORS: ClassVar[tuple[str, ...]] = ("decay",)
 
-    def __init__(self, input_size: int, *, size: Width = 128, radius: tuple[Share, Share] = (0.9, 0.999)) -> None:
-        super().__init__(input_size, size=size)
+    def __init__(
+        self, input_size: int, *, size: Width = 128, radius: tuple[Share, Share] = (0.9, 0.999), **options: Any
+    ) -> None:
+        super().__init__(input_size, size=size, **options)
         with torch.no_grad():  # softplus(v) = exp(decay)
             self.weight_recurrent.copy_(torch.log(torch.expm1(torch.exp(ring(size, radius, 1.0)[0])))[None])
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -48,8 +48,9 @@ class RTU(ComplexCell):
         radius: tuple[Share, Share] = (0.0, 1.0),
         max_phase: Annotated[float, Range(0.0, 6.2832, above=True)] = 6.28,
         max_radius: Annotated[float, Range(0.0, 1.0, above=True)] = 0.999,
+        **options: Any,
     ) -> None:
-        super().__init__(input_size, size=size)
+        super().__init__(input_size, size=size, **options)
         self.nonlinear, self.max_radius = form == "nonlinear", float(max_radius)
         self.activation = ACTIVATIONS[activation]
         with torch.no_grad():

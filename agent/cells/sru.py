@@ -3,7 +3,7 @@ Recurrence", arXiv 1709.02755, eqs. 3-6)."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ class SRU(BlockCell):
     GATES: ClassVar[tuple[str, ...]] = ("forget", "reset", "candidate", "skip")
     VECTORS: ClassVar[tuple[str, ...]] = ("forget", "reset")
 
-    def __init__(self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0)) -> None:
-        super().__init__(input_size, size=size)
+    def __init__(
+        self, input_size: int, *, size: Width = 128, forget_bias: Interval = (0.0, 4.0), **options: Any
+    ) -> None:
+        super().__init__(input_size, size=size, **options)
         with torch.no_grad():
             self.bias[:size].uniform_(*(float(b) for b in forget_bias))
 

@@ -3,7 +3,7 @@ Barton & Deakin 2025, "Weight-Space Linear Recurrent Neural Networks", arXiv 250
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ class WARP(BlockCell):
     GATES: ClassVar[tuple[str, ...]] = ("change",)
     VECTORS: ClassVar[tuple[str, ...]] = ("decay",)
 
-    def __init__(self, input_size: int, *, size: Width = 16) -> None:
-        super().__init__(input_size, size=size * (input_size + size + 2))
+    def __init__(self, input_size: int, *, size: Width = 16, **options: Any) -> None:
+        super().__init__(input_size, size=size * (input_size + size + 2), **options)
         self.output_size = self.units = size
         self.widths = [input_size * size, size, size * size, size]
         self.output_initial = nn.Parameter(torch.zeros(self.places))  # w_0

@@ -15,12 +15,15 @@ An engine is an autograd node on the initial state plus the carry that it reads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lifelong.agent.cells.base import Acted, Cell
+
+if TYPE_CHECKING:
+    from lifelong.agent.policy import Policy
 
 
 class _Boundary(torch.autograd.Function):
@@ -63,6 +66,17 @@ class GradientEngine:
     def __init__(self, cell: Cell, copies: int) -> None:
         self.cell = cell
         self.copies = copies
+
+    def setup(self, policy: Policy, *, begins: bool = False) -> None:
+        """Called once, before anything else, for engines that need more than the cell.
+
+        Args:
+            policy: the parameters.
+            begins: they are new, so the engine may say what they begin with.
+
+        Raises:
+            ConfigError: the engine cannot train this policy.
+        """
 
     def attach(self, state_BS: Tensor, index: Tensor | None = None) -> Tensor:
         """`state_BS` as a function of the parameters: same values, and a backward pass that adds the carry's term.
@@ -130,8 +144,9 @@ class GradientEngine:
         """Where an engine that draws random numbers takes them from."""
 
     def report(self) -> dict[str, Tensor]:
-        """Scalars for the log."""
-        return {}
+        """Scalars for the log; by itself what the cell's solver took for the last sequence, if it has one."""
+        solver = self.cell.solver
+        return {} if solver is None else solver.report(next(self.cell.parameters()).detach())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The carry; the copies are the first dimension of every tensor."""

@@ -125,7 +125,8 @@ class RTRL(GradientEngine):
         return self.cell.recurrent_parameters()
 
     def report(self) -> dict[str, Tensor]:
-        return {"carry_max_jacobian": self.max_jacobian, "carry_max": self.weight_BGND.abs().max()}
+        carry = {"carry_max_jacobian": self.max_jacobian, "carry_max": self.weight_BGND.abs().max()}
+        return {**super().report(), **carry}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"weight": self.weight_BGND, "small": self.small_BMN}

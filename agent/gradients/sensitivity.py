@@ -120,7 +120,7 @@ class Sensitivity(GradientEngine):
 
     def report(self) -> dict[str, Tensor]:
         largest = [x.abs().max() for name, x in self.carry.items() if name not in self.COUNTERS]
-        return {"carry_max": torch.stack(largest).max()}
+        return {**super().report(), "carry_max": torch.stack(largest).max()}
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.carry)

@@ -152,7 +152,7 @@ class CartPole(BatchedEnv):
             self.state = CartPoleState(physics[-1].clone())
             self.age_B, self.return_B = age[-1].clone(), returns[-1].clone()
 
-        return CompiledSteps(call, physics, is_init, final, reward, terminated, truncated, final_return, finish)
+        return CompiledSteps([call], physics, is_init, final, reward, terminated, truncated, final_return, finish)
 
     def observe(self, state: CartPoleState) -> Tensor:
         """The four numbers of the state, and the offsets."""

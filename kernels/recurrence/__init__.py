@@ -34,9 +34,10 @@ from lifelong.kernels.recurrence.agreement import Differs
 from lifelong.kernels.recurrence.carry import boundary, move, move_small
 from lifelong.kernels.recurrence.program import Program, traced
 from lifelong.kernels.recurrence.reference import Step
+from lifelong.kernels.recurrence.solve import Solved, Solver
 from lifelong.kernels.rtrl import check_carry
 
-__all__ = ["Acting", "Recurrence", "Step", "boundary"]
+__all__ = ["Acting", "Recurrence", "Solver", "Step", "boundary"]
 
 _OP = Op("recurrence", "lifelong.kernels.recurrence", generated=True)
 _log = logging.getLogger("lifelong.kernels")
@@ -110,7 +111,14 @@ class Recurrence:
         return after if isinstance(after, tuple) else (after,)
 
     def sequence(
-        self, u_TBM: Tensor, v_KN: Tensor, state_BS: Tensor, is_init_TB: Tensor, *, backend: str = "auto"
+        self,
+        u_TBM: Tensor,
+        v_KN: Tensor,
+        state_BS: Tensor,
+        is_init_TB: Tensor,
+        *,
+        solver: Solver | None = None,
+        backend: str = "auto",
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """T steps; the state is zeroed before step t where is_init.
 
@@ -119,6 +127,7 @@ class Recurrence:
             v_KN: the weights.
             state_BS: the state before the first step, S = P*N, one part after the other.
             is_init_TB: bool.
+            solver: takes all steps at once in place of the loop; the function itself (`reference`) has none.
             backend: see `kernels.dispatch`.
 
         Returns:
@@ -134,6 +143,8 @@ class Recurrence:
         if impl is None:
             return reference.sequence(self.step, u_TBM, v_KN, state_BS, is_init_TB)
         v_KN = self.weights(v_KN)
+        if solver is not None and len(u_TBM) > 1:
+            impl = Solved(impl, solver)
         if torch.is_grad_enabled() and (u_TBM.requires_grad or v_KN.requires_grad or state_BS.requires_grad):
             *parts, last = _Sequence.apply(impl, u_TBM, v_KN, state_BS, is_init_TB)
             return tuple(parts), last
