@@ -126,13 +126,13 @@ def test_what_is_evaluated_is_the_average(spec: dict[str, Any], tmp_path: Path) 
     parameters = list(trainer.rollout.policy.parameters())
     at = [p.detach().clone() for p in parameters]
     seen: list[list[Tensor]] = []
-    act = trainer.evaluator.rollout.act
+    episodes = trainer.evaluator._episodes
 
-    def watched() -> Any:
+    def watched(task: int) -> Any:
         seen.append([p.detach().clone() for p in parameters])
-        return act()
+        return episodes(task)
 
-    trainer.evaluator.rollout.act = watched  # type: ignore[method-assign]
+    trainer.evaluator._episodes = watched  # type: ignore[method-assign]
     trainer.evaluate(Silent(), None)
     averages = {id(p): average for p, average in optimizer.averages()}
     assert len(averages) == len(parameters)
