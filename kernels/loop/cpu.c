@@ -1,7 +1,7 @@
 /* Compiled calls in turn, T times from step `from` on, with nothing between them. Call k gets its `counts[k]` pointers,
    each moved on by its stride (bytes) with every step unless it is NULL, and its LOOP_SIZES sizes. */
 #define LOOP_SIZES 16
-#define LOOP_POINTERS 32
+#define LOOP_POINTERS 64
 
 typedef void (*FN(loop_call))(const i64 *sizes, void *const *pointers);
 

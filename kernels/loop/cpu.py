@@ -11,7 +11,7 @@ from lifelong.kernels import build
 from lifelong.kernels.loop import Call, Each
 
 _LOOP = build.function("lifelong.kernels.loop", "loop", "iii" + "p" * 5)
-_SIZES, _POINTERS = 16, 32  # as in cpu.c
+_SIZES, _POINTERS = 16, 64  # as in cpu.c
 
 
 def prepare(calls: Sequence[Call], dtype: torch.dtype) -> Callable[[int, int], None]:
