@@ -51,6 +51,13 @@ def run(function: Callable[[Inputs], Tensor], given: Inputs, in_place: str | Non
     return result
 
 
+def written(row: Tensor, x: Tensor) -> Tensor:
+    row[:, 1:4] = 0.5
+    row[:, 2] = x
+    row[:, 3:][:, 1:].mul_(2)
+    return row + 1
+
+
 CASES: dict[str, Callable[[Inputs], Tensor]] = {
     "sums": lambda t: t["x"] + t["y"] - 3 + (1 - t["u"]) + 0.1,
     "sums with a factor": lambda t: torch.add(t["x"], t["y"], alpha=0.3) - torch.sub(t["u"], t["y"], alpha=2),
@@ -109,6 +116,11 @@ CASES: dict[str, Callable[[Inputs], Tensor]] = {
     "the best of a copy": lambda t: t["v"].argmax(1) * 10 + t["v"].argmin(1, keepdim=True).squeeze(1),
     "all and any": lambda t: (t["v"] > 1).any(1) ^ (t["v"] < 1).all(1) | (t["w"] > 2).any(2).any(1),
     "written over": lambda t: t["x"].clone().add_(1).mul_(t["y"]).clamp_(min=0).masked_fill_(t["p"], 4.0),
+    "a part written over": lambda t: written(t["v"].clone(), t["x"]),
+    "a part of a long one written over": lambda t: written(t["w"].flatten(1).clone(), t["x"]),
+    "counted up": lambda t: t["v"].long().cumsum(1) + (t["w"] > 0).flatten(1).cumsum(1)[:, :5],
+    "one of those counted up": lambda t: (t["v"] > 0).cumsum(1).gather(1, t["j"].unsqueeze(1)),
+    "a long one counted up": lambda t: (t["w"] > 0).flatten(1).cumsum(1) % 2,
     "counted": lambda t: torch.arange(5) + t["j"].unsqueeze(1),
 }
 
@@ -124,7 +136,11 @@ def test_an_operation_is_torchs_to_the_bit(name: str) -> None:
 @pytest.mark.parametrize(
     ("function", "why"),
     [
-        (lambda t: t["x"].cumsum(0), "uses torch.cumsum"),
+        (lambda t: t["v"].cumsum(1), "uses torch.cumsum of floats"),
+        (lambda t: t["i"].cumsum(0), "reduces over the copies"),
+        (lambda t: (lambda a: (lambda view: a.add_(1) + view[:, 0])(a[:, 1:]))(t["v"].clone())[:, 0], "a view of a"),
+        (lambda t: t["v"][:, 1].add_(1), "Tensor.add_"),
+        (lambda t: written(t["v"].clone().t().t(), t["x"])[:, 0], "others see"),
         (lambda t: t["x"] - t["x"].mean(), "reduces over the copies"),
         (lambda t: t["x"].flip(0), "another copy"),
         (lambda t: t["x"][torch.zeros(len(t["x"]), dtype=torch.int64)], "another copy"),
