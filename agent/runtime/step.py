@@ -1,7 +1,7 @@
 """The end of an update: the gradients' norm is clipped and the optimiser makes its step.
 
-Adam and AdamW of torch do both in one compiled call each on a CPU (`kernels.adam`), on the same state, so checkpoints and
-other optimisers do not notice; everything else is torch's own.
+With torch's Adam and AdamW both are one compiled call on a CPU (`kernels.adam`), on the same state, so that checkpoints
+and other optimisers do not notice; everything else is torch's own.
 """
 
 from __future__ import annotations

@@ -61,9 +61,9 @@ def actor_critic_loss(
 ) -> tuple[Tensor, Statistics, Tensor]:
     """(loss, statistics, error V - R [T, B]) of the module docstring.
 
-    log_prob, entropy and value are the current policy's and have gradients, and so has the error; advantage is A, target
-    R; weight_TB is 0 for steps that do not count, and means divide by `total`, a scalar tensor. Raises ValueError for
-    wrong shapes, dtypes or a backend that cannot run.
+    log_prob, entropy and value are the current policy's and have gradients, and so has the error; advantage is A,
+    target R; weight_TB is 0 for steps that do not count, and means divide by `total`, a scalar tensor. Raises
+    ValueError for wrong shapes, dtypes or a backend that cannot run.
     """
     tensors = (log_prob_TB, entropy_TB, value_TB, advantage_TB, target_TB, weight_TB)
     names = ("log_prob", "entropy", "value", "advantage", "target", "weight")

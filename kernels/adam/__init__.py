@@ -1,6 +1,6 @@
 """Clipping of the gradients' norm, and a step of Adam or AdamW, over all parameters in one compiled call each (CPU).
 
-As `torch.nn.utils.clip_grad_norm_` and `torch.optim.Adam` (Kingma & Ba 2015, algorithm 1) and `AdamW` (Loshchilov & Hutter
+As `torch.nn.utils.clip_grad_norm_`, `torch.optim.Adam` (Kingma & Ba 2015, algorithm 1) and `AdamW` (Loshchilov & Hutter
 2019, algorithm 2) do it; torch takes some ten microseconds a parameter tensor, whatever its size.
 """
 

@@ -6,8 +6,8 @@ one from Python they cost more in overhead than in work as long as there are few
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,6 +32,14 @@ class Call(NamedTuple):
     arguments: tuple[torch.Tensor | Each | int | None, ...]
 
 
+class Direct(NamedTuple):
+    """Any C function of `kernels.build` and its arguments in order: a tensor or the row of each step for a pointer, None
+    for NULL, an int; for a double a number, or a float64 tensor that is read when the call is made."""
+
+    entry: Callable[..., Any]
+    arguments: tuple[torch.Tensor | Each | int | float | None, ...]
+
+
 class Prepared:
     """Calls that can be made again and again, on the tensors that they were given.
 
@@ -40,7 +48,7 @@ class Prepared:
         dtype: of the C functions.
     """
 
-    def __init__(self, calls: Sequence[Call], dtype: torch.dtype) -> None:
+    def __init__(self, calls: Sequence[Call | Direct], dtype: torch.dtype) -> None:
         self._calls = calls  # keeps their tensors
         self._run = _LOOP.module("cpu", torch.empty(0, dtype=dtype)).prepare(calls, dtype)
 
@@ -49,6 +57,6 @@ class Prepared:
         self._run(first, steps)
 
 
-def loop(steps: int, calls: Sequence[Call], dtype: torch.dtype) -> None:
+def loop(steps: int, calls: Sequence[Call | Direct], dtype: torch.dtype) -> None:
     """Make the `calls` in turn, `steps` times. Results are those of making them one by one. On the CPU only."""
     Prepared(calls, dtype).run(steps)

@@ -8,40 +8,61 @@ from collections.abc import Callable, Sequence
 import torch
 
 from lifelong.kernels import build
-from lifelong.kernels.loop import Call, Each
+from lifelong.kernels.loop import Call, Direct, Each
 
-_LOOP = build.function("lifelong.kernels.loop", "loop", "iii" + "p" * 5)
-_SIZES, _POINTERS = 16, 32  # as in cpu.c
+_LOOP = build.function("lifelong.kernels.loop", "loop", "iii" + "p" * 7)
+_SIZES, _WORDS, _DOUBLES = 16, 32, 8  # as in cpu.c
 
 
-def prepare(calls: Sequence[Call], dtype: torch.dtype) -> Callable[[int, int], None]:
+def prepare(calls: Sequence[Call | Direct], dtype: torch.dtype) -> Callable[[int, int], None]:
     """A function of the first step and the number of steps (see `kernels.loop.Prepared`)."""
-    functions, counts, sizes, strides = [], [], [], []
-    pointers: list[int | None] = []
+    functions, counts, direct, sizes, strides = [], [], [], [], []
+    words: list[int | None] = []
+    doubles: list[int | None] = []
+    kept: list[object] = []
     for call in calls:
-        assert len(call.sizes) <= _SIZES
-        assert len(call.arguments) <= _POINTERS
-        functions.append(call.functions.address(dtype))
-        counts.append(len(call.arguments))
-        sizes += [*call.sizes, *[0] * (_SIZES - len(call.sizes))]
-        for argument in call.arguments:
+        numbers: list[int | None] = []
+        if isinstance(call, Call):
+            assert len(call.sizes) <= _SIZES
+            functions.append(call.functions.address(dtype))
+            sizes += [*call.sizes, *[0] * (_SIZES - len(call.sizes))]
+            arguments = list(call.arguments)
+        else:
+            functions.append(build.address(call.entry))
+            sizes += [0] * _SIZES
+            arguments = []
+            for kind, argument in zip(call.entry.argtypes, call.arguments, strict=True):  # type: ignore[attr-defined]
+                if kind is not ctypes.c_double:
+                    arguments.append(argument)
+                    continue
+                number = argument if isinstance(argument, torch.Tensor) else torch.tensor(argument, dtype=torch.float64)
+                assert number.dtype == torch.float64
+                kept.append(number)
+                numbers.append(number.data_ptr())
+        assert len(arguments) <= _WORDS
+        assert len(numbers) <= _DOUBLES
+        direct.append(int(isinstance(call, Direct)))
+        counts.append(len(arguments))
+        doubles += [*numbers, *[None] * (_DOUBLES - len(numbers))]
+        for argument in arguments:
             if isinstance(argument, Each):
-                pointers.append(argument.rows.data_ptr())
+                words.append(argument.rows.data_ptr())
                 strides.append(argument.rows.stride(0) * argument.rows.element_size())
             else:
-                pointers.append(argument.data_ptr() if isinstance(argument, torch.Tensor) else argument)
+                words.append(argument.data_ptr() if isinstance(argument, torch.Tensor) else argument)
                 strides.append(0)
-    integers, addresses, count = ctypes.c_int64, ctypes.c_void_p, len(calls)
     arrays = (
-        (integers * len(counts))(*counts),
-        (addresses * len(functions))(*functions),
-        (integers * len(sizes))(*sizes),
-        (addresses * len(pointers))(*pointers),
-        (integers * len(strides))(*strides),
+        (ctypes.c_int64 * len(counts))(*counts),
+        (ctypes.c_int64 * len(direct))(*direct),
+        (ctypes.c_void_p * len(functions))(*functions),
+        (ctypes.c_int64 * len(sizes))(*sizes),
+        (ctypes.c_void_p * len(words))(*words),
+        (ctypes.c_int64 * len(strides))(*strides),
+        (ctypes.c_void_p * len(doubles))(*doubles),
     )
-    entry, where = _LOOP[dtype], [ctypes.addressof(array) for array in arrays]
+    entry, count, where = _LOOP[dtype], len(calls), [ctypes.addressof(array) for array in arrays]
 
-    def run(first: int, steps: int, kept: object = arrays) -> None:
+    def run(first: int, steps: int, held: object = (arrays, kept)) -> None:
         entry(first, steps, count, *where)
 
     return run
