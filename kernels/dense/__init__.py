@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lifelong.kernels.dispatch import Op
-from lifelong.kernels.loop import Call, Each
+from lifelong.kernels.loop import Call, Direct, Each
 
 _OP = Op("dense", "lifelong.kernels.dense", backends=("cpu",))
 #: by name, as in cpu.c
@@ -28,6 +28,29 @@ Rows = Tensor | Each
 def available(sample: Tensor) -> bool:
     """Whether layers of tensors like `sample` can be compiled."""
     return _OP.compiled(sample)
+
+
+def transpose(matrix: Tensor, to: Tensor) -> Direct:
+    """to = matrix^T, both in one piece."""
+    return Direct(_OP.module("cpu", to).TRANSPOSE[to.dtype], (*matrix.shape, matrix, to))
+
+
+def copy(tensor: Tensor, to: Tensor) -> Direct:
+    """As many numbers as `tensor` has."""
+    return Direct(_OP.module("cpu", to).COPY[to.dtype], (tensor.numel(), tensor, to))
+
+
+def clear(tensor: Tensor) -> Direct:
+    """Zeros."""
+    return Direct(_OP.module("cpu", tensor).CLEAR[tensor.dtype], (tensor.numel(), tensor))
+
+
+def add_groups(groups: Tensor, to: Tensor, *, transposed: bool = False) -> Direct:
+    """to += groups.sum(0); with `transposed` groups [K, G, D, N] are added to [G, N, D]."""
+    cpu = _OP.module("cpu", to)
+    if transposed:
+        return Direct(cpu.ADD_TRANSPOSED_GROUPS[to.dtype], (*groups.shape, groups, to))
+    return Direct(cpu.ADD_GROUPS[to.dtype], (len(groups), to.numel(), groups, to))
 
 
 def packed(weight: Tensor, *, transposed: bool = False) -> Tensor:

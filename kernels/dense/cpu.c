@@ -120,6 +120,31 @@ void FN(dense_pack)(i64 rows, i64 columns, i64 transposed, const real *from, rea
     }
 }
 
+/* to [columns, rows] = from [rows, columns], transposed. */
+void FN(transpose)(i64 rows, i64 columns, const real *from, real *to) {
+    for (i64 r = 0; r < rows; r++)
+        for (i64 c = 0; c < columns; c++) to[c * rows + r] = from[r * columns + c];
+}
+
+/* to [count] += the sum over groups of from [groups, count]. */
+void FN(add_groups)(i64 groups, i64 count, const real *from, real *to) {
+    for (i64 g = 0; g < groups; g++) {
+        const real *restrict part = from + g * count;
+#pragma omp simd
+        for (i64 i = 0; i < count; i++) to[i] += part[i];
+    }
+}
+
+/* to [G, N, D] += the sum over groups of from [groups, G, D, N]. */
+void FN(add_transposed_groups)(i64 groups, i64 G, i64 D, i64 N, const real *from, real *to) {
+    for (i64 row = 0; row < groups * G; row++)
+        for (i64 d = 0; d < D; d++)
+            for (i64 n = 0; n < N; n++) to[(row % G * N + n) * D + d] += from[(row * D + d) * N + n];
+}
+
+void FN(copy)(i64 count, const real *from, real *to) { memcpy(to, from, sizeof(real) * count); }
+void FN(clear)(i64 count, real *to) { memset(to, 0, sizeof(real) * count); }
+
 /* ---- for kernels.loop ---- */
 void FN(forward_call)(const i64 *s, void *const *p) {
     FN(dense_forward)(s[0], s[1], s[2], s[3], s[4], s[5], s[6], p[0], p[1], p[2], p[3]);

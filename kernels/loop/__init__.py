@@ -57,6 +57,33 @@ class Prepared:
         self._run(first, steps)
 
 
+class Segment(NamedTuple):
+    """Calls of one round of `program`, in turn: for the next `steps` rows; or, with `where` (mask, veto), bool [rounds *
+    rows], for every row of the round that the mask names and the veto does not."""
+
+    calls: Sequence[Call | Direct]
+    steps: int = 1
+    where: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+class Watched(NamedTuple):
+    """Numbers [rounds, n] that have to be finite after a segment."""
+
+    segment: int
+    numbers: torch.Tensor
+
+
+def program(rounds: int, segments: Sequence[Segment], watched: Watched, dtype: torch.dtype) -> int:
+    """Go through the segments so many times, with nothing between them. On the CPU only.
+
+    Returns:
+        How many rounds were gone through: fewer if numbers that are watched were not finite, and then the rest of that
+        round was left out.
+    """
+    done: int = _LOOP.module("cpu", torch.empty(0, dtype=dtype)).program(rounds, segments, watched, dtype)
+    return done
+
+
 def loop(steps: int, calls: Sequence[Call | Direct], dtype: torch.dtype) -> None:
     """Make the `calls` in turn, `steps` times. Results are those of making them one by one. On the CPU only."""
     Prepared(calls, dtype).run(steps)

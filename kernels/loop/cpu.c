@@ -35,3 +35,30 @@ void FN(loop)(i64 from, i64 T, i64 K, const i64 *counts, const i64 *direct, void
                 d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]);
         }
 }
+
+/* K rounds of S segments. Segment s has `parts[s]` = {first call, calls, first word, steps}: of round j its calls are made at
+   the steps j * steps .. ; with steps = 0 instead at every i of round j for which mask[s][i] is set and veto[s][i] is not,
+   `rows` of them a round. After segment `guard` the `watched` numbers of round j have to be finite, or all ends. Returns the
+   rounds that were gone through in `done`. */
+void FN(program)(i64 K, i64 S, i64 guard, i64 watched, i64 rows, const i64 *parts, const i64 *counts, const i64 *direct,
+                 void *const *functions, const i64 *sizes, char *const *words, const i64 *strides,
+                 const double *const *doubles, const uint8_t *mask, const uint8_t *veto, const real *numbers, i64 *done) {
+    for (i64 j = 0; j < K; j++) {
+        *done = j;
+        for (i64 s = 0; s < S; s++) {
+            const i64 call = parts[4 * s], many = parts[4 * s + 1], word = parts[4 * s + 2], steps = parts[4 * s + 3];
+#define RUN(FIRST, STEPS)                                                                                                   \
+    FN(loop)(FIRST, STEPS, many, counts + call, direct + call, functions + call, sizes + call * LOOP_SIZES, words + word,     \
+             strides + word, doubles + call * LOOP_DOUBLES)
+            if (steps) RUN(j * steps, steps);
+            else
+                for (i64 i = j * rows; i < (j + 1) * rows; i++)
+                    if (mask[i] && !veto[i]) RUN(i, 1);
+#undef RUN
+            if (s == guard)
+                for (i64 i = 0; i < watched; i++)
+                    if (!isfinite(numbers[j * watched + i])) return;
+        }
+    }
+    *done = K;
+}
