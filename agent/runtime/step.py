@@ -7,6 +7,7 @@ and other optimisers do not notice; everything else is torch's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,15 +45,29 @@ def make_step(optimizer: torch.optim.Optimizer) -> None:
             [p.detach() for p in parameters],
             [p.grad for p in parameters if p.grad is not None],
             *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")),
-            lr=float(group["lr"]),
-            betas=group["betas"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            decoupled=group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)),
+            **_numbers(optimizer, group),
         )
         torch.autograd.graph.increment_version(parameters)
 
 
-def _plain(group: dict[str, object]) -> bool:
+def adam_of(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """What `kernels.adam` needs to know of torch's Adam or AdamW with one group of parameters; None for all else."""
+    plain = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and len(optimizer.param_groups) == 1
+    if not plain or not _plain(optimizer.param_groups[0]):
+        return None
+    return _numbers(optimizer, optimizer.param_groups[0])
+
+
+def _numbers(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "lr": float(group["lr"]),
+        "betas": group["betas"],
+        "eps": group["eps"],
+        "weight_decay": group["weight_decay"],
+        "decoupled": group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)),
+    }
+
+
+def _plain(group: dict[str, Any]) -> bool:
     """Whether a group of Adam asks for nothing but the algorithm of the paper."""
     return not (group["amsgrad"] or group["maximize"] or group.get("differentiable"))

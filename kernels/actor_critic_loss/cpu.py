@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lifelong.kernels import build
+from lifelong.kernels.loop import Direct, Each
 
 _LOSS = build.function("lifelong.kernels.actor_critic_loss", "actor_critic_loss", "idd" + "p" * 13)
 
@@ -27,3 +28,14 @@ def loss(
     pointers = [x.data_ptr() for x in (*inputs, *outputs)]
     _LOSS[log_prob.dtype](log_prob.numel(), value_weight, entropy_weight, *pointers)
     return tuple(outputs)
+
+
+def loss_call(
+    count: int,
+    weights: tuple[float, float],
+    inputs: tuple[Tensor | Each, ...],
+    outputs: tuple[Tensor | Each, ...],
+) -> Direct:
+    """`loss` of `count` steps as a call for `kernels.loop`; the weights of value and entropy, then tensors in order."""
+    like = next(tensor for tensor in inputs if isinstance(tensor, Tensor))
+    return Direct(_LOSS[like.dtype], (count, *weights, *inputs, *outputs))

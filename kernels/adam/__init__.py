@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lifelong.kernels.dispatch import Op
+from lifelong.kernels.loop import Direct, Each, Held
 
 _OP = Op("adam", "lifelong.kernels.adam", backends=("cpu",))
 
@@ -54,6 +55,33 @@ def step(
     numbers = lr, *betas, eps, weight_decay
     sizes, dtype = _sizes(params), params[0].dtype
     _OP.module("cpu", params[0]).ADAM[dtype](len(params), decoupled, *numbers, sizes, *tensors)
+
+
+def clip_call(flat: Tensor, max_norm: float, norm: Each) -> Direct:
+    """`clip` of gradients that lie in one piece, as a call for `kernels.loop`; the norm goes to `norm` [1]."""
+    sizes, pointers = _sizes([flat]), _addresses([flat])
+    entry = _OP.module("cpu", flat).CLIP[flat.dtype]
+    return Direct(entry, (1, max_norm, Held(sizes), Held(pointers), norm))
+
+
+def step_call(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    means: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> Direct:
+    """`step` as a call for `kernels.loop`."""
+    tensors = [Held(_addresses(each)) for each in (params, grads, means, squares, steps)]
+    numbers = lr, *betas, eps, weight_decay
+    entry = _OP.module("cpu", params[0]).ADAM[params[0].dtype]
+    return Direct(entry, (len(params), int(decoupled), *numbers, Held(_sizes(params)), *tensors))
 
 
 def _sizes(tensors: Sequence[Tensor]) -> Any:

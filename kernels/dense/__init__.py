@@ -35,9 +35,17 @@ def transpose(matrix: Tensor, to: Tensor) -> Direct:
     return Direct(_OP.module("cpu", to).TRANSPOSE[to.dtype], (*matrix.shape, matrix, to))
 
 
-def copy(tensor: Tensor, to: Tensor) -> Direct:
-    """As many numbers as `tensor` has."""
-    return Direct(_OP.module("cpu", to).COPY[to.dtype], (tensor.numel(), tensor, to))
+def copy(tensor: Rows, to: Rows) -> Direct:
+    """As many numbers as `tensor` has, or its rows have, of any type."""
+    rows, sample = _rows(tensor), _rows(to)
+    count = rows[0].numel() if isinstance(tensor, Each) else rows.numel()
+    entry = _OP.module("cpu", sample).COPY_BYTES[torch.float32]
+    return Direct(entry, (count * rows.element_size(), tensor, to))
+
+
+def multiply(a: Rows, b: Rows, to: Tensor) -> Direct:
+    """to = a b, element by element."""
+    return Direct(_OP.module("cpu", to).MULTIPLY[to.dtype], (to.numel(), a, b, to))
 
 
 def clear(tensor: Tensor) -> Direct:
@@ -53,12 +61,20 @@ def add_groups(groups: Tensor, to: Tensor, *, transposed: bool = False) -> Direc
     return Direct(cpu.ADD_GROUPS[to.dtype], (len(groups), to.numel(), groups, to))
 
 
-def packed(weight: Tensor, *, transposed: bool = False) -> Tensor:
-    """The weight [N, K], or its transpose, with rows as the products of compiled kernels read them (`PADDED`)."""
-    weight = weight.detach().contiguous()
+def packing(weight: Tensor, *, transposed: bool = False) -> tuple[Tensor, Direct]:
+    """Room for the weight [N, K], or its transpose, with rows as the products of compiled kernels read them (`PADDED`),
+    and the call that fills it."""
     rows, columns = weight.shape[::-1] if transposed else weight.shape
     to = weight.new_empty(rows * _filled(columns))
-    _OP.module("cpu", weight).PACK_NOW[weight.dtype](rows, columns, transposed, weight.data_ptr(), to.data_ptr())
+    pack = _OP.module("cpu", weight).PACK[weight.dtype]
+    return to, Direct(pack, (rows, columns, int(transposed), weight.detach().contiguous(), to))
+
+
+def packed(weight: Tensor, *, transposed: bool = False) -> Tensor:
+    """The weight as it is now (see `packing`)."""
+    to, (pack, (rows, columns, _, now, _)) = packing(weight, transposed=transposed)
+    assert isinstance(now, Tensor)
+    pack(rows, columns, transposed, now.data_ptr(), to.data_ptr())
     return to
 
 
@@ -80,21 +96,14 @@ class Dense:
         self.units, self.inputs = weight.shape
         #: columns of the output
         self.outputs = self.units * (2 if activation == "crelu" else 1)
-        full = [_filled(n) for n in (self.units, self.inputs)]
-        self._by_input = weight.new_zeros(self.inputs * full[0])
-        self._by_unit = weight.new_zeros(self.units * full[1])
-        self._bias = weight.new_zeros(full[0])
+        self._by_input, self._pack_input = packing(self.weight, transposed=True)
+        self._by_unit, self._pack_unit = packing(self.weight)
+        self._bias, self._pack_bias = packing(self.bias[None])
 
-    def pack(self, backward: bool = True) -> list[Call]:
+    def pack(self, *, backward: bool = True) -> list[Direct]:
         """Read the weights, as `forward` and, with `backward`, `inputs` need them."""
-        cpu = _OP.module("cpu", self.weight)
-        calls = [
-            Call(cpu.PACK, (self.inputs, self.units, 1), (self.weight, self._by_input)),
-            Call(cpu.PACK, (1, self.units, 0), (self.bias, self._bias)),
-        ]
-        return (
-            [*calls, Call(cpu.PACK, (self.units, self.inputs, 0), (self.weight, self._by_unit))] if backward else calls
-        )
+        calls = [self._pack_input, self._pack_bias]
+        return [*calls, self._pack_unit] if backward else calls
 
     def forward(self, x: Rows, y: Rows) -> Call:
         """From x [M, K], or ids int64 [M, categories], contiguous, to y [M, outputs]."""
@@ -107,17 +116,17 @@ class Dense:
 
     def backward(
         self,
-        x: Tensor,
-        y: Tensor,
+        x: Rows,
+        y: Rows,
         dy: Tensor,
         dz: Tensor,
         dweight: Tensor,
-        dbias: Tensor,
+        dbias: Tensor | None,
         dx: Tensor | None,
         *,
         add: bool,
     ) -> list[Call]:
-        """Add to `dweight` [N, K] and `dbias` [N], and write the gradient of x if `dx` is given, or add to it.
+        """Add to `dweight` [N, K], to `dbias` [N] if it is given, and write the gradient of x to `dx` or add it there.
 
         Args:
             x, y: [M, ...] as `forward` had them.

@@ -142,7 +142,14 @@ void FN(add_transposed_groups)(i64 groups, i64 G, i64 D, i64 N, const real *from
             for (i64 n = 0; n < N; n++) to[(row % G * N + n) * D + d] += from[(row * D + d) * N + n];
 }
 
-void FN(copy)(i64 count, const real *from, real *to) { memcpy(to, from, sizeof(real) * count); }
+/* to [count] = a b, element by element. */
+void FN(multiply)(i64 count, const real *restrict a, const real *restrict b, real *restrict to) {
+#pragma omp simd
+    for (i64 i = 0; i < count; i++) to[i] = a[i] * b[i];
+}
+
+void FN(copy_bytes)(i64 count, const void *from, void *to) { memcpy(to, from, count); }
+
 void FN(clear)(i64 count, real *to) { memset(to, 0, sizeof(real) * count); }
 
 /* ---- for kernels.loop ---- */
@@ -164,4 +171,3 @@ void FN(columns_weights_call)(const i64 *s, void *const *p) {
 void FN(inputs_call)(const i64 *s, void *const *p) {
     FN(dense_inputs)(s[0], s[1], s[2], s[3], s[4], s[5], s[6], p[0], p[1], p[2]);
 }
-void FN(pack_call)(const i64 *s, void *const *p) { FN(dense_pack)(s[0], s[1], s[2], p[0], p[1]); }

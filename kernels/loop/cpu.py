@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lifelong.kernels import build
-from lifelong.kernels.loop import Call, Direct, Each, Segment, Watched
+from lifelong.kernels.loop import Call, Direct, Each, Held, Segment, Watched
 
 _LOOP = build.function("lifelong.kernels.loop", "loop", "iii" + "p" * 7)
 _PROGRAM = build.function("lifelong.kernels.loop", "program", "iiiii" + "p" * 12)
@@ -69,6 +69,9 @@ class _Arrays:
                 assert number.dtype == torch.float64
                 self.kept.append(number)
                 numbers.append(number.data_ptr())
+            elif isinstance(argument, Held):
+                self.kept.append(argument.array)
+                words.append(ctypes.addressof(argument.array))
             else:
                 assert not isinstance(argument, float)
                 words.append(argument)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lifelong.kernels.categorical import categorical_call, categorical_sample
+from lifelong.kernels.dense import copy
 from lifelong.kernels.elstm import ElstmAct
-from lifelong.kernels.dense import cpu as dense
 from lifelong.kernels.loop import Direct, Each, Segment, Watched, loop, program
 
 
@@ -24,8 +24,9 @@ def test_a_loop_of_two_calls_is_the_calls_one_by_one(steps: int, dtype: torch.dt
     act = ElstmAct()
     assert act.compiled(x)
     c = state[0].clone()
-    calls = [act.call(x, weights, state, is_init, read, gate), categorical_call(read[..., :-1], uniform, action)]
-    loop(steps, calls, dtype)
+    layer = act.calls(x, weights, state, is_init, read, gate)
+    loop(1, layer.pack, dtype)
+    loop(steps, [*layer.step, categorical_call(read[..., :-1], uniform, action)], dtype)
     for t in range(steps):
         expected, c, expected_gate = act(x[t], *weights, c, is_init[t])
         assert torch.equal(read[t], expected) and torch.equal(state[t + 1], c)
@@ -57,10 +58,10 @@ def test_a_program_goes_round_until_a_watched_number_is_not_finite() -> None:
     veto = torch.arange(K * T * B) == 10
     watched, last = torch.tensor([[1.0], [2.0], [float("inf")], [3.0]]), torch.full((K, B), -1.0)
     segments = [
-        Segment([Direct(dense.COPY[source.dtype], (B, Each(source), Each(steps)))], T),
-        Segment([Direct(dense.COPY[source.dtype], (1, Each(source.view(-1, 1)), Each(some)))], where=(mask, veto)),
+        Segment([copy(Each(source), Each(steps))], T),
+        Segment([copy(Each(source.view(-1, 1)), Each(some))], where=(mask, veto)),
         Segment([]),
-        Segment([Direct(dense.COPY[source.dtype], (B, Each(source.view(K, T, B)[:, -1]), Each(last)))]),
+        Segment([copy(Each(source.view(K, T, B)[:, -1]), Each(last))]),
     ]
     assert program(K, segments, Watched(2, watched), source.dtype) == 2
     assert torch.equal(steps[: 3 * T], source[: 3 * T]) and bool((steps[3 * T :] == -1).all())
