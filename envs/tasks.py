@@ -15,8 +15,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from lifelong.envs.base import BatchedEnv, CompiledSteps, select
+from lifelong.envs.base import BatchedEnv, select
 from lifelong.envs.border import Restarts, told
+from lifelong.envs.compiled import CompiledSteps
 from lifelong.envs.errors import EnvError, EnvStepError, unknown_name
 from lifelong.envs.options import LARGEST, Range, brief, parameters_of, problem
 from lifelong.envs.registry import ENVIRONMENTS, import_part
@@ -380,7 +381,6 @@ class TaskEnv(VectorEnv):
         calls = list(made.calls)
         for own, padded in zip(_seen(made), (obs, final_obs), strict=True):
             rows, first = padded[..., : own.shape[-1]], len(own) - len(made.reward)
-            rows[:first] = own[:first]
             calls.append(place(own[first:], rows[first:]))
         return replace(made, obs=obs, final_obs=final_obs, calls=calls)
 

@@ -34,7 +34,7 @@ from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.agent.runtime.step import adam_of
 from lifelong.agent.strategies.base import Strategy, overrides
-from lifelong.envs.base import CompiledSteps
+from lifelong.envs.compiled import CompiledSteps
 from lifelong.kernels import acting, adam
 from lifelong.kernels.actor_critic_loss.cpu import loss_call
 from lifelong.kernels.advantages.cpu import vtrace_call
@@ -115,7 +115,7 @@ class Plan:
         made = rollout.env.compiled_steps(acted.given_TB)
         if made is None:
             return None
-        made.is_init[0] = rollout.is_init
+        made.obs[0], made.is_init[0] = rollout.obs, rollout.is_init
         scale_B = rollout.env.reward_scale_B if rollout.env.scaled else None
         parts = CompiledActing(
             self.learner.policy,
@@ -306,8 +306,8 @@ class _Rounds:
             policy=parts.policy_TBP[now],
             value=parts.value_TB[now],
             final_value=self.final_value[now],
-            target=torch.zeros(steps, self.B, 0),
-            target_mask=nowhere.expand(steps, -1),
+            target=made.info["target"][now] if "target" in made.info else torch.zeros(steps, self.B, 0),
+            target_mask=made.info["target_mask"][now] if "target_mask" in made.info else nowhere.expand(steps, -1),
             weight=torch.ones(steps, self.B, dtype=self.dtype),
             final_step=torch.zeros(0, self.B, dtype=torch.int64),
             final_obs=made.final_obs[:0],

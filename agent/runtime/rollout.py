@@ -302,11 +302,10 @@ class Rollout:
         if made is None:
             border, acted = None, actions(policy, steps, B, rescaled=False)
             obs = self.obs.new_empty(steps + 1, *self.obs.shape)
-            obs[0] = self.obs
             is_init, reward = torch.empty(steps + 1, B, dtype=torch.bool), torch.empty(steps, B)
         else:
             obs, is_init, reward = made.obs, made.is_init, made.reward
-        is_init[0] = self.is_init
+        obs[0], is_init[0] = self.obs, self.is_init
         scale_B = env.reward_scale_B if env.scaled else None
         generator = None if self.deterministic else self.generator
         parts = CompiledActing(
@@ -321,8 +320,8 @@ class Rollout:
             stepped = {
                 "terminated": made.terminated,
                 "truncated": made.truncated,
-                "target": torch.zeros(steps, B, 0),
-                "target_mask": self.nowhere.expand(steps, -1),
+                "target": made.info.get("target", torch.zeros(steps, B, 0)),
+                "target_mask": made.info.get("target_mask", self.nowhere.expand(steps, -1)),
                 "valid": ~self.nowhere.expand(steps, -1),
                 "episode_return": made.episode_return,
                 "done": is_init[1:],
