@@ -266,7 +266,9 @@ class MLP(Encoder):
                 dx = None if x is obs else slopes.new_empty(len(slopes), layer.inputs)
                 dz = dy if layer.outputs == layer.units else slopes.new_empty(len(slopes), layer.units)
                 into = grads[f"{name}.weight"], grads[f"{name}.bias"], dx
-                calls += layer.backward(by_round(x, rounds, steps), by_round(y, rounds, steps), dy, dz, *into, add=False)
+                calls += layer.backward(
+                    by_round(x, rounds, steps), by_round(y, rounds, steps), dy, dz, *into, add=False
+                )
                 dy = slopes if dx is None else dx
             return calls
 

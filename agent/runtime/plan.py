@@ -19,7 +19,8 @@ rounds are made at once, and to the bit the same for every number of rounds.
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -43,10 +44,15 @@ from lifelong.kernels.dense import Dense, clear, copy
 from lifelong.kernels.loop import Call, Calls, Direct, Each, Segment, Watched, by_round, program
 from lifelong.replay.chunk import Chunk
 
+if TYPE_CHECKING:
+    from lifelong.agent.runtime.trainer import Trainer
+
 #: steps of all copies together that a program is made for at once, where nothing is due before
 ROWS = 4096
 #: what is logged of a round, as the learner names it
 METRICS = ("loss/total", "gradient/norm", "loss/policy", "loss/value", "loss/entropy", "loss/explained_variance")
+
+_log = logging.getLogger("lifelong.plan")
 
 
 def refusal(rollout: Any, learner: Learner, strategies: list[Strategy], *, watched: bool) -> str | None:
@@ -151,6 +157,58 @@ class Plan:
         rows.cell.finish()
         learner.steps += done
         torch.autograd.graph.increment_version(learner.parameters)
+
+
+class Planned:
+    """What a trainer has of a plan: how many rounds are made before anything is due, and what becomes of them.
+
+    Args:
+        trainer: whose chunks these are.
+        watched: whether somebody looks at every chunk.
+    """
+
+    def __init__(self, trainer: Trainer, *, watched: bool) -> None:
+        #: why there is no plan, for the log; empty if there is one
+        self.why = refusal(trainer.rollout, trainer.learner, trainer.strategies, watched=watched) or ""
+        self.plan: Plan | None = None
+        if not self.why:
+            assert isinstance(trainer.rollout, Rollout)
+            self.plan = Plan(trainer.rollout, trainer.learner, trainer.steps)
+        said = f"chunks are made one by one: {self.why}" if self.why else "chunks are one program of compiled calls"
+        _log.info(said)
+
+    def rounds(self, trainer: Trainer) -> int:
+        """Chunks until something is due, all of which see the same tasks and hyper-parameters; at most `ROWS` steps."""
+        config, stream, step = trainer.config, trainer.stream, trainer.step
+        frames = trainer.copies * trainer.steps
+        if trainer.schedules.ramps or stream.smooth:
+            return 1
+        every = config.log_every, config.evaluation.every, config.checkpoint.every
+        ends = [(step // each + 1) * each for each in every]
+        ends += [border for border in stream.borders if border > step][:1]
+        rounds = max(1, min(ROWS // frames, *[-(-(end - step) // frames) for end in ends]))
+        tasks = stream.tasks_at(step, trainer.copies)
+        while rounds > 1 and not torch.equal(stream.tasks_at(step + (rounds - 1) * frames, trainer.copies), tasks):
+            rounds //= 2
+        return rounds
+
+    def advance(self, trainer: Trainer) -> Experience | None:
+        """The next rounds of a trainer; None if they have to be made one by one.
+
+        Raises:
+            NotFinite: see `Plan.run`.
+        """
+        if self.plan is None or not self.plan.ready():
+            return None
+        rounds = self.rounds(trainer)
+        made = self.plan.run(rounds)
+        if made is None:
+            return None
+        last, metrics, all_ = made
+        trainer.frames = rounds * trainer.copies * trainer.steps
+        trainer.step += trainer.frames
+        trainer.record.add(metrics, all_, rounds)
+        return last
 
 
 class _Rounds:
