@@ -334,7 +334,8 @@ class ElementwiseCell(Cell):
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
     ) -> tuple[Calls, Tensor, tuple[Tensor, ...]]:
         weight, bias, v_KN = self.spread()
-        u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], len(weight)), Dense(weight, bias)
+        u_BM = x_TBD.new_empty(x_TBD.shape[1], len(weight))
+        drive = Dense(weight, bias, rows=len(u_BM))
         step = recurrence(self.compiled_recurrence(), u_BM, v_KN, state_TBS, is_init_TB)
         read, read_TBP = read_out(state_TBS[1:, :, : self.output_size], weight_PH, bias_P)
         pack = [*drive.pack(backward=False), *step.pack, *read.pack]

@@ -59,7 +59,10 @@ class GRU(Cell):
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
     ) -> tuple[Calls, Tensor, tuple[Tensor, ...]]:
         bias, inside = self._biases()
-        u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], 3 * self.size), Dense(self.input.weight, bias)
+        u_BM, drive = (
+            x_TBD.new_empty(x_TBD.shape[1], 3 * self.size),
+            Dense(self.input.weight, bias, rows=x_TBD.shape[1]),
+        )
         step = gru_call(u_BM, self.hidden.weight, inside, state_TBS, is_init_TB)
         read, read_TBP = read_out(state_TBS[1:], weight_PH, bias_P)
         pack = [*drive.pack(backward=False), *step.pack, *read.pack]

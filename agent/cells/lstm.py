@@ -53,7 +53,10 @@ class LSTM(Cell):
     def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
     ) -> tuple[Calls, Tensor, tuple[Tensor, ...]]:
-        u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], 4 * self.size), Dense(self.input.weight, self.input.bias)
+        u_BM, drive = (
+            x_TBD.new_empty(x_TBD.shape[1], 4 * self.size),
+            Dense(self.input.weight, self.input.bias, rows=x_TBD.shape[1]),
+        )
         step = lstm_call(u_BM, self.hidden.weight, state_TBS, is_init_TB)
         read, read_TBP = read_out(state_TBS[1:, :, : self.size], weight_PH, bias_P)
         pack = [*drive.pack(backward=False), *step.pack, *read.pack]

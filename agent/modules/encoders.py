@@ -254,7 +254,7 @@ class MLP(Encoder):
         x = obs
         for name, linear in linears:
             offsets = linear.first if isinstance(linear, OneHotLinear) else None
-            layer = Dense(linear.weight, linear.bias, self._activation, offsets)
+            layer = Dense(linear.weight, linear.bias, self._activation, offsets, rows=obs.shape[1])
             y = features if name == linears[-1][0] else features.new_empty(*obs.shape[:2], layer.outputs)
             layers.append((f"layers.{name}", layer, x, y))
             x = y

@@ -81,7 +81,7 @@ class CellBackward:
         before = rows.state_TBS[: K * self.T].unflatten(0, (K, self.T))
         self.first, self.states = Each(before[:, 0]), Each(before)
         self.init = Each(rows.is_init_TB[: K * self.T].unflatten(0, (K, self.T)))
-        self.drive = Dense(cell.weight_input, cell.bias)
+        self.drive = Dense(cell.weight_input, cell.bias, rows=self.M)
         self.pack: list[Call | Direct] = [*self.drive.pack()]
         self.before: list[Call | Direct] = []
         self.outputs: Tensor | Each = self.after
@@ -91,7 +91,7 @@ class CellBackward:
             self.gate = by_round(rows.gate_TBN, K, self.T)
             self.from_input = Dense(cell.output_input, cell.output_bias)
             self.from_state = Dense(cell.output_state, cell.output_bias)
-            self.pack += [*self.from_input.pack(), *self.from_state.pack()]
+            self.pack += [*self.from_input.pack(forward=False), *self.from_state.pack(forward=False)]
             self.outputs = self._empty(self.M, N)
             self.before.append(multiply(self.gate, self.after, self.outputs))
         #: of the carry's part of the last round: the largest entries of |dstate_t/dstate_{t-1}|

@@ -231,7 +231,7 @@ class _Rounds:
         bootstrap = [_shifted(call, T) for call in parts.before[:-1]]
         self.guard = 4
         self.segments = [
-            Segment([*parts.pack, *self.cell.pack, *self.read.pack(), *final.pack]),
+            Segment([*parts.pack, *self.cell.pack, *self.read.pack(forward=False), *final.pack]),
             Segment([*parts.before, *made.calls, *parts.after], T),
             Segment(bootstrap),
             Segment(final.step, where=(made.truncated.flatten(), made.terminated.flatten())),

@@ -124,7 +124,8 @@ def recurrence(step: Recurrence, u_BM: Tensor, v_KN: Tensor, state_TBS: Tensor, 
 
 def read_out(y_TBH: Tensor, weight_PH: Tensor, bias_P: Tensor) -> tuple[Calls, Tensor]:
     """A linear layer on row t of a cell's output, and where it goes, [T, B, P]."""
-    layer, read_TBP = Dense(weight_PH, bias_P), y_TBH.new_empty(*y_TBH.shape[:2], len(weight_PH))
+    layer = Dense(weight_PH, bias_P, rows=y_TBH.shape[1])
+    read_TBP = y_TBH.new_empty(*y_TBH.shape[:2], len(weight_PH))
     return Calls([*layer.pack(backward=False)], [layer.forward(Each(y_TBH), Each(read_TBP))]), read_TBP
 
 

@@ -31,7 +31,8 @@ void FN(adam)(i64 count, i64 decoupled, double lr, double beta1, double beta2, d
               float *const *steps) {
     for (i64 k = 0; k < count; k++) {
         const double step = *steps[k] += 1;
-        const real size = (real)(lr / (1 - pow(beta1, step))), root = (real)sqrt(1 - pow(beta2, step)), tiny = (real)eps;
+        const double root = sqrt(1 - pow(beta2, step)); /* of both terms below the bar: one division */
+        const real size = (real)(lr / (1 - pow(beta1, step)) * root), tiny = (real)(eps * root);
         const real a = (real)(1 - beta1), b = (real)beta2, c = (real)(1 - beta2);
         const real added = decoupled ? 0 : (real)decay, kept = decoupled ? (real)(1 - lr * decay) : 1;
         real *restrict p = params[k], *restrict m = means[k], *restrict v = squares[k];
@@ -41,7 +42,7 @@ void FN(adam)(i64 count, i64 decoupled, double lr, double beta1, double beta2, d
             const real w = p[i] * kept, d = g[i] + added * w;
             m[i] += a * (d - m[i]);
             v[i] = b * v[i] + c * d * d;
-            p[i] = w - size * m[i] / (SQRT(v[i]) / root + tiny);
+            p[i] = w - size * m[i] / (SQRT(v[i]) + tiny);
         }
     }
 }

@@ -86,24 +86,34 @@ class Dense:
         bias: [N].
         activation: one of `ACTIVATIONS`.
         offsets: where the layer reads categories one-hot, int64: at which of the K inputs each of them begins.
+        rows: M of what `forward` reads; one row needs no packed weight.
 
     The tensors are read where they lie: `pack` has to run whenever they have changed.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none", offsets: Tensor | None = None) -> None:
-        self.weight, self.bias, self.offsets = weight.detach(), bias.detach(), offsets
+    def __init__(
+        self, weight: Tensor, bias: Tensor, activation: str = "none", offsets: Tensor | None = None, *, rows: int = 0
+    ) -> None:
+        self.weight, self.bias, self.offsets = weight.detach().contiguous(), bias.detach().contiguous(), offsets
+        self.alone = rows == 1 and offsets is None
         self.kind = ACTIVATIONS[activation]
         self.units, self.inputs = weight.shape
         #: columns of the output
         self.outputs = self.units * (2 if activation == "crelu" else 1)
-        self._by_input, self._pack_input = packing(self.weight, transposed=True)
-        self._by_unit, self._pack_unit = packing(self.weight)
-        self._bias, self._pack_bias = packing(self.bias[None])
+        self._bias, self._by_input, self._by_unit = self.bias, self.weight, self.weight
+        self._forward: list[Direct] = []
+        self._backward: list[Direct] = []
+        if not self.alone:
+            self._by_input, pack_weight = packing(self.weight, transposed=True)
+            self._bias, pack_bias = packing(self.bias[None])
+            self._forward = [pack_weight, pack_bias]
+        if self.inputs % _ALIGNED:
+            self._by_unit, pack = packing(self.weight)
+            self._backward = [pack]
 
-    def pack(self, *, backward: bool = True) -> list[Direct]:
-        """Read the weights, as `forward` and, with `backward`, `inputs` need them."""
-        calls = [self._pack_input, self._pack_bias]
-        return [*calls, self._pack_unit] if backward else calls
+    def pack(self, *, forward: bool = True, backward: bool = True) -> list[Direct]:
+        """Read the weights, as `forward` and `inputs`, a part of `backward`, need them."""
+        return [*(self._forward if forward else []), *(self._backward if backward else [])]
 
     def forward(self, x: Rows, y: Rows) -> Call:
         """From x [M, K], or ids int64 [M, categories], contiguous, to y [M, outputs]."""
@@ -111,6 +121,9 @@ class Dense:
         if self.offsets is not None:
             arguments = (x, self.offsets, self._by_input, self._bias, y)
             return Call(cpu.COLUMNS, (M, width, self.units, self.kind, ys, threads), arguments)
+        if self.alone:
+            assert M == 1
+            return Call(cpu.ONE, (width, self.units, self.kind), (x, self.weight, self.bias, y))
         sizes = (M, width, self.units, self.kind, _stride(x), ys, threads)
         return Call(cpu.FORWARD, sizes, (x, self._by_input, self._bias, y))
 

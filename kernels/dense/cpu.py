@@ -6,6 +6,7 @@ from lifelong.kernels import build
 
 _FOLDER = "lifelong.kernels.dense"
 FORWARD = build.function(_FOLDER, "forward_call", "pp")
+ONE = build.function(_FOLDER, "one_call", "pp")
 COLUMNS = build.function(_FOLDER, "columns_call", "pp")
 SLOPE = build.function(_FOLDER, "slope_call", "pp")
 WEIGHTS = build.function(_FOLDER, "weights_call", "pp")

@@ -219,7 +219,7 @@ class ElstmAct:
         """
         packed, pack = [], []
         for index, weight in enumerate(each.detach().contiguous() for each in weights):
-            if index in (0, 3, 4):  # input-major
+            if index in (0, 3, 4) and x_TBD.shape[1] > 1:  # input-major
                 packed.append(weight.new_empty(weight.shape[::-1]))
                 pack.append(transpose(weight, packed[-1]))
             else:

@@ -15,6 +15,7 @@ GATE_BACKWARD = build.function("lifelong.kernels.elstm", "elstm_gate_backward", 
 _ACT = build.function("lifelong.kernels.elstm", "elstm_act", "iiiii" + "p" * 16)
 _ACT_ROWS = 8  # batch rows per block of a step, as in cpu.c
 ACT_CALL = build.function("lifelong.kernels.elstm", "elstm_act_call", "pp")
+ONE_CALL = build.function("lifelong.kernels.elstm", "elstm_one_call", "pp")
 NARROW = 16  # widest input that the fused layer takes, as in cpu.c
 _GROUPS, _GROUP = 16, 4  # most groups of copies whose gradients are summed apart, and fewest copies per group
 
@@ -141,8 +142,9 @@ def act_call(
     read_TBP: torch.Tensor,
     gate_TBN: torch.Tensor,
 ) -> Call:
-    """`act` from row t to row t, c and is_init with a row more; see `kernels.elstm.ElstmAct.calls`."""
+    """`act` from row t to row t, c and is_init with a row more; see `kernels.elstm.ElstmAct.calls`. For one copy the
+    weights are not packed."""
     (_, B, D), N, P, dtype = x_TBD.shape, c_TBN.shape[2], read_TBP.shape[2], x_TBD.dtype
     scratch = torch.empty((-(-B // _ACT_ROWS) * _ACT_ROWS, 2 * N), dtype=dtype)
     rows = (Each(c_TBN), Each(is_init_TB), zeros(N, dtype), scratch, Each(read_TBP), Each(c_TBN[1:]), Each(gate_TBN))
-    return Call(ACT_CALL, (B, D, N, P, torch.get_num_threads()), (Each(x_TBD), *packed, *rows))
+    return Call(ACT_CALL if B > 1 else ONE_CALL, (B, D, N, P, torch.get_num_threads()), (Each(x_TBD), *packed, *rows))
