@@ -394,7 +394,7 @@ class TaskEnv(VectorEnv):
         info.setdefault("target_mask", self._none_B)
         return obs, reward, terminated, truncated, info
 
-    def performance(self, returns: Tensor, task: int) -> Tensor:
+    def performance(self, returns: Any, task: int) -> Any:
         """Returns of `task` mapped so that a useless policy has 0 and a solved task 1 (not clipped)."""
         low, high = self.scores[task]
         return (returns - low) / (high - low)

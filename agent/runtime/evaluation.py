@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
+from lifelong.agent.optimizers.base import Averaging
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.randomness import aside
 from lifelong.agent.runtime.rollout import Rollout
@@ -44,15 +45,21 @@ class Evaluator:
     def evaluate(self, ctx: Context, strategies: list[Strategy]) -> np.ndarray:
         """Returns of all tasks, float64 [tasks, episodes]; the workers take the tasks in turn."""
         views = overrides(strategies, "evaluation_view")
+        averaging = ctx.optimizer if isinstance(ctx.optimizer, Averaging) else None
         rows: dict[int, np.ndarray] = {}
         for task in filter(ctx.workers.owns, range(len(self.env.tasks))):
             with ExitStack() as stack:
+                if averaging:
+                    stack.enter_context(averaging.evaluation_view())
                 for strategy in views:
                     stack.enter_context(strategy.evaluation_view(ctx, task))
                 with aside(self.seed + task):
                     rows[task] = self._episodes(task)
         for others in ctx.workers.gather(rows):
             rows |= others
+        if averaging:
+            scores = [float(self.env.performance(rows[task], task).mean()) for task in sorted(rows)]
+            averaging.look(max(ctx.segment, 0), sum(scores) / len(scores))
         return np.stack([rows[task] for task in range(len(self.env.tasks))])
 
     def _episodes(self, task: int) -> np.ndarray:

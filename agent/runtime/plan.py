@@ -180,8 +180,8 @@ class Planned:
     def rounds(self, trainer: Trainer) -> int:
         """Chunks until something is due, all of which see the same tasks and hyper-parameters; at most `ROWS` steps."""
         config, stream, step = trainer.config, trainer.stream, trainer.step
-        frames = trainer.copies * trainer.steps
-        if trainer.schedules.ramps or stream.smooth:
+        frames = trainer.copies * trainer.chunk.steps
+        if trainer.schedules.ramps or trainer.schedules.lengths or stream.smooth:
             return 1
         every = config.log_every, config.evaluation.every, config.checkpoint.every
         ends = [(step // each + 1) * each for each in every]
@@ -200,12 +200,12 @@ class Planned:
         """
         if self.plan is None or not self.plan.ready():
             return None
-        rounds = self.rounds(trainer)
+        rounds, self.plan.steps = self.rounds(trainer), trainer.chunk.steps
         made = self.plan.run(rounds)
         if made is None:
             return None
         last, metrics, all_ = made
-        trainer.frames = rounds * trainer.copies * trainer.steps
+        trainer.frames = rounds * trainer.copies * trainer.chunk.steps
         trainer.step += trainer.frames
         trainer.record.add(metrics, all_, rounds)
         return last
