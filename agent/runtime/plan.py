@@ -174,8 +174,7 @@ class Planned:
         if not self.why:
             assert isinstance(trainer.rollout, Rollout)
             self.plan = Plan(trainer.rollout, trainer.learner, trainer.steps)
-        said = f"chunks are made one by one: {self.why}" if self.why else "chunks are one program of compiled calls"
-        _log.info(said)
+        _log.info("no plan: %s" if self.why else "planned%s", self.why)
 
     def rounds(self, trainer: Trainer) -> int:
         """Chunks until something is due, all of which see the same tasks and hyper-parameters; at most `ROWS` steps."""
