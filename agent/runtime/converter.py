@@ -117,8 +117,8 @@ def _lead(space: gymnasium.Space[Any], obs: Any) -> tuple[int, ...]:
     extra = len(shape) - len(own)
     if extra not in (0, 1) or shape[extra:] != own or (extra and not shape[0]):
         raise EnvError(
-            f"the observation has shape {shape}; it must be {own} for one environment, or have a leading axis for several: "
-            f"the space is {space}"
+            f"the observation has shape {shape}; it must be {own} for one environment, or have a leading axis for "
+            f"several: the space is {space}"
         )
     return shape[:extra]
 
