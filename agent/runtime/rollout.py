@@ -311,6 +311,7 @@ class Rollout:
         parts = CompiledActing(
             policy, self.inputs(), obs, self.state_BS, is_init, reward, scale_B, acted, border, generator
         )
+        loop(1, parts.pack, parts.state_TBS.dtype)
         if made is None:
             stepped = self._step_between(parts, obs, is_init, reward, acted.clipped_TB)
         else:

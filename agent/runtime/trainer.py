@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.registry import REGISTRY, is_foreign
-from lifelong.agent.runtime import checkpoint, state
+from lifelong.agent.runtime import state
 from lifelong.agent.runtime.capture import ChunkRunner, Graph
 from lifelong.agent.runtime.detection import Detection
 from lifelong.agent.runtime.evaluation import Evaluator
@@ -22,6 +22,7 @@ from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
 from lifelong.agent.runtime.metrics import Evaluations, average_performance
+from lifelong.agent.runtime.plan import Planned
 from lifelong.agent.runtime.plasticity import plasticity
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rescue import check_returns, drop, look, rescue
@@ -81,6 +82,7 @@ class Trainer:
         self.copies, self.steps = config.rollout.copies, config.rollout.steps
         #: acts for T steps and learns from them; with a `graph`, as one CUDA graph
         self.chunk = ChunkRunner(rollout, learner, strategies, self.steps, graph, kept=detection is not None)
+        self.planned = Planned(self, watched=detection is not None)
         self.step, self.segment, self.ended = 0, -1, 0  # ended: segments whose task is not trained any more
         self.logged = 0  # step at the last line of the log
         self.frames = 0  # steps of the last chunk, all its copies together
@@ -120,10 +122,12 @@ class Trainer:
         return True
 
     def advance(self) -> Experience | None:
-        """One chunk: act, learn, and let the strategies see it. None if it was dropped."""
+        """A chunk, or several that are planned: act, learn, let the strategies see it. None if it was dropped."""
         self.follow_stream()
         self.chunk.steps = self.schedules.apply(self.step)
         try:
+            if (planned := self.planned.advance(self)) is not None:
+                return planned
             experience, metrics, reset_units = self.chunk(self.context())
         except NotFinite as found:
             drop(self, found)
@@ -272,15 +276,7 @@ class Trainer:
     def save(self, log: RunLog | NoLog) -> None:
         """Write a checkpoint from which the run goes on bit for bit."""
         look(self)
-        checkpoint.save(
-            self.record.folder / "checkpoints",
-            self.step,
-            self.shared_state(),
-            self.own_state(),
-            self.record.about(log),
-            self.config.checkpoint.keep,
-            self.workers,
-        )
+        state.save(self, log)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training depends on (see `agent.runtime.state`)."""
