@@ -411,10 +411,11 @@ def _vary(pair: list[BatchedEnv]) -> None:
             max(param.default + (1 if param.integer else 0.1 * (abs(param.default) or 1.0)), param.low), param.high
         )
         for each in pair:
+            before = each.state_dict()
             try:
                 each.set_params(mask, **{name: near})
             except ValueError:  # it does not go with the others
-                break
+                each.load_state_dict(before)
 
 
 def _results(got: Any, wanted: Any) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -53,10 +53,11 @@ def switch(envs: tuple[BatchedEnv, ...], turn: int) -> None:
         share = (turn * 0.37 + len(name) * 0.11) % 1.0
         value = low + share * (high - low)
         for env in envs:
+            before = env.state_dict()
             try:
                 env.set_params(mask, **{name: round(value) if param.integer else value})
-            except ValueError:
-                break
+            except ValueError:  # it does not go with the others
+                env.load_state_dict(before)
 
 
 def compare(name: str, steps: int, copies: int) -> int:
