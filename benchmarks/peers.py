@@ -3,7 +3,7 @@
     lifelong bench peers [--json FILE] [--seconds S]
 
 eLSTM with exact RTRL or truncated BPTT, advantage actor-critic with lambda-returns, clipped gradients, Adam, CartPole.
-The JAX program (`peer_jax.py`) is our own in the form its field writes them: environment, update and loop in one
+The JAX program (`programs/elstm_jax.py`) is our own in the form its field writes them: environment, update and loop in one
 `lax.scan`, RTRL's sensitivities moved at every step. Both take turns, each in a process of its own with one thread;
 the median of the ratios of the processor's time is reported. JAX is needed only here: `pip install jax`, in this Python
 or in one that --jax names.
@@ -102,7 +102,7 @@ def compare(jax: str, seconds: float) -> dict[str, Any]:
         arguments = [json.dumps(case)]
         peers = {
             "ours": Peer([sys.executable, __file__, "--serve", *arguments]),
-            "jax": Peer([jax, str(Path(__file__).with_name("peer_jax.py")), *arguments]),
+            "jax": Peer([jax, str(Path(__file__).parent / "programs" / "elstm_jax.py"), *arguments]),
         }
         count = STEPS if case[0] > 1 else STEPS // 10
         for peer in peers.values():

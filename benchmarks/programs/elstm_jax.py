@@ -1,10 +1,10 @@
 """The JAX program that `benchmarks/peers.py` compares with: everything in one `lax.scan`, jitted.
 
-    python benchmarks/peer_jax.py '[copies, steps, encoder, units, "rtrl" | "bptt"]'
+    python benchmarks/programs/elstm_jax.py '[copies, steps, encoder, units, "rtrl" | "bptt"]'
 
 The eLSTM (f = sigmoid(F x + v_f c + b_f), z = tanh(Z x + v_z c + b_z), c' = f c + (1 - f) z, its output
-sigmoid(W x + U c' + b) c'); exact RTRL in its chunked form: within a chunk by `jax.grad`, before it by the sensitivities
-of the state, moved step by step. It needs JAX and nothing else.
+sigmoid(W x + U c' + b) c'); exact RTRL in its chunked form: within a chunk by `jax.grad`, before it by the
+sensitivities of the state, moved step by step. It needs JAX and nothing else.
 """
 
 from __future__ import annotations
