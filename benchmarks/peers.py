@@ -3,8 +3,8 @@
     lifelong bench peers [--json FILE] [--seconds S]
 
 eLSTM with exact RTRL or truncated BPTT, advantage actor-critic with lambda-returns, clipped gradients, Adam, CartPole.
-The JAX program (`programs/elstm_jax.py`) is our own in the form its field writes them: environment, update and loop in one
-`lax.scan`, RTRL's sensitivities moved at every step. Both take turns, each in a process of its own with one thread;
+The JAX program (`programs/elstm_jax.py`) is our own in the form its field writes them: environment, update, loop in
+one `lax.scan`, RTRL's sensitivities moved at every step. Both take turns, each in a process of its own with one thread;
 the median of the ratios of the processor's time is reported. JAX is needed only here: `pip install jax`, in this Python
 or in one that --jax names.
 """
