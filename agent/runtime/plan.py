@@ -67,9 +67,10 @@ def refusal(rollout: Any, learner: Learner, strategies: list[Strategy], *, watch
     policy, objective = learner.policy, learner.objective
     if type(rollout) is not Rollout or rollout.dense:
         return "acting elsewhere"
-    later = [*overrides(strategies, "after_chunk"), *overrides(strategies, "on_clock")]
-    hooked = [type(strategy).__name__ for strategy in (strategies if learner.hooked else later)]
+    others = [hook for name in ("after_chunk", "on_clock") for hook in overrides(strategies, name)]
+    hooked = [type(strategy).__name__ for strategy in (strategies if learner.hooked else others)]
     checks = {
+        "policy.weight_drop or rollout.initial_state": learner.changed is not None,
         f"the strategy {', '.join(hooked)}": bool(hooked),
         "a detector": watched,
         "several workers": learner.workers.count > 1,
@@ -80,7 +81,7 @@ def refusal(rollout: Any, learner: Learner, strategies: list[Strategy], *, watch
         "the action space": type(policy.distribution) is not Categorical,
         "heads per task": policy.actor.tasks > 1 or policy.values > 1,
         "the optimiser": adam_of(learner.optimizer) is None,
-        "parameters that are generated": any(not p.is_leaf or not p.is_contiguous() for p in learner.parameters),
+        "parameters that lie apart": not all(p.is_contiguous() for p in learner.parameters),
     }
     found = next((name for name, applies in checks.items() if applies), None)
     return found or backward.refusal(policy.cell, learner.engine)

@@ -153,6 +153,12 @@ def test_a_run_that_is_stopped_and_resumed_is_that_of_one_piece(tmp_path: Path) 
         ({"optimizer": {"kind": "sgd", "lr": 0.1}}, "optimiser"),
         ({"gradient": {"kind": "rtrl", "carry_dtype": "bfloat16"}}, "bfloat16"),
         ({"policy": {"encoder": {"kind": "mlp", "norm": "layer"}}}, "encoder"),
+        ({"policy": {"encoder": {"kind": "mlp", "norm": "weight"}}}, "encoder"),
+        ({"policy": {"weight_drop": 0.1}, "gradient": "bptt"}, "weight_drop"),
+        (
+            {"strategy": "hypernet", "gradient": "bptt", "policy": {"encoder": {"kind": "mlp", "hidden": [5]}}},
+            "hypernet",
+        ),
     ],
 )
 def test_what_keeps_a_run_from_having_a_plan_is_told(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
