@@ -154,7 +154,7 @@ def test_a_run_that_is_stopped_and_resumed_is_that_of_one_piece(tmp_path: Path) 
         ({"gradient": {"kind": "rtrl", "carry_dtype": "bfloat16"}}, "bfloat16"),
         ({"policy": {"encoder": {"kind": "mlp", "norm": "layer"}}}, "encoder"),
         ({"policy": {"encoder": {"kind": "mlp", "norm": "weight"}}}, "encoder"),
-        ({"policy": {"weight_drop": 0.1}, "gradient": "bptt"}, "weight_drop"),
+        ({"rollout": {"initial_state": "noise"}, "gradient": "bptt"}, "initial_state"),
         (
             {"strategy": "hypernet", "gradient": "bptt", "policy": {"encoder": {"kind": "mlp", "hidden": [5]}}},
             "hypernet",
