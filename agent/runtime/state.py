@@ -29,6 +29,7 @@ def shared(trainer: Trainer) -> dict[str, Any]:
         "optimizer": trainer.learner.optimizer.state_dict(),
         "objective": trainer.learner.objective.state_dict(),
         "minibatches": trainer.learner.generator.get_state(),
+        "changed": trainer.learner.changed.generator.get_state() if trainer.learner.changed else None,
         "strategies": _strategies(trainer, sharded=False),
     }
 
@@ -70,6 +71,8 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     trainer.learner.optimizer.load_state_dict(saved["optimizer"])
     trainer.learner.engine.load_state_dict(saved["carry"])
     trainer.learner.generator.set_state(saved["minibatches"])
+    if trainer.learner.changed and saved["changed"] is not None:
+        trainer.learner.changed.generator.set_state(saved["changed"].cpu())
     trainer.rollout.load_state_dict(saved["rollout"])
     states = {**saved["strategies"], **saved["strategy_shards"]}
     for strategy, spec in zip(trainer.strategies, trainer.config.strategy, strict=True):
