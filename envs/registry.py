@@ -22,6 +22,7 @@ ENVIRONMENTS: dict[str, str] = {
     # prediction: the action is the prediction, info["target"] the truth
     "Copy": "lifelong.envs.prediction.copy:Copy",
     "ImageRows": "lifelong.envs.prediction.image_rows:ImageRows",
+    "Lorenz": "lifelong.envs.prediction.lorenz:Lorenz",
     # adapters: other people's environments under the same contract
     "gymnasium": "lifelong.envs.adapters.gymnasium:GymnasiumEnv",
     "envpool": "lifelong.envs.adapters.envpool:EnvPoolEnv",
