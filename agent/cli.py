@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lifelong
-from lifelong.agent import adding
+from lifelong.agent import adding, reproduce
 from lifelong.agent import config as configs
 from lifelong.agent.errors import (
     CheckpointError,
@@ -115,6 +115,8 @@ def parser() -> Parser:
     verify = commands.add_parser("verify", help="check that the ledger of a sweep holds")
     verify.add_argument("folder", metavar="SWEEP", type=Path, help="folder of a sweep, such as sweeps/strategies")
 
+    again = reproduce.declare(commands)
+
     bench = commands.add_parser("bench", help="run a benchmark of benchmarks/")
     bench.add_argument("name", metavar="NAME")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
@@ -135,9 +137,9 @@ def parser() -> Parser:
         )
     for command in (run, resume, evaluate, show, sweep):
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
-    for command in (run, resume, sweep, compare):
+    for command in (run, resume, sweep, compare, again):
         command.add_argument("--quiet", action="store_true", help="no progress")
-    for command in (run, resume, evaluate, report, sweep, compare):
+    for command in (run, resume, evaluate, report, sweep, compare, again):
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands.add_parser("schema", help="the JSON schema of configs, for editors")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
@@ -468,6 +470,7 @@ COMMANDS = {
     "compare": _compare,
     "sweep": _sweep,
     "verify": _verify,
+    "reproduce": reproduce.command,
     "bench": _bench,
     "list": _list,
     "show": _show,

@@ -22,6 +22,7 @@ import yaml
 from lifelong.agent.errors import ConfigError, choice, unknown_name
 from lifelong.agent.reading import CONFIG_FOLDER, SWEEP_FOLDER, bundled, find, merge, override, parse_yaml, put, read
 from lifelong.agent.registry import REGISTRY, check_name, is_foreign
+from lifelong.agent.schedules import SHAPES
 from lifelong.envs.options import LARGEST, Range, brief, problem
 
 __all__ = [
@@ -101,6 +102,17 @@ class PolicyConfig:
 
 
 @dataclass
+class ShortFirstConfig:
+    """Shorter chunks at first, which grow to `rollout.steps`."""
+
+    #: steps of the first ones; 0: all have `rollout.steps`
+    steps: int = bounded(0, 0, 10**6)
+    #: environment steps until they have `rollout.steps`
+    over: int = bounded(1_000_000, 1)
+    shape: str = field(default="linear", metadata={"choices": SHAPES})
+
+
+@dataclass
 class RolloutConfig:
     """How experience is collected."""
 
@@ -108,6 +120,7 @@ class RolloutConfig:
     copies: int = bounded(64, 1, 10**7)
     #: steps of a chunk, T: the parameters are constant during a chunk
     steps: int = bounded(32, 1, 10**6)
+    short_first: ShortFirstConfig = field(default_factory=ShortFirstConfig)
     #: let first episodes start at a random age, so that copies do not time out together
     random_initial_age: bool = False
 
@@ -300,6 +313,7 @@ def check(raw: Mapping[str, Any]) -> Config:
             raise ConfigError(f"strategy_options.{name} is {brief(options)}; it must be a mapping of options")
     _check_runners(config)
     _check_detector(config)
+    _check_short_first(config)
     kinds = [strategy["kind"] for strategy in config.strategy]
     for kind in kinds:
         if kinds.count(kind) > 1:
@@ -348,6 +362,17 @@ def _check_detector(config: Config) -> None:
         raise ConfigError(
             "stream.boundaries is detected, which needs chunks of all copies, and environment runners give some at a "
             "time; set runtime.env_runners to 0"
+        )
+
+
+def _check_short_first(config: Config) -> None:
+    first, steps, runners = config.rollout.short_first.steps, config.rollout.steps, config.runtime.env_runners
+    if first > steps:
+        raise ConfigError(f"rollout.short_first.steps is {first}, above rollout.steps, {steps}; lower it")
+    if first and runners:
+        raise ConfigError(
+            f"rollout.short_first.steps is {first}, and runtime.env_runners, {runners}, give chunks of one length; set "
+            "one of them to 0"
         )
 
 

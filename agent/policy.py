@@ -15,10 +15,8 @@ from lifelong.agent import registry
 from lifelong.agent.cells.base import Acted, Cell
 from lifelong.agent.config import PolicyConfig
 from lifelong.agent.modules.encoders import Encoder
-from lifelong.agent.modules.heads import ActorHead, Categorical, Distribution, distribution_of
+from lifelong.agent.modules.heads import ActorHead, Distribution, distribution_of
 from lifelong.agent.modules.values import EpsilonGreedy
-from lifelong.kernels.categorical import categorical_call
-from lifelong.kernels.loop import Call
 from lifelong.replay.chunk import Chunk
 
 
@@ -171,23 +169,6 @@ class Policy(nn.Module):
         x_BD = self.encode(inputs)
         read_BP, state_BS, kept = self.cell.read_out(x_BD, state_BS, is_init_B, *self.read_out())
         return Step(self.outputs(read_BP, inputs), state_BS, x_BD, kept)
-
-    def compiled(self) -> bool:
-        """Whether `act_calls` can be used: the cell reads a vector observation and nothing else, one head draws from a
-        categorical distribution, and the cell has a compiled call."""
-        plain = self.encoder.transparent and not (self.with_action or self.with_reward or self.tasks_shown)
-        one_head = self.actor.tasks == self.values == 1 and type(self.distribution) is Categorical
-        return plain and one_head and self.cell.compiled()
-
-    def act_calls(
-        self, obs_TBD: Tensor, uniform_TB: Tensor, state_TBS: Tensor, is_init_TB: Tensor, action_TB: Tensor
-    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
-        """`step` and a draw from the actor for T steps, for `kernels.loop`: `(calls, read-out [T, B, P + 1], kept)`.
-
-        `state_TBS` and `is_init_TB` have a row more than there are steps.
-        """
-        call, read, kept = self.cell.read_out_call(obs_TBD, state_TBS, is_init_TB, *self.read_out())
-        return [call, categorical_call(read[..., :-1], uniform_TB, action_TB)], read, kept
 
     def sequence(
         self,

@@ -24,6 +24,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "random": "lifelong.envs.stream:Random",
         "blurry": "lifelong.envs.stream:Blurry",
         "drift": "lifelong.envs.stream:Drift",
+        "curriculum": "lifelong.envs.curriculum:Curriculum",
     },
     "encoder": {
         "identity": "lifelong.agent.modules.encoders:Identity",
@@ -150,6 +151,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "adamw": "torch.optim:AdamW",
         "sgd": "torch.optim:SGD",
         "rmsprop": "torch.optim:RMSprop",
+        "schedule_free": "lifelong.agent.optimizers.schedule_free:ScheduleFree",
+        "nt_asgd": "lifelong.agent.optimizers.nt_asgd:NTASGD",
     },
 }
 

@@ -21,7 +21,7 @@ Rules that every environment keeps (tests/envs/test_contract.py runs on all of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -32,8 +32,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from lifelong.envs import compiled
+from lifelong.envs.compiled import CompiledEnv, CompiledSteps
 from lifelong.envs.errors import EnvError, unknown_name
-from lifelong.kernels.loop import Call
 
 
 @dataclass(frozen=True)
@@ -62,25 +63,6 @@ def select(mask_B: Tensor, new: Tensor, old: Tensor) -> Tensor:
 def select_state(mask_B: Tensor, new: Any, old: Any) -> Any:
     """`select` applied to every tensor of a flat state dataclass."""
     return type(old)(**{f.name: select(mask_B, getattr(new, f.name), getattr(old, f.name)) for f in fields(old)})
-
-
-@dataclass(frozen=True)
-class CompiledSteps:
-    """T steps that `kernels.loop` can make; all tensors but `obs` and `is_init` [T + 1, B, ...] have T rows.
-
-    `obs[t]` is observed before step t, `is_init[t + 1]` says that it ended an episode; `finish` puts the environment
-    after the last step.
-    """
-
-    call: Call
-    obs: Tensor
-    is_init: Tensor
-    final_obs: Tensor
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    episode_return: Tensor
-    finish: Callable[[], None]
 
 
 class Watch:
@@ -177,7 +159,15 @@ class BatchedEnv(VectorEnv):
     #: resets and steps, from the first on, in which what a subclass returns is looked at
     WATCHED: ClassVar[int] = 8
     #: gone before anything is repeated (see `agent.runtime.capture`)
-    TRANSIENT: ClassVar[tuple[str, ...]] = ("_watch",)
+    TRANSIENT: ClassVar[tuple[str, ...]] = ("_watch", "_compiled_env")
+    #: positional and keyword arguments that it was made with
+    made_with: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> BatchedEnv:
+        """An instance that knows what it was made with, so that a twin of it can be made (`envs.compiled`)."""
+        made = super().__new__(cls)
+        made.made_with = (args, kwargs)
+        return made
 
     def __init__(
         self,
@@ -211,6 +201,8 @@ class BatchedEnv(VectorEnv):
         #: what `advance` and `observe` return in memory that they write to again
         self._reused: set[str] = set()
         self._watch: Watch | None = Watch(num_envs, self.WATCHED, self._reused)
+        #: its compiled steps; None: none so far, False: there are none
+        self._compiled_env: CompiledEnv | bool | None = None
 
     # ---- what a subclass writes ----------------------------------------------------------------------------------
 
@@ -279,6 +271,15 @@ class BatchedEnv(VectorEnv):
         if self.state is None:
             raise EnvError("step() before the first reset()")
         action = torch.as_tensor(actions, device=self.device)
+        # compiled steps are equal to the bit, so it does not matter when they begin: not for a few steps
+        if self._watch is None:
+            steps = self._compiled(action)
+            if steps is not None:
+                return steps.step(self, action)
+        return self.eager_step(action)
+
+    def eager_step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """`step` in torch, which is what it means; `action` is a tensor on `device`."""
         state, reward_B, terminated_B, info = self.advance(self.state, action)
         if self._watch is not None:
             self._watch.check(reward_B, terminated_B)
@@ -308,7 +309,21 @@ class BatchedEnv(VectorEnv):
 
         They draw the random numbers of T calls of `step`, and are valid once the call has been made for all T rows.
         """
-        return None
+        own = type(self).step is not BatchedEnv.step
+        steps = None if own or self.state is None else self._compiled(action_TB[0])
+        return None if steps is None else steps.steps(self, action_TB)
+
+    def _compiled(self, action: Tensor) -> CompiledEnv | None:
+        """Its compiled steps, if there are any for such actions."""
+        if self._compiled_env is False or not compiled.available(self):
+            return None
+        if self._compiled_env is None:
+            self._compiled_env = compiled.compiled(self) or False
+        return (
+            self._compiled_env
+            if isinstance(self._compiled_env, CompiledEnv) and self._compiled_env.fits(self, action)
+            else None
+        )
 
     def set_params(self, mask: Any = None, **params: Any) -> None:
         """Write task parameters of the copies in `mask` (bool [B]; all copies if None); their episodes go on.

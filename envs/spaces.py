@@ -67,6 +67,8 @@ class ObservationBorder:
                 "the environment through the gymnasium adapter, which flattens Dict and Tuple"
             )
         self.dtype = getattr(torch, str(self.space.dtype))
+        #: observations of the environment are those of `space`
+        self.plain = self.start is None and (source.dtype, source.shape) == (self.space.dtype, self.space.shape)
         self._plain: torch.Size | None = None  # of observations that are as `space` has them
 
     def __call__(self, obs: Tensor) -> Tensor:

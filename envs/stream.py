@@ -1,7 +1,8 @@
 """TaskStream: which task every copy is on, as a pure function of the global step.
 
-A schedule is seeded and has no state, so a stream is resumed by knowing the step, and it does not depend on the number
-of copies or workers: a schedule gives *proportions* of tasks, and copy b of B takes the task at its fixed quantile.
+A schedule is seeded, so a stream is resumed by knowing the step (and, of a curriculum, where its criterion was met). It
+does not depend on the number of copies or workers: a schedule gives *proportions* of tasks, and copy b of B takes the
+task at its fixed quantile.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,27 @@ class Schedule:
             return [1.0 / len(shares)] * len(shares)
         shares[task] = 1.0
         return shares
+
+    def stages(self) -> list[tuple[float, ...]]:
+        """Where what was learned decides what comes next: the shares of the tasks in every stage there may be."""
+        return []
+
+    def look(self, step: int, performance: Sequence[float]) -> bool:
+        """Told of every evaluation in training, with the performance of every task; True if the rest has changed."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found out on the way; nothing of a schedule that is known beforehand."""
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: it is of a schedule that found out what to train, and this one knows it beforehand.
+        """
+        if saved:
+            raise ValueError("its tasks were trained by a curriculum, and now stream.schedule is another one")
 
 
 class Sequential(Schedule):
@@ -215,9 +237,14 @@ class Phases(Schedule):
 
     Args:
         schedules: those of the phases; the tasks of all are numbered through.
+
+    Raises:
+        EnvError: one of them finds out by itself which tasks come next.
     """
 
     def __init__(self, schedules: Sequence[Schedule]) -> None:
+        if any(schedule.stages() for schedule in schedules):
+            raise EnvError("a curriculum says itself which task comes next, so none can be added; start a new run")
         self.schedules = list(schedules)
         self.steps = [steps for schedule in schedules for steps in schedule.steps]
         self.segments = []
@@ -284,10 +311,17 @@ class TaskStream:
         self.schedule = schedule
         #: length of the stream in environment steps
         self.total_steps = max(1, round(share * schedule.total_steps))
+        self._plan()
+        if schedule.smooth and len({task.group() for task in self.tasks}) > 1:
+            raise EnvError(
+                "schedule drift moves the parameters of one environment; its tasks use several (or other options)"
+            )
+
+    def _plan(self) -> None:
         #: the segments in order
         self.segments = [
             replace(segment, end=min(segment.end, self.total_steps))
-            for segment in schedule.segments
+            for segment in self.schedule.segments
             if segment.start < self.total_steps
         ]
         ends = {s.end for s in self.segments} | {self.trained_until(i) for i in range(len(self.segments))}
@@ -295,11 +329,22 @@ class TaskStream:
         self.borders = sorted(ends)
         pairs = enumerate(itertools.pairwise(self.segments))
         #: the steps at which the task changes, or begins to
-        self.changes = [schedule.left_from(i) for i, (here, following) in pairs if here.task != following.task]
-        if schedule.smooth and len({task.group() for task in self.tasks}) > 1:
-            raise EnvError(
-                "schedule drift moves the parameters of one environment; its tasks use several (or other options)"
-            )
+        self.changes = [self.schedule.left_from(i) for i, (here, following) in pairs if here.task != following.task]
+
+    def look(self, step: int, performance: Sequence[float]) -> list[int]:
+        """Told of every evaluation in training, with the performance of every task; where training on each ends."""
+        if step < self.total_steps and self.schedule.look(step, performance):
+            self._plan()
+        return self.training_ends()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the schedule found out on the way."""
+        return self.schedule.state_dict()
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned (see `Schedule.load_state_dict`)."""
+        self.schedule.load_state_dict(saved)
+        self._plan()
 
     @property
     def smooth(self) -> bool:
@@ -324,6 +369,8 @@ class TaskStream:
             first = -(-segment.start // frames) * frames  # where the first chunk that begins in it begins
             if first < segment.end and (segment.task is None or segment.task not in trained):
                 trained |= set(self.tasks_at(first, copies).tolist())
+        if self.schedule.stages():
+            return sorted(everyone.difference(*(spread(shares, copies).tolist() for shares in self.schedule.stages())))
         if self.total_steps >= self.schedule.total_steps:  # nothing was left out on purpose
             planned = everyone
         return sorted(planned - trained)
@@ -370,6 +417,10 @@ class TaskStream:
         """The step at which training on `task` ends for the last time (the end of the stream if it never was alone)."""
         ends = [self.trained_until(i) for i, segment in enumerate(self.segments) if self._trains(segment, task)]
         return max(ends) if ends else self.total_steps
+
+    def training_ends(self) -> list[int]:
+        """`training_end` of every task."""
+        return [self.training_end(task) for task in range(len(self.tasks))]
 
     def _trains(self, segment: Segment, task: int) -> bool:
         return task == segment.task if segment.task is not None else self.schedule.proportions(segment.start)[task] > 0

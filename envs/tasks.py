@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import gymnasium
@@ -15,12 +15,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from lifelong.envs.base import BatchedEnv, CompiledSteps, select
+from lifelong.envs.base import BatchedEnv, select
 from lifelong.envs.border import Restarts, told
+from lifelong.envs.compiled import CompiledSteps
 from lifelong.envs.errors import EnvError, EnvStepError, unknown_name
 from lifelong.envs.options import LARGEST, Range, brief, parameters_of, problem
 from lifelong.envs.registry import ENVIRONMENTS, import_part
 from lifelong.envs.spaces import ActionBorder, ObservationBorder, byte_scale
+from lifelong.kernels.acting import place
 
 
 def environment_class(kind: str) -> type[BatchedEnv]:
@@ -115,6 +117,10 @@ def _check(task: str, cls: type[BatchedEnv], kind: str, params: Mapping[str, Any
         wrong = problem(Annotated[int if param.integer else float, limits], value)
         if wrong is not None:
             raise EnvError(f"task {task!r}: {name} of env {kind} is {brief(value)}; it must be {wrong}")
+
+
+def _seen(steps: CompiledSteps) -> tuple[Tensor, Tensor]:
+    return steps.obs, steps.final_obs
 
 
 class TaskEnv(VectorEnv):
@@ -355,12 +361,28 @@ class TaskEnv(VectorEnv):
         info["final_obs"] = self._read(g, info["final_obs"])
         return self._read(g, obs), reward, terminated, truncated, info
 
+    def action_border(self) -> ActionBorder | None:
+        """How actions become those of the environment, if all copies share one and they differ."""
+        border = self.acts[next(iter(self._mask_of_group))]
+        return None if border.plain or len(self._mask_of_group) > 1 else border
+
     def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
-        """T steps in compiled calls (see `BatchedEnv.compiled_steps`); None unless all copies share an environment."""
+        """T steps in compiled calls (see `BatchedEnv.compiled_steps`), of actions that are the environment's own;
+        observations are padded. None unless all copies share an environment that has such calls."""
         g = next(iter(self._mask_of_group))
-        if self.padded or self.scaled or len(self._mask_of_group) > 1 or not self.acts[g].plain:
+        continuous = self.acts[g].plain or self.acts[g].scale is not None
+        if len(self._mask_of_group) > 1 or not continuous or not self.reads[g].plain:
             return None
-        return self.envs[g].compiled_steps(action_TB)
+        made = self.envs[g].compiled_steps(action_TB)
+        if made is None or not self.padded or made.obs.shape[2:] == self.single_observation_space.shape:
+            return made
+        width = self.single_observation_space.shape[0]  # type: ignore[index]
+        obs, final_obs = (own.new_zeros(*own.shape[:2], width) for own in _seen(made))
+        calls = list(made.calls)
+        for own, padded in zip(_seen(made), (obs, final_obs), strict=True):
+            rows, first = padded[..., : own.shape[-1]], len(own) - len(made.reward)
+            calls.append(place(own[first:], rows[first:]))
+        return replace(made, obs=obs, final_obs=final_obs, calls=calls)
 
     def _complete(
         self, obs: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, info: dict[str, Any]
@@ -372,7 +394,7 @@ class TaskEnv(VectorEnv):
         info.setdefault("target_mask", self._none_B)
         return obs, reward, terminated, truncated, info
 
-    def performance(self, returns: Tensor, task: int) -> Tensor:
+    def performance(self, returns: Any, task: int) -> Any:
         """Returns of `task` mapped so that a useless policy has 0 and a solved task 1 (not clipped)."""
         low, high = self.scores[task]
         return (returns - low) / (high - low)

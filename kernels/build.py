@@ -82,6 +82,13 @@ class Functions(dict[torch.dtype, Callable[..., Any]]):
     def __init__(self, folder: str, name: str, signature: str) -> None:
         super().__init__()
         self.folder, self.name, self.signature = folder, name, signature
+        self._addresses: dict[torch.dtype, int] = {}
+
+    def address(self, dtype: torch.dtype) -> int:
+        """Where the function of a dtype lies."""
+        if dtype not in self._addresses:
+            self._addresses[dtype] = ctypes.cast(self[dtype], ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+        return self._addresses[dtype]
 
     def __missing__(self, dtype: torch.dtype) -> Callable[..., Any]:
         self[dtype] = entry = entry_point(library(self.folder, dtype), self.name, self.signature, dtype)
@@ -154,6 +161,7 @@ def _source(text: str, dtype: torch.dtype) -> str:
         (here / "common.h").read_text(),
         f"#define real {real}\n#define FN(name) name##_{suffix}\n#define SINGLE {single}\n",
         (here / "template.h").read_text(),
+        (here / "matrix.h").read_text(),
         text,
     )
     return "\n".join(parts)

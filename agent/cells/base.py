@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lifelong.envs.options import Width
-from lifelong.kernels.loop import Call
+from lifelong.kernels.acting import available, read_out, recurrence
+from lifelong.kernels.dense import Dense
+from lifelong.kernels.loop import Call, Each, loop
 from lifelong.kernels.recurrence import Recurrence, Solver, boundary
 
 
@@ -117,15 +119,15 @@ class Cell(nn.Module):
         return nn.functional.linear(y_BH, weight_PH, bias_P), state_BS, ()
 
     def compiled(self) -> bool:
-        """Whether `read_out_call` can be used; False by default."""
+        """Whether `read_out_calls` can be used; False by default."""
         return False
 
-    def read_out_call(
+    def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
-    ) -> tuple[Call, Tensor, tuple[Tensor, ...]]:
-        """`read_out` of row t, writing row t + 1 of the state, for `kernels.loop`: `(call, read_TBP, kept)`.
+    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
+        """`read_out` of row t, writing row t + 1 of the state, for `kernels.loop`: `(calls, read_TBP, kept)`.
 
-        `state_TBS` and `is_init_TB` have a row more than there are steps.
+        `state_TBS` and `is_init_TB` have a row more than there are steps; the parameters are read now.
         """
         raise NotImplementedError
 
@@ -320,6 +322,23 @@ class ElementwiseCell(Cell):
     def output(self, x: Tensor, state: Tensor) -> Tensor:
         """The cell's output [..., H] from the input and the new state; its first part by default."""
         return state[..., : self.size]
+
+    def compiled(self) -> bool:
+        kind, weight = type(self), self.bias
+        ours = ElementwiseCell.output, ElementwiseCell.drive, ElementwiseCell.transition
+        if (kind.output, kind.drive, kind.transition) != ours or not available(weight):
+            return False
+        return self.compiled_recurrence().acting(weight) is not None
+
+    def read_out_calls(
+        self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
+    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
+        weight, bias, v_KN = self.spread()
+        u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], len(weight)), Dense(weight, bias)
+        step = recurrence(self.compiled_recurrence(), u_BM, v_KN, state_TBS, is_init_TB)
+        read, read_TBP = read_out(state_TBS[1:, :, : self.output_size], weight_PH, bias_P)
+        loop(1, drive.pack(backward=False), x_TBD.dtype)
+        return [drive.forward(Each(x_TBD), u_BM), step, read], read_TBP, ()
 
     def output_drive(self, x: Tensor, state: Tensor) -> Tensor:
         """The linear layer of the output on what it reads (`READS`), [..., H]."""

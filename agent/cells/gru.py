@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 from lifelong.agent.cells.base import Acted, Cell
 from lifelong.envs.options import Width
-from lifelong.kernels.gru_sequence import gru_sequence
+from lifelong.kernels.acting import read_out
+from lifelong.kernels.dense import Dense
+from lifelong.kernels.gru_sequence import compiled, gru_call, gru_sequence
+from lifelong.kernels.loop import Call, Each, loop
 
 
 class GRU(Cell):
@@ -40,11 +43,27 @@ class GRU(Cell):
     def sequence(
         self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
     ) -> tuple[Tensor, Tensor]:
-        # Only n's recurrent bias is multiplied by a gate; those of r and z are part of the input's drive.
-        outside, inside = self.hidden.bias.split((2 * self.size, self.size))
-        bias = self.input.bias + nn.functional.pad(outside, (0, self.size))
+        bias, inside = self._biases()
         u_TBGN = nn.functional.linear(x_TBD, self.input.weight, bias)
         return gru_sequence(u_TBGN, self.hidden.weight, inside, state_BS, is_init_TB)
+
+    def _biases(self) -> tuple[Tensor, Tensor]:
+        """Of the input's drive and of the recurrent one: only n's recurrent bias is multiplied by a gate."""
+        outside, inside = self.hidden.bias.split((2 * self.size, self.size))
+        return self.input.bias + nn.functional.pad(outside, (0, self.size)), inside
+
+    def compiled(self) -> bool:
+        return compiled(self.hidden.weight)
+
+    def read_out_calls(
+        self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
+    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
+        bias, inside = self._biases()
+        u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], 3 * self.size), Dense(self.input.weight, bias)
+        step = gru_call(u_BM, self.hidden.weight, inside, state_TBS, is_init_TB)
+        read, read_TBP = read_out(state_TBS[1:], weight_PH, bias_P)
+        loop(1, drive.pack(backward=False), x_TBD.dtype)
+        return [drive.forward(Each(x_TBD), u_BM), step, read], read_TBP, ()
 
     @torch.no_grad()
     def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 from lifelong.agent.cells.base import Acted, Cell
 from lifelong.envs.options import Bias, Width
-from lifelong.kernels.lstm_sequence import lstm_sequence
+from lifelong.kernels.acting import read_out
+from lifelong.kernels.dense import Dense
+from lifelong.kernels.loop import Call, Each, loop
+from lifelong.kernels.lstm_sequence import compiled, lstm_call, lstm_sequence
 
 
 class LSTM(Cell):
@@ -43,6 +46,18 @@ class LSTM(Cell):
         self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None
     ) -> tuple[Tensor, Tensor]:
         return lstm_sequence(self.input(x_TBD), self.hidden.weight, state_BS, is_init_TB)
+
+    def compiled(self) -> bool:
+        return compiled(self.hidden.weight)
+
+    def read_out_calls(
+        self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
+    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
+        u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], 4 * self.size), Dense(self.input.weight, self.input.bias)
+        step = lstm_call(u_BM, self.hidden.weight, state_TBS, is_init_TB)
+        read, read_TBP = read_out(state_TBS[1:, :, : self.size], weight_PH, bias_P)
+        loop(1, drive.pack(backward=False), x_TBD.dtype)
+        return [drive.forward(Each(x_TBD), u_BM), step, read], read_TBP, ()
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         return {"joint": (["input.weight", "hidden.weight"], "input.bias")}

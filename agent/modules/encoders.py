@@ -13,6 +13,10 @@ from torch import Tensor, nn
 
 from lifelong.envs.options import Range, Width, Widths
 from lifelong.envs.spaces import byte_scale
+from lifelong.kernels.acting import place
+from lifelong.kernels.dense import ACTIVATIONS as ACTIVATION_CODES
+from lifelong.kernels.dense import Dense, available
+from lifelong.kernels.loop import Call, Each, loop
 
 Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
 
@@ -179,6 +183,15 @@ class Encoder(nn.Module):
                 layers.append(UnitLayer(name, activation, after if normed else None))
         return layers if self.chain else []
 
+    def compiled(self) -> bool:
+        """Whether `act_calls` can be used; by default where the features are the observation itself."""
+        return self.transparent
+
+    def act_calls(self, obs: Tensor, features: Tensor) -> list[Call]:
+        """`forward` of row t of the observations [T, B, ...] into that of `features` [T, B, F], for `kernels.loop`; the
+        parameters are read now."""
+        return [place(obs, features)]
+
     def prepare(self, obs: Tensor) -> Tensor:
         """Observations as floats; bytes are scaled to [0, 1] by the largest of the space, categories become one-hot."""
         if self.counts:
@@ -229,6 +242,26 @@ class MLP(Encoder):
             width_in = parts * width_out
         self.layers = nn.Sequential(*layers)
         self.output_size = width_in
+        vector = bool(self.counts) or (len(space.shape) == 1 and not self.largest)
+        #: of compiled layers, if there are such
+        self._activation = activation if vector and norm == "none" and activation in ACTIVATION_CODES and layers else ""
+
+    def compiled(self) -> bool:
+        return bool(self._activation) and available(next(self.parameters()))
+
+    def act_calls(self, obs: Tensor, features: Tensor) -> list[Call]:
+        calls: list[Call] = []
+        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        x: Tensor | Each = Each(obs)
+        for linear in linears:
+            offsets = linear.first if isinstance(linear, OneHotLinear) else None
+            layer = Dense(linear.weight, linear.bias, self._activation, offsets)
+            loop(1, layer.pack(backward=False), linear.weight.dtype)
+            last = linear is linears[-1]
+            y: Tensor | Each = Each(features) if last else features.new_empty(obs.shape[1], layer.outputs)
+            calls.append(layer.forward(x, y))
+            x = y
+        return calls
 
     def forward(self, obs: Tensor) -> Tensor:
         if not self.counts or not len(self.layers):

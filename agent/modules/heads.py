@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lifelong.agent.moments import moments
+from lifelong.agent.moments import beginning, moments
 from lifelong.kernels.categorical import categorical_log_prob, categorical_sample
 
 NEGATIVE = -1e9  # logit of a masked action: zero probability, finite gradients
@@ -138,7 +138,8 @@ class MultiCategorical(Distribution):
     """MultiDiscrete([n_1, ..., n_A]): parameters are all logits side by side; actions are int64 [..., A].
 
     The A distributions are independent: log-probabilities, entropies and divergences are sums over them. Where all have
-    equally many choices they are one `Categorical` with a dimension more.
+    equally many choices they are one `Categorical` with a dimension more. A part of an action that is -1 (of a target,
+    where nothing was asked) is left out of `log_prob`.
     """
 
     action_dtype = torch.int64
@@ -168,7 +169,11 @@ class MultiCategorical(Distribution):
         return torch.stack([part.mode(p) for part, p in self._each(params)], -1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        return self.log_prob_and_entropy(params, action)[0]
+        there = action >= 0
+        if self.alike:
+            return (self.alike.log_prob(self._rows(params), action.clamp(min=0)) * there).sum(-1)
+        each = [part.log_prob(p, action[..., i].clamp(min=0)) for i, (part, p) in enumerate(self._each(params))]
+        return (torch.stack(each, -1) * there).sum(-1)
 
     def entropy(self, params: Tensor) -> Tensor:
         if self.alike:
@@ -376,7 +381,7 @@ class Heads:
         for parameter, idle, value, held in before:
             parameter.data.copy_(self._merge(idle, value, parameter.data))
             for name, state in moments(optimizer, parameter).items():
-                state.copy_(self._merge(idle, held.get(name, torch.zeros_like(state)), state))
+                state.copy_(self._merge(idle, held.get(name, beginning(name, value)), state))
 
     def still(self, deltas: Mapping[int, Tensor]) -> None:
         """Take idle heads out of steps that others have changed since; `id` of a parameter -> its step."""

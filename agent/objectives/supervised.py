@@ -14,8 +14,8 @@ from lifelong.replay.chunk import Chunk
 
 
 class Supervised(Objective):
-    """Cross-entropy (Discrete; of MultiDiscrete the sum over its parts) or half the squared error of the mean (Box),
-    averaged over the steps that have a target.
+    """Cross-entropy (Discrete; of MultiDiscrete the sum over its parts that have a target, which is not -1) or half the
+    squared error of the mean (Box), averaged over the steps that have a target.
 
     Args:
         distribution: of the policy's actions.
@@ -41,7 +41,9 @@ class Supervised(Objective):
         if isinstance(self.distribution, (Categorical, MultiCategorical)):
             error = -self.distribution.log_prob(outputs.policy, chunk.target)
             hit = (self.distribution.mode(outputs.policy) == chunk.target).to(mean.weight.dtype)
-            metrics["accuracy"] = mean(hit.flatten(2).mean(-1) if hit.dim() > 2 else hit)
+            if hit.dim() > 2:
+                hit = hit.sum(-1) / (chunk.target >= 0).sum(-1).clamp(min=1)
+            metrics["accuracy"] = mean(hit)
         else:
             prediction = self.distribution.mode(outputs.policy)
             error = 0.5 * (prediction - chunk.target).square().sum(-1)

@@ -40,14 +40,14 @@ def plot_run(run: RunData, path: Path) -> None:
     segments = run.summary.get("segments", [])
     if segments:
         title += "  (strip: task in training)"
-    _over_steps(axes, title, [(steps, performance)], title_pad=22 if segments else 8)
+    over_steps(axes, title, [(steps, performance)], title_pad=22 if segments else 8)
     for segment in segments:
         _shade(axes, segment, run.evaluations.tasks, points_wide=72 * 0.75 * 8.6)
     for step in sorted({change["step"] for change in run.summary.get("changes", [])}):
         axes.axvline(step, color=INK, linewidth=1, linestyle=":")
     for task in range(len(run.evaluations.tasks)):
         axes.plot(steps, performance[:, task], marker="o" if len(steps) <= 40 else "", markersize=3, **_line(task))
-    _label_ends(axes, run.evaluations.tasks, performance[-1].tolist(), points_high=72 * 3.0)
+    label_ends(axes, run.evaluations.tasks, performance[-1].tolist(), points_high=72 * 3.0)
     save_figure(figure, path)
 
 
@@ -85,14 +85,14 @@ def _plot_average(axes: Axes, title: str, groups: Sequence[Group], points_high: 
             for run in group.runs
         ]
         curves.append((grid, np.stack(values, axis=1)))
-    _over_steps(axes, title, curves)
+    over_steps(axes, title, curves)
     for index, (steps, average) in enumerate(curves):
         line = _line(index)
         if average.shape[1] > 1:
             low, high = np.nanmin(average, axis=1), np.nanmax(average, axis=1)
             axes.fill_between(steps, low, high, color=line["color"], alpha=0.15, linewidth=0)
         axes.plot(steps, np.nanmedian(average, axis=1), **line)
-    _label_ends(axes, [group.label for group in groups], [float(np.nanmedian(v[-1])) for _, v in curves], points_high)
+    label_ends(axes, [group.label for group in groups], [float(np.nanmedian(v[-1])) for _, v in curves], points_high)
 
 
 def _plot_tasks(axes: Axes, groups: Sequence[Group], tasks: Sequence[str]) -> None:
@@ -114,7 +114,7 @@ def _plot_tasks(axes: Axes, groups: Sequence[Group], tasks: Sequence[str]) -> No
     axes.tick_params(axis="y", length=0)
 
 
-def _over_steps(
+def over_steps(
     axes: Axes, title: str, curves: Sequence[tuple[Sequence[int], np.ndarray]], title_pad: float = 8
 ) -> None:
     """Axes of performance over environment steps, wide enough for `curves`."""
@@ -165,7 +165,7 @@ def _shade(axes: Axes, segment: Mapping[str, Any], tasks: Sequence[str], points_
         )
 
 
-def _label_ends(axes: Axes, labels: Sequence[str], values: Sequence[float], points_high: float) -> None:
+def label_ends(axes: Axes, labels: Sequence[str], values: Sequence[float], points_high: float) -> None:
     """Write each label right of the axes at the end of its line, moved apart where they would overlap.
 
     `points_high` is the height of the axes in points (1/72 inch); a label needs 12.

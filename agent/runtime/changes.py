@@ -120,6 +120,9 @@ RULES: dict[str, Rule] = {
     "strategy_options.*.*": Rule("that strategy has options of its own; set strategy.N.OPTION", check="named"),
     "rollout.copies": Rule(fresh="episodes, memory and carry"),
     "rollout.steps": APPLIES,  # a replay of sequences refuses it
+    "rollout.short_first.steps": APPLIES,
+    "rollout.short_first.over": APPLIES,
+    "rollout.short_first.shape": APPLIES,
     "rollout.random_initial_age": Rule("it is about the first episodes, which are over"),
     "evaluation.every": APPLIES,
     "evaluation.episodes": APPLIES,

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
+from lifelong.agent.optimizers.base import Averaging
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.randomness import aside
 from lifelong.agent.runtime.rollout import Rollout
@@ -44,15 +45,21 @@ class Evaluator:
     def evaluate(self, ctx: Context, strategies: list[Strategy]) -> np.ndarray:
         """Returns of all tasks, float64 [tasks, episodes]; the workers take the tasks in turn."""
         views = overrides(strategies, "evaluation_view")
+        averaging = ctx.optimizer if isinstance(ctx.optimizer, Averaging) else None
         rows: dict[int, np.ndarray] = {}
         for task in filter(ctx.workers.owns, range(len(self.env.tasks))):
             with ExitStack() as stack:
+                if averaging:
+                    stack.enter_context(averaging.evaluation_view())
                 for strategy in views:
                     stack.enter_context(strategy.evaluation_view(ctx, task))
                 with aside(self.seed + task):
                     rows[task] = self._episodes(task)
         for others in ctx.workers.gather(rows):
             rows |= others
+        if averaging:
+            scores = [float(self.env.performance(rows[task], task).mean()) for task in sorted(rows)]
+            averaging.look(max(ctx.segment, 0), sum(scores) / len(scores))
         return np.stack([rows[task] for task in range(len(self.env.tasks))])
 
     def _episodes(self, task: int) -> np.ndarray:
@@ -62,11 +69,15 @@ class Evaluator:
         self.rollout.start(seed=self.seed + task)
         total_B = torch.zeros(B, device=device)
         running_B = torch.ones(B, dtype=torch.bool, device=device)
-        asked_every = 1 if device.type == "cpu" else 8  # asking another device makes it wait
-        for step in range(self.max_steps):
-            seen = self.rollout.act()
-            total_B = torch.where(running_B, seen["episode_return"], total_B)
-            running_B = running_B & ~seen["done"]
-            if (step == 0 or (step + 1) % asked_every == 0) and not bool(running_B.any()):
+        step = 0
+        while step < self.max_steps:
+            # the longer it has taken the further it looks ahead: asking whether all is over costs more than a step
+            window = min(max(1, step // 4), 16, self.max_steps - step)
+            seen = self.rollout.steps(window).seen
+            for returns_B, done_B in zip(seen["episode_return"], seen["done"], strict=True):
+                total_B = torch.where(running_B, returns_B, total_B)
+                running_B = running_B & ~done_B
+            step += window
+            if not bool(running_B.any()):
                 break
         return total_B.double().cpu().numpy()

@@ -14,8 +14,10 @@ from torch import Tensor
 from lifelong.agent.config import Config
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.growth import grown
+from lifelong.agent.moments import beginning
+from lifelong.agent.optimizers.base import build_optimizer
 from lifelong.agent.policy import Policy
-from lifelong.agent.runtime.build import build_optimizer, subseed
+from lifelong.agent.runtime.build import subseed
 from lifelong.agent.runtime.changes import Change
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.envs.tasks import environment_class
@@ -71,10 +73,9 @@ def _add_tasks(saved: dict[str, Any], old: Config, trainer: Trainer) -> None:
     saved["carry"] = {name: grown(tensor, torch.zeros_like(fresh[name])) for name, tensor in saved["carry"].items()}
     names = list(trainer.learner.named)
     for index, state in saved["optimizer"]["state"].items():
-        parameter = trainer.learner.named[names[index]]
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == before[names[index]].shape != ():
-                state[key] = grown(value, torch.zeros_like(parameter, dtype=value.dtype))
+                state[key] = grown(value, beginning(key, saved["policy"][names[index]]).to(value.dtype))
     for runner in saved["rollout"].get("runners", []):  # blocks under way have the inputs of the cell as it was
         if runner is not None and runner["block"] is not None:
             arrays = runner["block"]["arrays"]

@@ -51,7 +51,7 @@ def drop(trainer: Trainer, found: NotFinite) -> None:
         trainer.detection.kept = []
     trainer.learner.engine.reset(bad_B)
     trainer.rollout.restart(bad_B)
-    trainer.frames = trainer.copies * trainer.steps
+    trainer.frames = trainer.copies * trainer.chunk.steps
     trainer.step += trainer.frames
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from lifelong.agent.cells.base import Acted
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.policy import Inputs, Policy
+from lifelong.agent.runtime.acting import CompiledActing, actions, compiled
 from lifelong.envs.tasks import TaskEnv
-from lifelong.kernels.loop import loop
+from lifelong.kernels.loop import Prepared, loop
 from lifelong.replay.chunk import Chunk
 
 
@@ -235,9 +236,14 @@ class Rollout:
         return seen
 
     @torch.no_grad()
+    def steps(self, steps: int) -> Steps:
+        """Act for T steps."""
+        return self._compiled(steps) or self._one_by_one(steps)
+
+    @torch.no_grad()
     def collect(self, steps: int) -> Experience:
         """Act for T steps."""
-        seen, states, kept, final_obs = self._compiled(steps) or self._one_by_one(steps)
+        seen, states, kept, final_obs = self.steps(steps)
         state_TBS, after_TBS = states[:-1], states[1:]
         env = self.env
         seen["task"] = env.task_device_B.expand(steps, -1)
@@ -284,42 +290,75 @@ class Rollout:
         return Steps(seen, states, kept, lambda: torch.stack([record["final_obs"] for record in records]))
 
     def _compiled(self, steps: int) -> Steps | None:
-        """The same, bit for bit, as one loop of compiled calls; None where policy or environment have none."""
+        """The same with compiled calls, all steps in one where the environment has compiled calls too; None where the
+        policy has none."""
         env, policy, B = self.env, self.policy, self.env.num_envs
-        eager = self.dense or self.deterministic or self.reset_memory_on != "episode"
-        if eager or not policy.compiled():
+        read = torch.int64 if policy.encoder.counts else policy.critic.weight.dtype
+        if self.dense or self.reset_memory_on != "episode" or self.obs.dtype != read or not compiled(policy):
             return None
-        action_TB = torch.empty(steps, B, dtype=torch.int64)
-        made = env.compiled_steps(action_TB)
+        border = env.action_border()
+        acted = actions(policy, steps, B, rescaled=border is not None)
+        made = env.compiled_steps(acted.given_TB)
         if made is None:
-            return None
-        states = self.state_BS.new_empty(steps + 1, *self.state_BS.shape)
-        states[0], made.is_init[0] = self.state_BS, self.is_init
-        uniform_TB = torch.rand(steps, B, generator=self.generator)
-        calls, read, kept = policy.act_calls(made.obs[:-1], uniform_TB, states, made.is_init, action_TB)
-        loop(steps, [*calls, made.call], states.dtype)
-        made.finish()
-        self.obs, self.state_BS, self.is_init = made.obs[-1].clone(), states[-1].clone(), made.is_init[-1].clone()
-        no_action = self.previous_action.expand(steps, -1, -1)
+            border, acted = None, actions(policy, steps, B, rescaled=False)
+            obs = self.obs.new_empty(steps + 1, *self.obs.shape)
+            is_init, reward = torch.empty(steps + 1, B, dtype=torch.bool), torch.empty(steps, B)
+        else:
+            obs, is_init, reward = made.obs, made.is_init, made.reward
+        obs[0], is_init[0] = self.obs, self.is_init
+        scale_B = env.reward_scale_B if env.scaled else None
+        generator = None if self.deterministic else self.generator
+        parts = CompiledActing(
+            policy, self.inputs(), obs, self.state_BS, is_init, reward, scale_B, acted, border, generator
+        )
+        if made is None:
+            stepped = self._step_between(parts, obs, is_init, reward, acted.clipped_TB)
+        else:
+            loop(steps, [*parts.before, *made.calls, *parts.after], parts.state_TBS.dtype)
+            made.finish()
+            stepped = {
+                "terminated": made.terminated,
+                "truncated": made.truncated,
+                "target": made.info.get("target", torch.zeros(steps, B, 0)),
+                "target_mask": made.info.get("target_mask", self.nowhere.expand(steps, -1)),
+                "valid": ~self.nowhere.expand(steps, -1),
+                "episode_return": made.episode_return,
+                "done": is_init[1:],
+                "final_obs": made.final_obs,
+            }
+        previous_action, previous_reward = parts.shown(self.inputs())
+        self.obs, self.is_init, self.state_BS = obs[-1].clone(), is_init[-1].clone(), parts.state_TBS[-1].clone()
+        self.previous_action, self.previous_reward = previous_action[-1].clone(), previous_reward[-1].clone()
         seen = {
-            "obs": made.obs[:-1],
-            "previous_action": no_action,
-            "previous_reward": self.previous_reward.expand(steps, -1),
-            "is_init": made.is_init[:-1],
-            "action": action_TB,
-            "reward": made.reward,
-            "terminated": made.terminated,
-            "truncated": made.truncated,
-            "policy": read[..., :-1].contiguous(),
-            "value": read[..., -1].contiguous(),
-            "target": torch.zeros(steps, B, 0),
-            "target_mask": self.nowhere.expand(steps, -1),
-            "valid": ~self.nowhere.expand(steps, -1),
-            "x": made.obs[:-1],
-            "episode_return": made.episode_return,
-            "done": made.is_init[1:],
+            "obs": obs[:-1],
+            "previous_action": previous_action[:-1],
+            "previous_reward": previous_reward[:-1],
+            "is_init": is_init[:-1],
+            "action": acted.drawn_TB,
+            "reward": reward,
+            "policy": parts.policy_TBP.contiguous(),
+            "value": parts.value_TB.contiguous(),
+            "x": parts.x_TBD,
+            **stepped,
         }
-        return Steps(seen, states, kept, lambda: made.final_obs)
+        final_obs = seen.pop("final_obs")
+        return Steps(seen, parts.state_TBS, parts.kept, lambda: final_obs)
+
+    def _step_between(
+        self, parts: CompiledActing, obs: Tensor, is_init: Tensor, reward: Tensor, action: Tensor
+    ) -> dict[str, Tensor]:
+        """Make the calls of `parts` with a step of the environment between them; what it returns beside observations,
+        resets and rewards, which go where the calls read them."""
+        before, after = (Prepared(calls, parts.state_TBS.dtype) for calls in (parts.before, parts.after))
+        records = []
+        for t in range(len(reward)):
+            before.run(1, t)
+            obs_B, reward[t], terminated, truncated, info = self.env.step(action[t])
+            obs[t + 1], is_init[t + 1] = obs_B, info["is_init"]
+            after.run(1, t)
+            kept = {key: info[key] for key in ("target", "target_mask", "valid", "final_obs", "episode_return")}
+            records.append({"terminated": terminated, "truncated": truncated, "done": info["_final_obs"], **kept})
+        return {key: _over_time([record[key] for record in records]) for key in records[0]}
 
     def _truncated(self, seen: dict[str, Tensor], final_obs: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """The slots of the truncated steps: their step [K, B] and true last observation (see `Chunk`)."""

@@ -21,6 +21,7 @@ def shared(trainer: Trainer) -> dict[str, Any]:
         "segment": trainer.segment,
         "ended": trainer.ended,
         "owed": trainer.owed,
+        "stream": trainer.stream.state_dict(),
         "detection": trainer.detection.shared_state() if trainer.detection else None,
         "policy": trainer.rollout.policy.state_dict(),
         "optimizer": trainer.learner.optimizer.state_dict(),
@@ -53,6 +54,8 @@ def _strategies(trainer: Trainer, *, sharded: bool) -> dict[str, Any]:
 
 def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     """Restore what `shared` and `own` returned; strategies that were not there before start afresh."""
+    trainer.stream.load_state_dict(saved["stream"])
+    trainer.evaluations.training_end = trainer.stream.training_ends()
     trainer.step, trainer.segment, trainer.ended = saved["step"], saved["segment"], saved["ended"]
     trainer.owed = saved["owed"]
     trainer.logged = trainer.step

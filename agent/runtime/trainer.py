@@ -78,11 +78,10 @@ class Trainer:
         #: whether acting may raise: environments are not ours, or elsewhere
         self.fragile = not (rollout.owns_environments and set(kinds) <= REGISTRY["env"].keys() - {*ADAPTERS})
         self._performance: tuple[int, dict[str, float]] = 0, {}  # number of evaluations, the last one
-        self.copies, self.steps = self.config.rollout.copies, self.config.rollout.steps
+        self.copies, self.steps = config.rollout.copies, config.rollout.steps
         #: acts for T steps and learns from them; with a `graph`, as one CUDA graph
         self.chunk = ChunkRunner(rollout, learner, strategies, self.steps, graph, kept=detection is not None)
-        self.step, self.segment = 0, -1
-        self.ended = 0  # segments whose task is not trained any more
+        self.step, self.segment, self.ended = 0, -1, 0  # ended: segments whose task is not trained any more
         self.logged = 0  # step at the last line of the log
         self.frames = 0  # steps of the last chunk, all its copies together
         self.opened = ExitStack()  # the environments
@@ -123,7 +122,7 @@ class Trainer:
     def advance(self) -> Experience | None:
         """One chunk: act, learn, and let the strategies see it. None if it was dropped."""
         self.follow_stream()
-        self.schedules.apply(self.step)
+        self.chunk.steps = self.schedules.apply(self.step)
         try:
             experience, metrics, reset_units = self.chunk(self.context())
         except NotFinite as found:
@@ -249,6 +248,7 @@ class Trainer:
             returns = self.evaluator.evaluate(self.context(), self.strategies)
         check_returns(self, returns)
         self.evaluations.add(self.step, returns)
+        self.evaluations.training_end = self.stream.look(self.step, self.evaluations.performance_at(-1).tolist())
         self.owed = False
         scalars = {f"evaluation/{name}": value for name, value in self.performance().items()}
         scalars["continual/average_performance"] = average_performance(self.evaluations)

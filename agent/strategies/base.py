@@ -73,6 +73,8 @@ class Strategy:
     needs_task: bool = False
     #: the objective must correct for data of older policies
     needs_off_policy: bool = False
+    #: all chunks must have `rollout.steps`; so it is with those that keep sequences, which need not say it
+    one_length: ClassVar[bool] = False
     #: its state on data-parallel workers: `equal` by itself, made equal by a `reduce`, one `shard` each with a seed of
     #: its own, or `none`: it cannot run on more than one
     data_parallel: ClassVar[str] = "none"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lifelong.agent.moments import moments
+from lifelong.agent.moments import beginning, moments
 from lifelong.agent.policy import Policy
 from lifelong.agent.strategies.base import Context, Strategy
 
@@ -32,7 +32,7 @@ class Redrawing(Strategy):
 def reinitialise(ctx: Context, fresh: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> None:
     """Begin entries of parameters anew: the one place where that is done, so that nothing remembers what they were.
 
-    They get the values in `fresh`, what the optimiser keeps of them becomes zero, and every strategy is told
+    They get the values in `fresh`, what the optimiser keeps of them is as in its beginning, and every strategy is told
     (`Strategy.on_reset`): their importance goes, and anchors move to where they are now. Memory and carry of the cell's
     units are left to the trainer.
 
@@ -44,8 +44,8 @@ def reinitialise(ctx: Context, fresh: Mapping[str, Tensor], entries: Mapping[str
     for name, mask in entries.items():
         parameter = ctx.policy.get_parameter(name)
         parameter.copy_(torch.where(mask, fresh[name], parameter))
-        for kept in moments(ctx.optimizer, parameter).values():
-            kept.masked_fill_(mask, 0.0)
+        for kind, kept in moments(ctx.optimizer, parameter).items():
+            kept.copy_(torch.where(mask, beginning(kind, parameter).to(kept.dtype), kept))
     for strategy in ctx.strategies:
         strategy.on_reset(ctx, entries)
 

@@ -45,6 +45,7 @@ class PseudoRehearsal(Consolidating):
         every: freeze a new copy every so many steps instead of at boundaries; 0: at boundaries.
     """
 
+    one_length: ClassVar[bool] = True
     data_parallel: ClassVar[str] = "shard"
 
     def __init__(

@@ -17,8 +17,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from lifelong.envs.base import BatchedEnv, CompiledSteps, Param
-from lifelong.kernels.cartpole import Stepped, available, cartpole_call, cartpole_step
+from lifelong.envs.base import BatchedEnv, Param
+from lifelong.kernels.cartpole import available, cartpole_step
 
 X_LIMIT = 2.4  # [m]
 THETA_LIMIT = 12 * 2 * math.pi / 360  # [rad]
@@ -71,10 +71,7 @@ class CartPole(BatchedEnv):
 
     def draw_state(self) -> CartPoleState:
         """All four numbers uniform in [-0.05, 0.05)."""
-        return CartPoleState(self._fresh(self.num_envs))
-
-    def _fresh(self, *copies: int) -> Tensor:
-        return self.uniform(-0.05, 0.05, *copies, 4)
+        return CartPoleState(self.uniform(-0.05, 0.05, self.num_envs, 4))
 
     def advance(self, state: CartPoleState, action: Tensor) -> tuple[CartPoleState, Tensor, Tensor, dict[str, Tensor]]:
         """One explicit Euler step."""
@@ -92,14 +89,13 @@ class CartPole(BatchedEnv):
         terminated = (physics[:, ::2].abs() > self._limits).any(1)
         return CartPoleState(physics), torch.ones_like(push), terminated, {}
 
-    def step(self, actions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Step every copy (see `BatchedEnv.step`), in one compiled call where there is one."""
+    def eager_step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """See `BatchedEnv.eager_step`; in one launch on a GPU that has Triton."""
         if self._constants_6B is None or self.state is None:
-            return super().step(actions)
-        action = torch.as_tensor(actions, dtype=torch.int64, device=self.device)
+            return super().eager_step(action)
         stepped = cartpole_step(
             self.state.physics,
-            action,
+            action.to(torch.int64),
             self.draw_state().physics,
             self.age_B,
             self.return_B,
@@ -108,55 +104,18 @@ class CartPole(BatchedEnv):
         )
         self.state = CartPoleState(stepped.physics_B4)
         self.age_B, self.return_B = stepped.age_B, stepped.return_B
-        observed, final = stepped.physics_B4, stepped.final_B4
-        if self._offset_B4 is not None:
-            observed, final = observed + self._offset_B4, final + self._offset_B4
         info = {
-            "final_obs": final,
+            "final_obs": stepped.final_B4 + self._offset_B4,
             "_final_obs": stepped.done_B,
             "episode_return": stepped.final_return_B,
             "episode_length": stepped.final_age_B,
         }
+        observed = stepped.physics_B4 + self._offset_B4
         return observed, stepped.reward_B, stepped.terminated_B, stepped.truncated_B, info
-
-    def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
-        """T steps of the compiled call (see `BatchedEnv.compiled_steps`), on a CPU and without offsets."""
-        eager = self._constants_6B is None or self.state is None or self.device.type != "cpu"
-        if eager or self._offset_B4 is not None:
-            return None
-        assert self.state is not None and self._constants_6B is not None
-        T, B = action_TB.shape
-        fresh_TB4 = self._fresh(T, B)  # the numbers of T draws of B
-        physics, final = torch.empty(T + 1, B, 4), torch.empty(T, B, 4)
-        age, returns = torch.empty(T + 1, B, dtype=torch.int64), torch.empty(T + 1, B)
-        final_age, final_return, reward = torch.empty(T, B, dtype=torch.int64), torch.empty(T, B), torch.empty(T, B)
-        terminated, truncated = torch.empty(T, B, dtype=torch.bool), torch.empty(T, B, dtype=torch.bool)
-        is_init = torch.empty(T + 1, B, dtype=torch.bool)
-        physics[0], age[0], returns[0] = self.state.physics, self.age_B, self.return_B
-        stepped = Stepped(
-            physics[1:],
-            final,
-            age[1:],
-            returns[1:],
-            final_age,
-            final_return,
-            reward,
-            terminated,
-            truncated,
-            is_init[1:],
-        )
-        limit_B = self.params["max_episode_steps"]
-        call = cartpole_call(physics, action_TB, fresh_TB4, age, returns, limit_B, self._constants_6B, stepped)
-
-        def finish() -> None:
-            self.state = CartPoleState(physics[-1].clone())
-            self.age_B, self.return_B = age[-1].clone(), returns[-1].clone()
-
-        return CompiledSteps(call, physics, is_init, final, reward, terminated, truncated, final_return, finish)
 
     def observe(self, state: CartPoleState) -> Tensor:
         """The four numbers of the state, and the offsets."""
-        return state.physics if self._offset_B4 is None else state.physics + self._offset_B4
+        return state.physics + self._offset_B4
 
     def set_params(self, mask: Any = None, **params: Any) -> None:
         """Write task parameters (see `BatchedEnv.set_params`)."""
@@ -170,8 +129,7 @@ class CartPole(BatchedEnv):
 
     def _derive(self) -> None:
         p = self.params
-        offset_B4 = torch.stack([p[f"offset_{name}"] for name in ("position", "velocity", "angle", "spin")], 1)
-        self._offset_B4 = offset_B4 if bool(offset_B4.any()) else None
+        self._offset_B4 = torch.stack([p[f"offset_{name}"] for name in ("position", "velocity", "angle", "spin")], 1)
         total = p["masscart"] + p["masspole"]
         self._derived = _Derived(
             push_B=p["force_mag"] / total,
@@ -188,5 +146,6 @@ class CartPole(BatchedEnv):
             p["tau"],
             p["gravity"],
         )
-        self._constants_6B = torch.stack(constants) if available(p["tau"]) else None
+        launched = self.device.type == "cuda" and available(p["tau"])
+        self._constants_6B = torch.stack(constants) if launched else None
         self._limits = torch.tensor([X_LIMIT, THETA_LIMIT], device=self.device)

@@ -18,6 +18,7 @@ from gymnasium.spaces import Box, MultiDiscrete
 from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, Param
+from lifelong.envs.errors import EnvError
 from lifelong.envs.options import Range
 
 
@@ -30,9 +31,10 @@ def order_of(seed: int, length: int) -> Tensor:
 
 @dataclass(frozen=True)
 class CopyState:
-    """`words` bool [B, length, bits]; `step` int64 [B]: steps answered so far."""
+    """`words` bool [B, length, bits]; `count` int64 [B]: words to be shown; `step` int64 [B]: steps answered."""
 
     words: Tensor
+    count: Tensor
     step: Tensor
 
 
@@ -49,12 +51,14 @@ class Copy(BatchedEnv):
     Args:
         num_envs: number of copies B.
         length: words to be remembered.
+        shortest: episodes have from so many words on to `length`, drawn uniformly, which are asked for in the order in
+            which they were shown (permutation 0); 0: all have `length`.
         bits: of a word.
         delay: steps between the last word and the first answer.
         **kwargs: see `BatchedEnv`.
 
     Raises:
-        EnvError: see `BatchedEnv`.
+        EnvError: `shortest` is above `length`, or words of a changing number are permuted (also see `BatchedEnv`).
     """
 
     PARAMS: ClassVar[dict[str, Param]] = {
@@ -68,11 +72,14 @@ class Copy(BatchedEnv):
         num_envs: int = 1,
         *,
         length: Annotated[int, Range(1, 1000)] = 5,
+        shortest: Annotated[int, Range(0, 1000)] = 0,
         bits: Annotated[int, Range(1, 256)] = 7,
         delay: Annotated[int, Range(0, 100_000)] = 0,
         **kwargs: Any,
     ) -> None:
-        self.length, self.bits, self.delay = length, bits, delay
+        if shortest > length:
+            raise EnvError(f"Copy.shortest is {shortest}, above length, {length}")
+        self.length, self.shortest, self.bits, self.delay = length, shortest or length, bits, delay
         self.order_BL = torch.empty(0)
         super().__init__(num_envs, **kwargs)
 
@@ -83,29 +90,34 @@ class Copy(BatchedEnv):
     def draw_state(self) -> CopyState:
         """Fresh words, none of them shown yet but the first."""
         words = self.randint(2, self.num_envs, self.length, self.bits).bool()
-        return CopyState(words, torch.zeros(self.num_envs, dtype=torch.int64, device=self.device))
+        begin = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        if self.shortest == self.length:
+            return CopyState(words, begin + self.length, begin)
+        return CopyState(words, self.shortest + self.randint(self.length - self.shortest + 1, self.num_envs), begin)
 
     def advance(self, state: CopyState, action: Tensor) -> tuple[CopyState, Tensor, Tensor, dict[str, Tensor]]:
         """Judge the answer and go on."""
-        answer = state.step - self.length - self.delay  # which of the answers this is
+        answer = state.step - state.count - self.delay  # which of the answers this is
         asked = self.order_BL.gather(1, answer.clamp(min=0).unsqueeze(1))
         target = self._word(state.words, asked).long()
         counts = answer >= 0
-        reward = counts * (action == target).float().mean(-1) / self.length
+        reward = counts * (action == target).float().mean(-1) / state.count
         step = state.step + 1
         info = {"target": target, "target_mask": counts}
-        return CopyState(state.words, step), reward, step >= 2 * self.length + self.delay, info
+        return CopyState(state.words, state.count, step), reward, step >= 2 * state.count + self.delay, info
 
     def observe(self, state: CopyState) -> Tensor:
         """The word of this step, and whether the answer begins."""
         shown = state.step.clamp(max=self.length - 1).unsqueeze(1)
-        word = self._word(state.words, shown) & (state.step < self.length).unsqueeze(1)
-        begins = state.step == self.length + self.delay
+        word = self._word(state.words, shown) & (state.step < state.count).unsqueeze(1)
+        begins = state.step == state.count + self.delay
         return torch.cat((word, begins.unsqueeze(1)), 1).float()
 
     def set_params(self, mask: Any = None, **params: Any) -> None:
         """Write task parameters (see `BatchedEnv.set_params`)."""
         super().set_params(mask, **params)
+        if self.shortest < self.length and bool((self.params["permutation"] != 0).any()):
+            raise EnvError("Copy.permutation must be 0 where shortest is below length")
         self._look_up()
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One step of CartPole with autoreset in one kernel: what `envs.control.cartpole` does in about forty torch ops."""
+"""One step of CartPole with autoreset in one launch: what `envs.control.cartpole` does in about forty torch ops."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 
 from lifelong.kernels.dispatch import Op
-from lifelong.kernels.loop import Call, Each
 
-_STEP = Op("cartpole_step", "lifelong.kernels.cartpole", ("cpu", "triton"), cpu_dtypes=(torch.float32,))
+_STEP = Op("cartpole_step", "lifelong.kernels.cartpole", ("triton",))
 
 
 class Stepped(NamedTuple):
@@ -28,7 +27,7 @@ class Stepped(NamedTuple):
 
 
 def available(sample: torch.Tensor) -> bool:
-    """Whether there is a compiled step for tensors like `sample`: float32, with a C compiler or on CUDA with Triton."""
+    """Whether there is a compiled step for tensors like `sample`: float32 on CUDA, with Triton."""
     return _STEP.compiled(sample)
 
 
@@ -54,23 +53,3 @@ def cartpole_step(
         physics_B4, action_B, fresh_B4, age_B, return_B, limit_B, constants_6B
     )
     return stepped
-
-
-def cartpole_call(
-    physics_TB4: torch.Tensor,
-    action_TB: torch.Tensor,
-    fresh_TB4: torch.Tensor,
-    age_TB: torch.Tensor,
-    return_TB: torch.Tensor,
-    limit_B: torch.Tensor,
-    constants_6B: torch.Tensor,
-    stepped: Stepped,
-) -> Call:
-    """`cartpole_step` from row t of the first tensors into row t of those of `stepped`, for `kernels.loop`.
-
-    physics, age and return have a row more than there are steps, and `stepped` has them from the second row on.
-    """
-    inputs = (Each(physics_TB4), Each(action_TB), Each(fresh_TB4), Each(age_TB), Each(return_TB))
-    outputs = tuple(Each(rows) for rows in stepped)
-    functions = _STEP.module("cpu", physics_TB4).STEP_CALL
-    return Call(functions, (physics_TB4.shape[1],), (*inputs, limit_B, constants_6B, *outputs))

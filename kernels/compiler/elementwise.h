@@ -12,6 +12,12 @@
 #undef ABS
 #undef MAXIMUM
 #undef MINIMUM
+#undef FMA
+#undef FLOOR
+#undef CEIL
+#undef TRUNC
+#undef ROUND
+#undef FMOD
 #define EXP FN(exp)
 #define LOG FN(any_log)
 #define LOG1P FN(any_log1p)
@@ -20,6 +26,15 @@
 #define COS FN(any_cos)
 #define MAXIMUM FN(maximum)
 #define MINIMUM FN(minimum)
+
+#ifndef FLOOR_DIV
+#define FLOOR_DIV
+static inline i64 floor_div(i64 a, i64 b) { return b == 0 ? 0 : a / b - (a % b != 0 && (a % b < 0) != (b < 0)); }
+static inline i64 floor_mod(i64 a, i64 b) {
+    i64 rest = b == 0 ? 0 : a % b;
+    return rest != 0 && (rest < 0) != (b < 0) ? rest + b : rest;
+}
+#endif
 
 /* As torch's: NaN if either is. */
 static inline real FN(maximum)(real a, real b) { return a > b || a != a ? a : b; }
@@ -30,6 +45,12 @@ static inline real FN(minimum)(real a, real b) { return a < b || a != a ? a : b;
 #define ABS fabsf
 #define POW powf
 #define EXPM1 expm1f
+#define FMA fmaf
+#define FLOOR floorf
+#define CEIL ceilf
+#define TRUNC truncf
+#define ROUND rintf
+#define FMOD fmodf
 
 static inline float any_log_f32(float x) {
     float y = x > 0 ? log_f32(x < 3.0e38f ? x : 3.0e38f) : x == 0 ? -INFINITY : NAN;
@@ -65,6 +86,12 @@ static inline float any_cos_f32(float x) { return sine_f32(x, 1); }
 #define ABS fabs
 #define POW pow
 #define EXPM1 expm1
+#define FMA fma
+#define FLOOR floor
+#define CEIL ceil
+#define TRUNC trunc
+#define ROUND rint
+#define FMOD fmod
 static inline double any_log_f64(double x) { return log(x); }
 static inline double any_log1p_f64(double x) { return log1p(x); }
 static inline double softplus_f64(double x) { return (x < 0 ? 0.0 : x) + log1p(exp(-fabs(x))); }

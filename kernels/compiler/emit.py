@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from lifelong.kernels.compiler.graph import Node, walk
+from lifelong.kernels.compiler.graph import DOUBLE, REAL, Node, walk
 from lifelong.kernels.compiler.operations import OPERATIONS, Operation
 
+_LONG = 200  # characters from which on a truth value that is used more than once gets a name
 _INLINE = 60  # characters up to which an expression that is used once is written where it is used
 
 
@@ -18,9 +19,10 @@ class Language(NamedTuple):
 
     template: Callable[[Operation], str]  # of an operation
     literal: Callable[[float], str]
-    declaration: str  # of {0} as {1}
+    declaration: str  # of {0} as {1}, a number of the type {2}
     end: str  # of a statement
-    cast: str  # that makes a number of the language's type of a literal
+    cast: str  # that makes a number of the type {1} of a literal
+    load: str  # entry {1} of the array {0}
 
 
 def _c_literal(value: float) -> str:
@@ -38,8 +40,8 @@ def _triton_literal(value: float) -> str:
     return repr(value) if math.copysign(1.0, value) > 0 else f"({value!r})"
 
 
-C = Language(lambda operation: operation.c, _c_literal, "const real {} = {}", ";", "(real)({})")
-TRITON = Language(lambda operation: operation.triton, _triton_literal, "{} = {}", "", "{}")
+C = Language(lambda operation: operation.c, _c_literal, "const {2} {0} = {1}", ";", "({1})({0})", "{}[{}]")
+TRITON = Language(lambda operation: operation.triton, _triton_literal, "{} = {}", "", "{}", "tl.load({} + {})")
 
 
 def statements(
@@ -63,25 +65,37 @@ def statements(
         if node.index in leaves:
             text[node.index] = leaves[node.index]
         elif node.op == "constant":
-            assert isinstance(node.value, float)
-            text[node.index] = language.literal(node.value)
+            text[node.index] = literal(node, language)
         else:
             assert node.op != "input", f"the input {node.value} has no name"
             code = _expression(node, text, language)
-            if node.logical:
-                text[node.index] = f"({code})"
-            elif (uses[node.index] > 1 or node.index in named or len(code) > _INLINE) and node.op != "neg":
+            if _has_name(node, code, uses[node.index], node.index in named):
                 text[node.index] = f"{prefix}{len(lines)}"
-                lines.append(f"{indent}{language.declaration.format(text[node.index], code)}{language.end}")
+                lines.append(
+                    f"{indent}{language.declaration.format(text[node.index], code, type_of(node))}{language.end}"
+                )
             else:
-                text[node.index] = code if _calls(node, language) else f"({code})"
+                text[node.index] = code if _calls(node, language) and not node.logical else f"({code})"
     return lines + [f"{indent}{place.format(_bare(text[node.index]))}{language.end}" for place, node in outputs]
+
+
+def _has_name(node: Node, code: str, uses: int, named: bool) -> bool:
+    """Whether the node gets a line of its own. What is loaded does: an output may be written over it."""
+    if node.op == "load":
+        return True
+    if node.logical:
+        return uses > 1 and len(code) >= _LONG
+    return (uses > 1 or named or len(code) > _INLINE) and node.op != "neg"
 
 
 def _expression(node: Node, text: Mapping[int, str], language: Language) -> str:
     args = [text[arg.index] for arg in node.args]
-    if node.args and all(arg.op == "constant" for arg in node.args):
-        args = [language.cast.format(arg) for arg in args]  # 1 / 0 is infinite, if it is no division of integers
+    if node.op == "load":
+        return language.load.format(node.value, _bare(args[0]))
+    if node.op == "where" or (node.args and all(arg.op == "constant" for arg in node.args)):
+        # 1 / 0 is infinite, if it is no division of integers
+        cast = [language.cast.format(args[i], type_of(arg)) for i, arg in enumerate(node.args)]
+        args = [cast[i] if arg.op == "constant" else args[i] for i, arg in enumerate(node.args)]
     if node.op in ("add", "sub"):  # products need no brackets in sums
         args = [
             _bare(arg) if node.args[i].op in ("mul", "div") or (i == 0 and node.args[i].op in ("add", "sub")) else arg
@@ -92,9 +106,24 @@ def _expression(node: Node, text: Mapping[int, str], language: Language) -> str:
     return language.template(OPERATIONS[node.op]).format(*args)
 
 
+def type_of(node: Node) -> str:
+    """The type of its number in C."""
+    return "int" if node.logical else node.kind
+
+
+def literal(node: Node, language: Language = C) -> str:
+    """A constant as it is written."""
+    assert isinstance(node.value, int | float)
+    if node.kind == DOUBLE:
+        return f"({node.value!r})" if math.isfinite(node.value) else _c_literal(node.value).replace("real", "double")
+    if node.kind == REAL:
+        return language.literal(node.value)
+    return str(node.value) if node.value >= 0 else f"({node.value})"
+
+
 def _calls(node: Node, language: Language) -> bool:
-    """Whether it is a function's call in that language."""
-    return language.template(OPERATIONS[node.op]).endswith(")")
+    """Whether it is a function's call in that language, or a load."""
+    return node.op == "load" or language.template(OPERATIONS[node.op]).endswith(")")
 
 
 def _bare(text: str) -> str:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 #: operations whose result is a truth value
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 LOGICAL = (*COMPARISONS, "and", "or", "not")
+#: kinds of numbers: that which a program is written for, double, 64-bit integers, truth values; others are C's names
+REAL, DOUBLE, INDEX, BOOL = "real", "double", "i64", "bool"
+FLOATS = (REAL, DOUBLE)
 _FOLDS: dict[str, Callable[..., float]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -33,43 +36,81 @@ class Node:
     index: int  # greater than those of its arguments
     op: str
     args: tuple[Node, ...]
-    value: float | str | None  # a constant's number, an input's name
+    value: float | str | None  # a constant's number, an input's name, what is loaded or called
+    kind: str = REAL
 
     @property
     def logical(self) -> bool:
         """Whether it is a truth value and no number."""
-        return self.op in LOGICAL
+        return self.kind == BOOL
 
 
 class Graph:
-    """Makes nodes. Constants are folded; what multiplies by one or adds zero is left out."""
+    """Makes nodes. Constants are folded; what multiplies by one or adds zero is left out.
 
-    def __init__(self) -> None:
-        self._nodes: dict[tuple[str, tuple[int, ...], float | str | None], Node] = {}
+    Args:
+        exact: leave every operation on numbers as it is, so that results are those of torch bit for bit; only integers
+            are folded.
+    """
 
-    def input(self, name: str) -> Node:
+    def __init__(self, exact: bool = False) -> None:
+        self.exact = exact
+        self._nodes: dict[tuple[str, tuple[int, ...], float | str | None, str], Node] = {}
+
+    def input(self, name: str, kind: str = REAL) -> Node:
         """The input of that name."""
-        return self._node("input", (), name)
+        return self._node("input", (), name, kind)
 
-    def constant(self, value: float) -> Node:
+    def constant(self, value: float, kind: str = REAL) -> Node:
         """A number."""
-        return self._node("constant", (), float(value))
+        return self._node("constant", (), float(value) if kind in FLOATS else int(value), kind)
 
-    def apply(self, op: str, *args: Node) -> Node:
-        """The node `op(*args)`, or a simpler one of the same value."""
-        simple = self._simplify(op, args)
+    def apply(self, op: str, *args: Node, kind: str | None = None, value: str | None = None) -> Node:
+        """The node `op(*args)`, or a simpler one of the same value.
+
+        Args:
+            op: the operation.
+            args: what it is applied to.
+            kind: of number that it gives; that of its last argument if not said, a truth value if it is a comparison.
+            value: what is loaded or called, for those.
+        """
+        simple = self._simplify_exactly(op, args) if self.exact else self._simplify(op, args)
         if simple is not None:
             return simple
         if op in ("add", "mul", "maximum", "minimum", "eq", "ne", "and", "or"):  # the order does not matter
             args = tuple(sorted(args, key=lambda node: node.index))
-        return self._node(op, args, None)
+        if kind is None:
+            kind = BOOL if op in LOGICAL else args[-1].kind
+        return self._node(op, args, value, kind)
 
-    def _node(self, op: str, args: tuple[Node, ...], value: float | str | None) -> Node:
+    def _node(self, op: str, args: tuple[Node, ...], value: float | str | None, kind: str) -> Node:
         # a constant's text tells 0.0 from -0.0, and one NaN is like another
-        key = (op, tuple(node.index for node in args), repr(value) if op == "constant" else value)
+        key = (op, tuple(node.index for node in args), repr(value) if op == "constant" else value, kind)
         if key not in self._nodes:
-            self._nodes[key] = Node(len(self._nodes), op, args, value)
+            self._nodes[key] = Node(len(self._nodes), op, args, value, kind)
         return self._nodes[key]
+
+    def _simplify_exactly(self, op: str, args: tuple[Node, ...]) -> Node | None:
+        if op == "where":
+            if args[0].op == "constant":
+                return args[1] if args[0].value else args[2]
+            return args[1] if args[1] is args[2] else None
+        if op in ("and", "or") and args[0].kind == BOOL:
+            for this, other in (args, args[::-1]):
+                if this.op == "constant":
+                    return other if bool(this.value) == (op == "and") else this
+        if op == "not" and args[0].op in ("not", "constant"):
+            return args[0].args[0] if args[0].op == "not" else self.constant(not args[0].value, BOOL)
+        if not args or any(arg.kind != INDEX for arg in args):
+            return None
+        numbers = [arg.value if arg.op == "constant" else None for arg in args]
+        if op in ("add", "sub", "mul") and all(isinstance(number, int) for number in numbers):
+            return self.constant(_FOLDS[op](*numbers), INDEX)
+        if op in ("add", "sub") and numbers[1] == 0:
+            return args[0]
+        if op in ("add", "mul") and numbers[0] == (op == "mul"):
+            return args[1]
+        return args[0] if op == "mul" and numbers[1] == 1 else None
 
     def _simplify(self, op: str, args: tuple[Node, ...]) -> Node | None:
         numbers = [node.value if node.op == "constant" else None for node in args]

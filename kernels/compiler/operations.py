@@ -6,6 +6,7 @@ C and Triton are templates: {0}, {1} ... are the arguments. The C names in capit
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -183,6 +184,34 @@ OPERATIONS: dict[str, Operation] = {
     "and": Operation("{0} & {1}", "{0} & {1}", torch.logical_and, 1, None),
     "or": Operation("{0} | {1}", "{0} | {1}", torch.logical_or, 1, None),
     "not": Operation("!{0}", "{0} == 0", torch.logical_not, 1, None),
+    # rounding once only, and to whole numbers
+    "fma": Operation("FMA({0}, {1}, {2})", "tl.fma({0}, {1}, {2})", lambda a, b, c: torch.addcmul(c, a, b), 1, None),
+    "floor": Operation("FLOOR({0})", "tl.floor({0})", torch.floor, 1, None),
+    "ceil": Operation("CEIL({0})", "tl.ceil({0})", torch.ceil, 1, None),
+    "trunc": Operation("TRUNC({0})", "_trunc({0})", torch.trunc, 1, None),
+    "round": Operation("ROUND({0})", "_round({0})", torch.round, 1, None),
+    "fmod": Operation("FMOD({0}, {1})", "({0} % {1})", torch.fmod, 20, None),
+    # of integers; a division by zero gives zero
+    "idiv": Operation("floor_div({0}, {1})", "_floor_div({0}, {1})", torch.floor_divide, 20, None),
+    "imod": Operation("floor_mod({0}, {1})", "_floor_mod({0}, {1})", torch.remainder, 20, None),
+    "bitand": Operation("{0} & {1}", "{0} & {1}", torch.bitwise_and, 1, None),
+    "bitor": Operation("{0} | {1}", "{0} | {1}", torch.bitwise_or, 1, None),
+    "bitxor": Operation("{0} ^ {1}", "{0} ^ {1}", torch.bitwise_xor, 1, None),
+    "bitnot": Operation("~{0}", "~{0}", torch.bitwise_not, 1, None),
+    "shl": Operation("{0} << {1}", "{0} << {1}", torch.bitwise_left_shift, 1, None),
+    "shr": Operation("{0} >> {1}", "{0} >> {1}", torch.bitwise_right_shift, 1, None),
+    **{
+        f"to_{kind}": Operation(f"({kind}){{0}}", f"{{0}}.to(tl.{name})", partial(Tensor.to, dtype=dtype), 1, None)
+        for kind, name, dtype in (
+            ("real", "float32", torch.float32),
+            ("double", "float64", torch.float64),
+            ("i64", "int64", torch.int64),
+            ("int32_t", "int32", torch.int32),
+            ("int16_t", "int16", torch.int16),
+            ("int8_t", "int8", torch.int8),
+            ("uint8_t", "uint8", torch.uint8),
+        )
+    },
 }
 #: every operation in torch, for `graph.evaluate`
 IN_TORCH: dict[str, Callable[..., Any]] = {name: _torch(operation.torch) for name, operation in OPERATIONS.items()}

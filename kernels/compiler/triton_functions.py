@@ -65,3 +65,32 @@ def _pow(x, y):  # type: ignore[no-untyped-def]
     odd = whole & (tl.floor(0.5 * y) * 2.0 != y)
     signed = tl.where(x < 0.0, tl.where(whole, tl.where(odd, -power, power), float("nan")), power)
     return tl.where(y == 0.0, 1.0, signed)
+
+
+@triton.jit
+def _trunc(x):  # type: ignore[no-untyped-def]
+    """Rounded towards zero."""
+    return tl.where(x < 0.0, tl.ceil(x), tl.floor(x))
+
+
+@triton.jit
+def _round(x):  # type: ignore[no-untyped-def]
+    """Rounded to the nearest whole number, halves to the even one."""
+    near = tl.floor(x + 0.5)
+    tie = near - x == 0.5
+    return tl.where(tie & (2.0 * tl.floor(0.5 * near) != near), near - 1.0, near)
+
+
+@triton.jit
+def _floor_mod(a, b):  # type: ignore[no-untyped-def]
+    """The rest that has the sign of b; 0 if b is."""
+    safe = tl.where(b == 0, 1, b)
+    rest = a % safe
+    return tl.where((rest != 0) & ((rest < 0) != (safe < 0)), rest + safe, rest)
+
+
+@triton.jit
+def _floor_div(a, b):  # type: ignore[no-untyped-def]
+    """The quotient rounded down; 0 if b is 0."""
+    safe = tl.where(b == 0, 1, b)
+    return tl.where(b == 0, 0, (a - _floor_mod(a, safe)) // safe)

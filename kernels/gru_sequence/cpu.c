@@ -1,4 +1,8 @@
-/* The point-wise part of one GRU step, forward and backward, row by row; the matrix products are torch's. */
+/* A GRU over T steps, the product of every step fused with its gates. Copies are independent: blocks of ROWS of them go
+   through all steps, so that what a step left is still in the cache at the next. */
+#ifndef ROWS
+#define ROWS 16
+#endif
 
 static inline void FN(gru_forward_row)(i64 N, const real *restrict u, const real *restrict bias, const real *restrict p,
                                        real *restrict act, real *restrict q, real *restrict h, real *restrict masked) {
@@ -15,15 +19,29 @@ static inline void FN(gru_forward_row)(i64 N, const real *restrict u, const real
     }
 }
 
-/* act holds W h on entry and r, z, n on exit; q = W_n h + b_n; p is the masked h before the step; masked is the h that the
-   next step reads: zero where its init says so (next_init may be NULL at the last step). */
-void FN(gru_forward)(i64 B, i64 N, i64 threads, const real *u, const real *bias, const real *p,
-                     const uint8_t *next_init, real *act, real *q, real *h, real *masked) {
-    int size = team(4 * B * N, threads);
+/* u [T,B,3N] drives; w [N,PADDED(3N)] the recurrent weight, input-major. act [T,B,3N]: the gates r, z, n; q [T,B,N]:
+   W_n h + b_n; h [T,B,N]; masked [T,B,N]: what the next step reads, zero where it is reset; first [B,N]: h0, zero where the
+   first step is reset. */
+void FN(gru_forward)(i64 T, i64 B, i64 N, i64 threads, const real *u, const real *w, const real *bias,
+                     const real *h0, const uint8_t *init, real *act, real *q, real *h, real *masked, real *first) {
+    int size = team(T * B * N * (N + 16) / 16, threads);
 #pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
-    for (i64 b = 0; b < B; b++) {
-        FN(gru_forward_row)(N, u + b * 3 * N, bias, p + b * N, act + b * 3 * N, q + b * N, h + b * N, masked + b * N);
-        if (next_init && next_init[b]) memset(masked + b * N, 0, sizeof(real) * N);
+    for (i64 b0 = 0; b0 < B; b0 += ROWS) {
+        const i64 rows = MIN(ROWS, B - b0);
+        for (i64 b = b0; b < b0 + rows; b++)
+            if (init[b]) memset(first + b * N, 0, sizeof(real) * N);
+            else memcpy(first + b * N, h0 + b * N, sizeof(real) * N);
+        const real *p = first + b0 * N;
+        for (i64 t = 0; t < T; t++) {
+            const i64 at = t * B + b0;
+            FN(product)(rows, N, 3 * N, p, N, w, PADDED(3 * N), NULL, 0, act + at * 3 * N, 3 * N);
+            for (i64 r = 0; r < rows; r++) {
+                FN(gru_forward_row)(N, u + (at + r) * 3 * N, bias, p + r * N, act + (at + r) * 3 * N, q + (at + r) * N,
+                                    h + (at + r) * N, masked + (at + r) * N);
+                if (t + 1 < T && init[at + B + r]) memset(masked + (at + r) * N, 0, sizeof(real) * N);
+            }
+            p = masked + at * N;
+        }
     }
 }
 
@@ -44,15 +62,30 @@ static inline void FN(gru_backward_row)(i64 N, const real *restrict act, const r
     }
 }
 
-/* dh_next is what flows back from step t + 1, before its reset (next_init, NULL at the last step). dh may be NULL.
-   du: before the gates; dhh: of W h + b; direct: of h before the step, without the path through W. */
-void FN(gru_backward)(i64 B, i64 N, i64 threads, const real *act, const real *q, const real *p,
-                      const uint8_t *next_init, const real *zeros, const real *dh, const real *dh_next, real *du,
-                      real *dhh, real *direct) {
-    int size = team(4 * B * N, threads);
+/* w [3N,PADDED(N)]: the recurrent weight. dh [T,B,N] or NULL; dh0 [B,N] holds the gradient of the last h on entry, that of
+   h0 on exit. du [T,B,3N]: before the gates; dhh [T,B,3N]: of W h + b; scratch [B,N]. */
+void FN(gru_backward)(i64 T, i64 B, i64 N, i64 threads, const real *w, const uint8_t *init, const real *zeros,
+                      const real *act, const real *q, const real *first, const real *masked, const real *dh, real *du,
+                      real *dhh, real *dh0, real *scratch) {
+    int size = team(T * B * N * (N + 16) / 16, threads);
 #pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
-    for (i64 b = 0; b < B; b++)
-        FN(gru_backward_row)(N, act + b * 3 * N, q + b * N, p + b * N, dh ? dh + b * N : zeros,
-                             next_init && next_init[b] ? zeros : dh_next + b * N, du + b * 3 * N, dhh + b * 3 * N,
-                             direct + b * N);
+    for (i64 b0 = 0; b0 < B; b0 += ROWS) {
+        const i64 rows = MIN(ROWS, B - b0);
+        for (i64 t = T - 1; t >= 0; t--) {
+            const i64 at = t * B + b0;
+            const real *p = t ? masked + (at - B) * N : first + b0 * N;
+            for (i64 r = 0; r < rows; r++)
+                FN(gru_backward_row)(N, act + (at + r) * 3 * N, q + (at + r) * N, p + r * N,
+                                     dh ? dh + (at + r) * N : zeros, dh0 + (b0 + r) * N, du + (at + r) * 3 * N,
+                                     dhh + (at + r) * 3 * N, scratch + (b0 + r) * N);
+            FN(product)(rows, 3 * N, N, dhh + at * 3 * N, 3 * N, w, PADDED(N), scratch + b0 * N, N, dh0 + b0 * N, N);
+            for (i64 r = 0; r < rows; r++)
+                if (init[at + r]) memset(dh0 + (b0 + r) * N, 0, sizeof(real) * N);
+        }
+    }
+}
+
+/* For kernels.loop: one step. */
+void FN(gru_call)(const i64 *s, void *const *p) {
+    FN(gru_forward)(1, s[0], s[1], s[2], p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9]);
 }

@@ -1,54 +1,17 @@
-"""GRU with the loop and matrix products of the torch backend and its point-wise steps compiled (`cpu.c`)."""
+"""Compiled (`cpu.c`)."""
 
 from __future__ import annotations
-
-import sys
 
 import torch
 
 from lifelong.kernels import build
 from lifelong.kernels.arguments import pointer, zero_row
+from lifelong.kernels.dense import packed
 from lifelong.kernels.gru_sequence import torch_backend
 
-_FORWARD = build.function("lifelong.kernels.gru_sequence", "gru_forward", "iii" + "p" * 8)
-_BACKWARD = build.function("lifelong.kernels.gru_sequence", "gru_backward", "iii" + "p" * 10)
-
-
-def forward_step(
-    u: torch.Tensor,
-    bias: torch.Tensor,
-    previous: torch.Tensor,
-    next_init: torch.Tensor | None,
-    act: torch.Tensor,
-    q: torch.Tensor,
-    h: torch.Tensor,
-    masked: torch.Tensor,
-) -> None:
-    """As in the torch backend."""
-    B, N = h.shape
-    _FORWARD[h.dtype](
-        B, N, torch.get_num_threads(), u.data_ptr(), bias.data_ptr(), previous.data_ptr(), pointer(next_init),
-        act.data_ptr(), q.data_ptr(), h.data_ptr(), masked.data_ptr(),
-    )  # fmt: skip
-
-
-def backward_step(
-    act: torch.Tensor,
-    q: torch.Tensor,
-    previous: torch.Tensor,
-    next_init: torch.Tensor | None,
-    dh: torch.Tensor | None,
-    dh_next: torch.Tensor,
-    du: torch.Tensor,
-    dhh: torch.Tensor,
-    direct: torch.Tensor,
-) -> None:
-    """As in the torch backend."""
-    B, N = q.shape
-    _BACKWARD[q.dtype](
-        B, N, torch.get_num_threads(), act.data_ptr(), q.data_ptr(), previous.data_ptr(), pointer(next_init),
-        zero_row(N, q.dtype), pointer(dh), dh_next.data_ptr(), du.data_ptr(), dhh.data_ptr(), direct.data_ptr(),
-    )  # fmt: skip
+_FORWARD = build.function("lifelong.kernels.gru_sequence", "gru_forward", "iiii" + "p" * 10)
+_BACKWARD = build.function("lifelong.kernels.gru_sequence", "gru_backward", "iiii" + "p" * 12)
+CALL = build.function("lifelong.kernels.gru_sequence", "gru_call", "pp")
 
 
 def forward(
@@ -59,8 +22,15 @@ def forward(
     is_init_TB: torch.Tensor,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """(h_TBN, what backward needs)."""
-    steps = sys.modules[__name__]
-    return torch_backend.forward(u_TB3N, weight_hh, bias_hn_N, h0_BN, is_init_TB.contiguous(), steps)
+    (T, B, _), N = u_TB3N.shape, weight_hh.shape[1]
+    u, bias, h0, init = u_TB3N.contiguous(), bias_hn_N.contiguous(), h0_BN.contiguous(), is_init_TB.contiguous()
+    act, first, w = torch.empty_like(u), torch.empty_like(h0), packed(weight_hh, transposed=True)
+    q, h, masked = (u.new_empty(T, B, N) for _ in range(3))
+    _FORWARD[u.dtype](
+        T, B, N, torch.get_num_threads(), u.data_ptr(), w.data_ptr(), bias.data_ptr(), h0.data_ptr(), init.data_ptr(),
+        act.data_ptr(), q.data_ptr(), h.data_ptr(), masked.data_ptr(), first.data_ptr(),
+    )  # fmt: skip
+    return h, (act, q, first, masked)
 
 
 def backward(
@@ -71,5 +41,14 @@ def backward(
     dfinal_BN: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(du_TB3N, dweight_hh, dbias_hn_N, dh0_BN)."""
-    steps = sys.modules[__name__]
-    return torch_backend.backward(weight_hh, is_init_TB.contiguous(), saved, dh_TBN, dfinal_BN, steps)
+    act, q, first, masked = saved
+    (T, B, N), dtype = q.shape, q.dtype
+    dh, init = None if dh_TBN is None else dh_TBN.contiguous(), is_init_TB.contiguous()
+    dh0 = torch.zeros_like(first) if dfinal_BN is None else dfinal_BN.contiguous().clone()
+    du, dhh, scratch, w = torch.empty_like(act), torch.empty_like(act), torch.empty_like(first), packed(weight_hh)
+    _BACKWARD[dtype](
+        T, B, N, torch.get_num_threads(), w.data_ptr(), init.data_ptr(), zero_row(N, dtype), act.data_ptr(),
+        q.data_ptr(), first.data_ptr(), masked.data_ptr(), pointer(dh), du.data_ptr(), dhh.data_ptr(), dh0.data_ptr(),
+        scratch.data_ptr(),
+    )  # fmt: skip
+    return du, *torch_backend.weight_gradients(dhh, first, masked), dh0

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
-
 import torch
 
 
@@ -59,10 +56,8 @@ def forward(
     bias_hn_N: torch.Tensor,
     h0_BN: torch.Tensor,
     is_init_TB: torch.Tensor,
-    steps: ModuleType | Any = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """(h_TBN, what backward needs). `steps` has the point-wise `forward_step`, this module's by default."""
-    point_wise = forward_step if steps is None else steps.forward_step
+    """(h_TBN, what backward needs)."""
     (T, B, _), N = u_TB3N.shape, weight_hh.shape[1]
     u, bias = u_TB3N.contiguous(), bias_hn_N.contiguous()
     act = torch.empty((T, B, 3 * N), dtype=u.dtype, device=u.device)
@@ -71,7 +66,7 @@ def forward(
     weight = weight_hh.t()
     for t in range(T):
         torch.mm(h_in, weight, out=act[t])
-        point_wise(u[t], bias, h_in, is_init_TB[t + 1] if t + 1 < T else None, act[t], q[t], h[t], masked[t])
+        forward_step(u[t], bias, h_in, is_init_TB[t + 1] if t + 1 < T else None, act[t], q[t], h[t], masked[t])
         h_in = masked[t]
     return h, (act, q, h_first, masked)
 
@@ -82,24 +77,29 @@ def backward(
     saved: tuple[torch.Tensor, ...],
     dh_TBN: torch.Tensor | None,
     dfinal_BN: torch.Tensor | None,
-    steps: ModuleType | Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(du_TB3N, dweight_hh, dbias_hn_N, dh0_BN)."""
-    point_wise = backward_step if steps is None else steps.backward_step
     act, q, h_first, masked = saved
-    T, _B, N = q.shape
+    T = len(q)
     du, dhh = torch.empty_like(act), torch.empty_like(act)
     dh_next = torch.zeros_like(h_first) if dfinal_BN is None else dfinal_BN.contiguous().clone()
     direct = torch.empty_like(h_first)
     dh = None if dh_TBN is None else dh_TBN.contiguous()
     for t in range(T - 1, -1, -1):
-        point_wise(
+        backward_step(
             act[t], q[t], masked[t - 1] if t else h_first, is_init_TB[t + 1] if t + 1 < T else None,
             None if dh is None else dh[t], dh_next, du[t], dhh[t], direct,
         )  # fmt: skip
         torch.addmm(direct, dhh[t], weight_hh, out=dh_next)
+    return du, *weight_gradients(dhh, h_first, masked), dh_next.masked_fill(is_init_TB[0][:, None], 0.0)
+
+
+def weight_gradients(
+    dhh: torch.Tensor, h_first: torch.Tensor, masked: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(dweight_hh, dbias_hn_N) from the gradient of W h + b, in two products over all steps."""
+    T, _B, N = masked.shape
     dweight = dhh[0].t() @ h_first
     if T > 1:
         dweight.addmm_(dhh[1:].flatten(0, 1).t(), masked[:-1].flatten(0, 1))
-    dbias = dhh[..., 2 * N :].sum(dim=(0, 1))
-    return du, dweight, dbias, dh_next.masked_fill(is_init_TB[0][:, None], 0.0)
+    return dweight, dhh[..., 2 * N :].sum(dim=(0, 1))

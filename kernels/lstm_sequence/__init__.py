@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from lifelong.kernels.arguments import zeros
+from lifelong.kernels.dense import packed
 from lifelong.kernels.dispatch import DENSE_UNITS, Op, check, check_mask
+from lifelong.kernels.loop import Call, Each
 
 _LSTM = Op("lstm_sequence", "lifelong.kernels.lstm_sequence", triton_units=DENSE_UNITS)
 
@@ -59,3 +62,24 @@ def lstm_sequence(
     if hasattr(impl, "sequence"):
         return impl.sequence(u_TB4N, weight_hh, state_B2N, is_init_TB)
     return _Sequence.apply(impl, u_TB4N, weight_hh, state_B2N, is_init_TB)
+
+
+def compiled(sample: torch.Tensor) -> bool:
+    """Whether `lstm_call` can be used for tensors like `sample`."""
+    return _LSTM.compiled(sample) and sample.device.type == "cpu"
+
+
+def lstm_call(u_B4N: torch.Tensor, weight_hh: torch.Tensor, state_TBS: torch.Tensor, is_init_TB: torch.Tensor) -> Call:
+    """One step from row t of the state to row t + 1, for `kernels.loop`; u is the same buffer at every step, and the
+    weight is read now. Otherwise as `lstm_sequence`."""
+    (B, _), N = u_B4N.shape, weight_hh.shape[1]
+    act, rows = torch.empty_like(u_B4N), [u_B4N.new_empty(B, N) for _ in range(5)]
+    before: tuple[torch.Tensor | Each, ...] = (
+        u_B4N,
+        packed(weight_hh, transposed=True),
+        Each(state_TBS),
+        Each(is_init_TB),
+        zeros(N, u_B4N.dtype),
+    )
+    arguments: tuple[torch.Tensor | Each, ...] = (*before, act, *rows, Each(state_TBS[1:]))
+    return Call(_LSTM.module("cpu", u_B4N).CALL, (B, N, torch.get_num_threads()), arguments)

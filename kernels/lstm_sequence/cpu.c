@@ -1,4 +1,8 @@
-/* The point-wise part of one LSTM step, forward and backward, row by row; the matrix products are torch's. */
+/* An LSTM over T steps, the product of every step fused with its gates. Copies are independent: blocks of ROWS of them go
+   through all steps, so that what a step left is still in the cache at the next. */
+#ifndef ROWS
+#define ROWS 16
+#endif
 
 static inline void FN(lstm_forward_row)(i64 N, const real *restrict u, const real *restrict p, real *restrict act,
                                         real *restrict c, real *restrict h, real *restrict masked) {
@@ -17,16 +21,36 @@ static inline void FN(lstm_forward_row)(i64 N, const real *restrict u, const rea
     }
 }
 
-/* act holds W h on entry and the gates i, f, g, o on exit. masked is the h that the next step reads: zero where its
-   init says so (next_init may be NULL at the last step). */
-void FN(lstm_forward)(i64 B, i64 N, i64 threads, const real *u, const real *c_prev, const uint8_t *init,
-                      const uint8_t *next_init, const real *zeros, real *act, real *c, real *h, real *masked) {
-    int size = team(4 * B * N, threads);
+/* u [T,B,4N] drives; w [N,PADDED(4N)] the recurrent weight, input-major; state [B,2N]: h, then c. act [T,B,4N]: the gates
+   i, f, g, o; c, h [T,B,N]; masked [T,B,N]: the h that the next step reads, zero where it is reset; first, c0 [B,N]: those
+   that the first step reads, c before any reset; last [B,2N]. */
+void FN(lstm_forward)(i64 T, i64 B, i64 N, i64 threads, const real *u, const real *w, const real *state,
+                      const uint8_t *init, const real *zeros, real *act, real *c, real *h, real *masked, real *first,
+                      real *c0, real *last) {
+    int size = team(T * B * N * (N + 16) / 16, threads);
 #pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
-    for (i64 b = 0; b < B; b++) {
-        FN(lstm_forward_row)(N, u + b * 4 * N, init[b] ? zeros : c_prev + b * N, act + b * 4 * N, c + b * N, h + b * N,
-                             masked + b * N);
-        if (next_init && next_init[b]) memset(masked + b * N, 0, sizeof(real) * N);
+    for (i64 b0 = 0; b0 < B; b0 += ROWS) {
+        const i64 rows = MIN(ROWS, B - b0);
+        for (i64 b = b0; b < b0 + rows; b++) {
+            memcpy(first + b * N, init[b] ? zeros : state + b * 2 * N, sizeof(real) * N);
+            memcpy(c0 + b * N, state + (b * 2 + 1) * N, sizeof(real) * N);
+        }
+        const real *p = first + b0 * N;
+        for (i64 t = 0; t < T; t++) {
+            const i64 at = t * B + b0;
+            FN(product)(rows, N, 4 * N, p, N, w, PADDED(4 * N), NULL, 0, act + at * 4 * N, 4 * N);
+            for (i64 r = 0; r < rows; r++) {
+                const i64 i = at + r;
+                const real *before = init[i] ? zeros : t ? c + (i - B) * N : c0 + (b0 + r) * N;
+                FN(lstm_forward_row)(N, u + i * 4 * N, before, act + i * 4 * N, c + i * N, h + i * N, masked + i * N);
+                if (t + 1 < T && init[i + B]) memset(masked + i * N, 0, sizeof(real) * N);
+            }
+            p = masked + at * N;
+        }
+        for (i64 b = b0; b < b0 + rows; b++) {
+            memcpy(last + b * 2 * N, h + ((T - 1) * B + b) * N, sizeof(real) * N);
+            memcpy(last + (b * 2 + 1) * N, c + ((T - 1) * B + b) * N, sizeof(real) * N);
+        }
     }
 }
 
@@ -45,14 +69,30 @@ static inline void FN(lstm_backward_row)(i64 N, real keep, const real *restrict 
     }
 }
 
-/* dh_next is what flows back from step t + 1, before its reset (next_init, NULL at the last step). dh may be NULL. */
-void FN(lstm_backward)(i64 B, i64 N, i64 threads, const real *act, const real *c_prev, const uint8_t *init,
-                       const uint8_t *next_init, const real *zeros, const real *c, const real *dh, const real *dh_next,
-                       real *dc, real *dpre) {
-    int size = team(4 * B * N, threads);
+/* w [4N,PADDED(N)]: the recurrent weight. dh [T,B,N] or NULL; dh0 and dc0 [B,N] hold the gradient of the last state on
+   entry, that of the first on exit. du [T,B,4N]: before the gates. */
+void FN(lstm_backward)(i64 T, i64 B, i64 N, i64 threads, const real *w, const uint8_t *init, const real *zeros,
+                       const real *act, const real *c, const real *c0, const real *dh, real *du, real *dh0, real *dc0) {
+    int size = team(T * B * N * (N + 16) / 16, threads);
 #pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
-    for (i64 b = 0; b < B; b++)
-        FN(lstm_backward_row)(N, init[b] ? 0 : 1, act + b * 4 * N, init[b] ? zeros : c_prev + b * N, c + b * N,
-                              dh ? dh + b * N : zeros, next_init && next_init[b] ? zeros : dh_next + b * N, dc + b * N,
-                              dpre + b * 4 * N);
+    for (i64 b0 = 0; b0 < B; b0 += ROWS) {
+        const i64 rows = MIN(ROWS, B - b0);
+        for (i64 t = T - 1; t >= 0; t--) {
+            const i64 at = t * B + b0;
+            for (i64 r = 0; r < rows; r++) {
+                const i64 i = at + r;
+                const real *before = init[i] ? zeros : t ? c + (i - B) * N : c0 + (b0 + r) * N;
+                FN(lstm_backward_row)(N, init[i] ? 0 : 1, act + i * 4 * N, before, c + i * N, dh ? dh + i * N : zeros,
+                                      dh0 + (b0 + r) * N, dc0 + (b0 + r) * N, du + i * 4 * N);
+            }
+            FN(product)(rows, 4 * N, N, du + at * 4 * N, 4 * N, w, PADDED(N), NULL, 0, dh0 + b0 * N, N);
+            for (i64 r = 0; r < rows; r++)
+                if (init[at + r]) memset(dh0 + (b0 + r) * N, 0, sizeof(real) * N);
+        }
+    }
+}
+
+/* For kernels.loop: one step. */
+void FN(lstm_call)(const i64 *s, void *const *p) {
+    FN(lstm_forward)(1, s[0], s[1], s[2], p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11]);
 }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
-
 import torch
 
 
@@ -59,10 +56,8 @@ def forward(
     weight_hh: torch.Tensor,
     state_B2N: torch.Tensor,
     is_init_TB: torch.Tensor,
-    steps: ModuleType | Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-    """(h_TBN, state_B2N, what backward needs). `steps` has the point-wise `forward_step`, this module's by default."""
-    point_wise = forward_step if steps is None else steps.forward_step
+    """(h_TBN, state_B2N, what backward needs)."""
     (T, B, _), N = u_TB4N.shape, weight_hh.shape[1]
     u = u_TB4N.contiguous()
     act = torch.empty((T, B, 4 * N), dtype=u.dtype, device=u.device)
@@ -72,7 +67,9 @@ def forward(
     c0, weight = c_prev, weight_hh.t()
     for t in range(T):
         torch.mm(h_in, weight, out=act[t])
-        point_wise(u[t], c_prev, is_init_TB[t], is_init_TB[t + 1] if t + 1 < T else None, act[t], c[t], h[t], masked[t])
+        forward_step(
+            u[t], c_prev, is_init_TB[t], is_init_TB[t + 1] if t + 1 < T else None, act[t], c[t], h[t], masked[t]
+        )
         h_in, c_prev = masked[t], c[t]
     return h, torch.cat([h[-1], c[-1]], dim=-1), (act, c, h_first, masked, c0)
 
@@ -83,12 +80,10 @@ def backward(
     saved: tuple[torch.Tensor, ...],
     dh_TBN: torch.Tensor | None,
     dstate_B2N: torch.Tensor | None,
-    steps: ModuleType | Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(du_TB4N, dweight_hh, dstate_B2N)."""
-    point_wise = backward_step if steps is None else steps.backward_step
     act, c, h_first, masked, c0 = saved
-    T, _B, _N = c.shape
+    T = len(c)
     du = torch.empty_like(act)
     if dstate_B2N is None:
         dh_next, dc = torch.zeros_like(c0), torch.zeros_like(c0)
@@ -96,12 +91,18 @@ def backward(
         dh_next, dc = (part.clone(memory_format=torch.contiguous_format) for part in dstate_B2N.chunk(2, dim=-1))
     dh = None if dh_TBN is None else dh_TBN.contiguous()
     for t in range(T - 1, -1, -1):
-        point_wise(
+        backward_step(
             act[t], c[t - 1] if t else c0, is_init_TB[t], is_init_TB[t + 1] if t + 1 < T else None, c[t],
             None if dh is None else dh[t], dh_next, dc, du[t],
         )  # fmt: skip
         torch.mm(du[t], weight_hh, out=dh_next)
+    dstate = torch.cat([dh_next.masked_fill(is_init_TB[0][:, None], 0.0), dc], dim=-1)
+    return du, weight_gradient(du, h_first, masked), dstate
+
+
+def weight_gradient(du: torch.Tensor, h_first: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """dweight_hh from the gradient before the gates, in two products over all steps."""
     dweight = du[0].t() @ h_first
-    if T > 1:
+    if len(du) > 1:
         dweight.addmm_(du[1:].flatten(0, 1).t(), masked[:-1].flatten(0, 1))
-    return du, dweight, torch.cat([dh_next.masked_fill(is_init_TB[0][:, None], 0.0), dc], dim=-1)
+    return dweight

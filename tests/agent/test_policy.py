@@ -115,7 +115,6 @@ def test_each_task_has_a_head_of_its_own_chosen_per_copy_and_step() -> None:
 def test_each_task_has_a_critic_of_its_own_that_others_do_not_move(tmp_path: Path) -> None:
     env = task_env({"kind": COUNT}, {"kind": COUNT, "bonus": 1.0}, copies=4)
     policy = policy_for(env, critics="per_task", task_observed=True)
-    assert not policy.compiled()
     inputs = make_rollout(env, policy).inputs()
     inputs.task = torch.tensor([0, 1, 1, 0])
     y = torch.randn(4, policy.cell.output_size)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lifelong.envs.errors import EnvError
 from lifelong.envs.prediction.copy import Copy, order_of
 
 
@@ -59,3 +60,29 @@ def test_words_are_drawn_uniformly_and_orders_survive_a_restart() -> None:
     other = Copy(500, length=5, bits=7)
     other.load_state_dict(env.state_dict())
     assert torch.equal(episode(other)[1], episode(env)[1])
+
+
+def test_episodes_of_a_changing_number_of_words_end_with_the_last_answer() -> None:
+    env = Copy(300, length=6, shortest=2, bits=1, seed=0)
+    env.reset()
+    count = env.state.count.clone()
+    assert set(count.tolist()) == {2, 3, 4, 5, 6}
+    words, ended = env.state.words[:, :, 0].long(), torch.zeros(300, dtype=torch.int64)
+    for t in range(12):
+        now = (t - count).clamp(0, 5)
+        target = words.gather(1, now[:, None])
+        _, _, terminated, _, info = env.step(target)
+        alive = ended == 0
+        answers = (t >= count) & alive
+        assert torch.equal(info["target_mask"][alive], answers[alive])
+        assert torch.equal(info["target"][answers], target[answers])
+        assert bool((info["episode_return"][terminated & alive] == 1.0).all())
+        ended = torch.where(terminated & alive, t + 1, ended)
+    assert torch.equal(ended, 2 * count)
+
+
+def test_what_is_not_shown_whole_is_not_permuted() -> None:
+    with pytest.raises(EnvError, match=r"Copy\.shortest is 7, above length, 5"):
+        Copy(2, shortest=7)
+    with pytest.raises(EnvError, match=r"Copy\.permutation must be 0"):
+        Copy(2, shortest=2, permutation=1)

@@ -1,14 +1,11 @@
-"""The kernels that only act: one step of an eLSTM layer, of CartPole, and a draw of actions."""
+"""The kernels that only act: one step of an eLSTM layer, and a draw of actions."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lifelong.envs.control.cartpole import CartPole
-from lifelong.kernels import dispatch
 from lifelong.kernels.allocator import keep_freed_memory
-from lifelong.kernels.cartpole import available
 from lifelong.kernels.categorical import categorical_sample
 from lifelong.kernels.elstm import ElstmAct, elstm_layer
 
@@ -77,33 +74,6 @@ def test_impossible_actions_are_never_drawn_and_certain_ones_always(backend: str
     uniform = torch.cat([torch.zeros(3), torch.rand(144), torch.full((3,), 1 - 2**-24)])
     action = categorical_sample(logits, uniform, backend=backend)
     assert action.tolist() == [1, 0, 2] * 50
-
-
-def test_the_compiled_cartpole_equals_the_batched_one_with_limits_and_resets() -> None:
-    if not available(torch.zeros(1)):
-        pytest.skip("no C compiler")
-    compiled, plain = (CartPole(32, seed=1, length=[0.5, 1.0] * 16, max_episode_steps=[0, 7] * 16) for _ in range(2))
-    plain._constants_6B = None
-    compiled.reset(seed=2)
-    plain.reset(seed=2)
-    generator = torch.Generator().manual_seed(0)
-    ends = 0
-    for _ in range(120):
-        action = torch.randint(2, (32,), generator=generator)
-        a, b = compiled.step(action), plain.step(action)
-        for got, expected in zip(a[:4], b[:4], strict=True):
-            torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
-        for key in ("final_obs", "_final_obs", "episode_return", "episode_length"):
-            torch.testing.assert_close(a[4][key], b[4][key], rtol=0, atol=1e-4)
-        ends += int(a[4]["_final_obs"].sum())
-    assert ends > 100
-
-
-def test_cartpole_can_be_forced_to_torch() -> None:
-    with dispatch.force("torch"):
-        assert not available(torch.zeros(1))
-        assert CartPole(2)._constants_6B is None
-    assert not available(torch.zeros(1, dtype=torch.float64))
 
 
 def test_the_allocator_can_be_told_more_than_once() -> None:

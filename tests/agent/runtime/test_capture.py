@@ -17,9 +17,10 @@ from gymnasium.spaces import MultiDiscrete
 from torch import Tensor, nn
 
 from lifelong.agent.distributed.runners import RunnerRollout
+from lifelong.agent.optimizers.base import build_optimizer
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.runtime import capture, walk
-from lifelong.agent.runtime.build import build_optimizer, can_capture
+from lifelong.agent.runtime.build import can_capture
 from lifelong.agent.runtime.capture import Captured, ChunkRunner
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.runtime.trainer import Trainer

@@ -17,6 +17,7 @@ from lifelong.agent.policy import Inputs
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rollout import Experience, Rollout
+from lifelong.envs.base import BatchedEnv
 from lifelong.replay.chunk import SLOTS, copies_dim
 from tests.agent.support import (
     CONSTANT,
@@ -250,12 +251,12 @@ def test_evaluation_counts_the_first_episode_of_every_copy_and_nothing_else() ->
 
 
 def test_evaluation_ends_with_its_last_episode() -> None:
-    made, steps = evaluator(3, 40), []
-    act = made.rollout.act
-    made.rollout.act = lambda: steps.append(1) or act()  # type: ignore[func-returns-value,method-assign]
+    made, made_steps = evaluator(3, 40), []
+    steps = made.rollout.steps
+    made.rollout.steps = lambda n: made_steps.append(n) or steps(n)  # type: ignore[func-returns-value,method-assign]
     made.env.envs[0].set_params(None, length=[1, 5, 2])
     made.evaluate(make_context(made.policy, ActorCritic(made.policy.distribution), 3, 4), [])
-    assert len(steps) == 5
+    assert sum(made_steps) == 5
 
 
 def test_an_episode_that_is_given_up_counts_with_the_return_it_has() -> None:
@@ -318,15 +319,24 @@ def test_learning_from_what_acting_kept_is_learning_from_a_forward_pass() -> Non
     torch.testing.assert_close(results[1][0], chunk.policy, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("copies", "steps"), [(6, 1), (6, 9), (64, 40), (3, 33)])
-def test_a_compiled_loop_acts_as_one_step_at_a_time_bit_for_bit(copies: int, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "copies", "steps"),
+    [
+        *[("CartPole", 6, 1), ("CartPole", 6, 9), ("CartPole", 64, 40), ("CartPole", 3, 33), (COUNT, 4, 20)],
+        *[(kind, 6, 20) for kind in ("MountainCar", "Acrobot", "TMaze", "RepeatPrevious")],
+    ],
+)
+def test_a_compiled_loop_acts_as_one_step_at_a_time_bit_for_bit(kind: str, copies: int, steps: int) -> None:
     rollouts = []
     for _ in range(2):
-        env = task_env({"kind": "CartPole", "max_episode_steps": 12}, copies=copies)
+        env = task_env({"kind": kind, "max_episode_steps": 12 if kind == "CartPole" else 7}, copies=copies)
         rollouts.append(make_rollout(env, policy_for(env)))
     compiled, eager = rollouts
-    assert compiled.policy.compiled()
     eager._compiled = lambda steps: None  # type: ignore[method-assign]
+    for rollout in rollouts:
+        found = rollout._compiled(steps)
+        assert (found is None) == (rollout is eager)
+        _ = found or rollout.collect(steps)
     for chunk in range(3):
         if chunk == 2:  # the memory of some copies is reset from outside between two chunks
             for rollout in rollouts:
@@ -334,7 +344,7 @@ def test_a_compiled_loop_acts_as_one_step_at_a_time_bit_for_bit(copies: int, ste
         got, expected = compiled.collect(steps), eager.collect(steps)
         assert_identical(experience_parts(got), experience_parts(expected))
         assert_identical(compiled.state_dict(), eager.state_dict())
-    if steps >= 9:
+    if steps >= 9 and kind == "CartPole":
         assert expected.done_TB.any() and expected.chunk.truncated.any() and expected.chunk.final_value.any()
 
 
@@ -343,12 +353,16 @@ def experience_parts(experience: Experience) -> dict[str, Any]:
     return {**vars(experience), "chunk": vars(experience.chunk), "acted": vars(experience.acted)}
 
 
-def test_what_has_no_compiled_call_acts_one_step_at_a_time() -> None:
+def test_what_has_no_compiled_call_acts_one_step_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     env = task_env({"kind": "CartPole"})
     assert make_rollout(env, policy_for(env))._compiled(2) is not None
     assert make_rollout(env, policy_for(env), reset_memory_on="never")._compiled(2) is None
-    assert make_rollout(env, policy_for(env), deterministic=True)._compiled(2) is None
-    for options in ({"previous_action": True}, {"cell": "gru"}, {"encoder": {"kind": "mlp"}}):
+    silu = {"kind": "mlp", "activation": "silu"}
+    for options in ({"cell": "leaky"}, {"encoder": silu}):
         assert make_rollout(env, policy_for(env, **options))._compiled(2) is None  # type: ignore[arg-type]
-    other = task_env({"kind": COUNT})
-    assert make_rollout(other, policy_for(other))._compiled(2) is None
+    own = task_env({"kind": COUNT})
+    make_rollout(own, policy_for(own))
+    actions_TB = torch.zeros(2, own.num_envs, dtype=torch.int64)
+    assert own.compiled_steps(actions_TB) is not None
+    monkeypatch.setattr(type(own.envs[0]), "step", lambda self, actions: BatchedEnv.step(self, actions))
+    assert own.compiled_steps(actions_TB) is None

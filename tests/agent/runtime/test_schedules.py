@@ -118,3 +118,46 @@ def test_the_schema_knows_schedules() -> None:
     for bad in ({"from": 1, "to": 0}, {"from": 1, "to": 0, "over": 1, "by": 2}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**good, "optimizer": {"kind": "adam", "lr": bad}}, schema())
+
+
+SHORT: dict[str, Any] = {"steps": 12, "short_first": {"steps": 2, "over": 240}}
+
+
+def test_chunks_grow_and_neither_acting_nor_the_carry_notices(tmp_path: Path) -> None:
+    still = {"optimizer": {"kind": "sgd", "lr": 0.0}, "stream": {"steps_per_task": 960}}
+    growing = make_trainer(tmp_path / "growing", rollout=SHORT, **still)
+    lengths = []
+    while growing.step < 800:  # within the first task
+        begun = growing.step
+        experience = growing.advance()
+        assert experience is not None and experience.chunk.steps == round(2 + 10 * min(1, begun / 240))
+        lengths.append(experience.chunk.steps)
+    assert lengths[0] == 2 and lengths[-1] == 12 and lengths == sorted(lengths) and len(set(lengths)) > 6
+    other = make_trainer(tmp_path / "other", rollout={"steps": 1}, **still)
+    while other.step < growing.step:
+        other.advance()
+    ours, theirs = (t.learner.engine.state_dict() for t in (growing, other))
+    for name, carry in ours.items():  # the parameters are the same, so it does not matter where the history was cut
+        torch.testing.assert_close(carry, theirs[name], rtol=1e-4, atol=1e-6)
+    assert_identical(growing.rollout.state_dict(), other.rollout.state_dict())
+
+
+def test_a_run_of_growing_chunks_resumes_bit_for_bit(tmp_path: Path) -> None:
+    whole, first, second = (make_trainer(tmp_path / n, rollout=SHORT) for n in ("whole", "cut", "cut"))
+    log = run(whole)
+    assert log.seen["schedule/chunk_steps"] == 12.0
+    run(first, until=96)
+    saved, _ = checkpoint.load(tmp_path / "cut" / "checkpoints")
+    second.load_state_dict(saved)
+    second.evaluations = first.evaluations
+    run(second)
+    assert_identical(whole.state_dict(), second.state_dict())
+
+
+def test_what_needs_chunks_of_one_length_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"strategy clear has sequences of one length.*short_first\.steps to 0"):
+        make_trainer(tmp_path, rollout=SHORT, strategy=["clear"])
+    with pytest.raises(ConfigError, match=r"short_first\.steps is 20, above rollout\.steps, 12"):
+        make_config(rollout={"steps": 12, "short_first": {"steps": 20}})
+    with pytest.raises(ConfigError, match=r"runtime\.env_runners, 2, give chunks of one length"):
+        make_config(rollout=SHORT, runtime={"backend": "ray", "env_runners": 2})

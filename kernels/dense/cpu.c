@@ -1,0 +1,142 @@
+/* Linear layers with an activation, forward and backward; rows of inputs, outputs and gradients lie `xs`, `ys`, .. apart. */
+enum { NONE, TANH_, RELU, CRELU };
+
+/* In place, or for CRELU into 2N columns: rows of what a linear layer gave. */
+static inline void FN(activate)(i64 N, i64 kind, real *restrict y) {
+    if (kind == TANH_) {
+#pragma omp simd
+        for (i64 n = 0; n < N; n++) y[n] = TANH(y[n]);
+    } else if (kind == RELU) {
+#pragma omp simd
+        for (i64 n = 0; n < N; n++) y[n] = y[n] > 0 ? y[n] : 0;
+    } else if (kind == CRELU) {
+#pragma omp simd
+        for (i64 n = 0; n < N; n++) {
+            real z = y[n];
+            y[n] = z > 0 ? z : 0;
+            y[N + n] = z < 0 ? -z : 0;
+        }
+    }
+}
+
+#ifndef BLOCK
+#define BLOCK 64 /* rows of a piece of work */
+#endif
+
+/* y = act(x w + bias), w [K, PADDED(N)], bias [PADDED(N)]. */
+void FN(dense_forward)(i64 M, i64 K, i64 N, i64 kind, i64 xs, i64 ys, i64 threads, const real *x, const real *w,
+                       const real *bias, real *y) {
+    int size = team(M * N * (K + 8) / 32, threads);
+#pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
+    for (i64 first = 0; first < M; first += BLOCK) {
+        const i64 rows = MIN(BLOCK, M - first);
+        FN(product)(rows, K, N, x + first * xs, xs, w, PADDED(N), bias, 0, y + first * ys, ys);
+        for (i64 m = first; m < first + rows; m++) FN(activate)(N, kind, y + m * ys);
+    }
+}
+
+/* The same of `width` categories a row, that is of zeros and ones: the rows offset[i] + id[i] of w added up. */
+void FN(dense_columns)(i64 M, i64 width, i64 N, i64 kind, i64 ys, i64 threads, const i64 *ids, const i64 *offset,
+                       const real *w, const real *bias, real *y) {
+    int size = team(M * N * width / 8, threads);
+#pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
+    for (i64 m = 0; m < M; m++) {
+        real *restrict to = y + m * ys;
+        memcpy(to, bias, sizeof(real) * N);
+        for (i64 i = 0; i < width; i++) {
+            const real *restrict from = w + (offset[i] + ids[m * width + i]) * PADDED(N);
+#pragma omp simd
+            for (i64 n = 0; n < N; n++) to[n] += from[n];
+        }
+        FN(activate)(N, kind, to);
+    }
+}
+
+/* dz [M, N]: the gradient before the activation, from that of y; may be dy itself where y has N columns. */
+void FN(dense_slope)(i64 M, i64 N, i64 kind, i64 ys, i64 ds, i64 zs, i64 threads, const real *y, const real *dy, real *dz) {
+    int size = team(M * N, threads);
+#pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
+    for (i64 m = 0; m < M; m++) {
+        const real *a = y + m * ys, *d = dy + m * ds;
+        real *to = dz + m * zs;
+        if (kind == TANH_) {
+#pragma omp simd
+            for (i64 n = 0; n < N; n++) to[n] = d[n] * (1 - a[n] * a[n]);
+        } else if (kind == RELU) {
+#pragma omp simd
+            for (i64 n = 0; n < N; n++) to[n] = a[n] > 0 ? d[n] : 0;
+        } else if (kind == CRELU) {
+#pragma omp simd
+            for (i64 n = 0; n < N; n++) to[n] = (a[n] > 0 ? d[n] : 0) - (a[N + n] > 0 ? d[N + n] : 0);
+        } else if (to != d) memcpy(to, d, sizeof(real) * N);
+    }
+}
+
+/* dw [N, K] += dz^T x and dbias [N] += the sum of dz's rows. */
+void FN(dense_weights)(i64 M, i64 K, i64 N, i64 xs, i64 zs, i64 threads, const real *x, const real *dz, real *dw,
+                       real *dbias) {
+    int size = team(M * N * K / 32, threads);
+#pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
+    for (i64 first = 0; first < N; first += 16) FN(outer_sum)(M, first, MIN(N, first + 16), K, dz, zs, x, xs, dw, K);
+    for (i64 m = 0; dbias && m < M; m++) {
+        const real *restrict d = dz + m * zs;
+#pragma omp simd
+        for (i64 n = 0; n < N; n++) dbias[n] += d[n];
+    }
+}
+
+/* The same of categories; dw [N, V]. */
+void FN(dense_columns_weights)(i64 M, i64 width, i64 N, i64 V, i64 zs, const i64 *ids, const i64 *offset, const real *dz,
+                               real *dw, real *dbias) {
+    for (i64 m = 0; m < M; m++) {
+        const real *restrict d = dz + m * zs;
+        for (i64 i = 0; i < width; i++) {
+            real *restrict to = dw + offset[i] + ids[m * width + i];
+            for (i64 n = 0; n < N; n++) to[n * V] += d[n];
+        }
+#pragma omp simd
+        for (i64 n = 0; n < N; n++) dbias[n] += d[n];
+    }
+}
+
+/* dx [M, K] = dz w, w [N, PADDED(K)]; added to what is there if `add`. */
+void FN(dense_inputs)(i64 M, i64 K, i64 N, i64 zs, i64 xs, i64 add, i64 threads, const real *dz, const real *w, real *dx) {
+    int size = team(M * N * K / 32, threads);
+#pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
+    for (i64 first = 0; first < M; first += BLOCK) {
+        real *to = dx + first * xs;
+        FN(product)(MIN(BLOCK, M - first), N, K, dz + first * zs, zs, w, PADDED(K), add ? to : NULL, xs, to, xs);
+    }
+}
+
+/* to [rows, PADDED(columns)] = from [rows, columns], or its transpose from [columns, rows]; zeros behind. */
+void FN(dense_pack)(i64 rows, i64 columns, i64 transposed, const real *from, real *to) {
+    for (i64 r = 0; r < rows; r++) {
+        real *row = to + r * PADDED(columns);
+        if (transposed)
+            for (i64 c = 0; c < columns; c++) row[c] = from[c * rows + r];
+        else memcpy(row, from + r * columns, sizeof(real) * columns);
+        memset(row + columns, 0, sizeof(real) * (PADDED(columns) - columns));
+    }
+}
+
+/* ---- for kernels.loop ---- */
+void FN(forward_call)(const i64 *s, void *const *p) {
+    FN(dense_forward)(s[0], s[1], s[2], s[3], s[4], s[5], s[6], p[0], p[1], p[2], p[3]);
+}
+void FN(columns_call)(const i64 *s, void *const *p) {
+    FN(dense_columns)(s[0], s[1], s[2], s[3], s[4], s[5], p[0], p[1], p[2], p[3], p[4]);
+}
+void FN(slope_call)(const i64 *s, void *const *p) {
+    FN(dense_slope)(s[0], s[1], s[2], s[3], s[4], s[5], s[6], p[0], p[1], p[2]);
+}
+void FN(weights_call)(const i64 *s, void *const *p) {
+    FN(dense_weights)(s[0], s[1], s[2], s[3], s[4], s[5], p[0], p[1], p[2], p[3]);
+}
+void FN(columns_weights_call)(const i64 *s, void *const *p) {
+    FN(dense_columns_weights)(s[0], s[1], s[2], s[3], s[4], p[0], p[1], p[2], p[3], p[4]);
+}
+void FN(inputs_call)(const i64 *s, void *const *p) {
+    FN(dense_inputs)(s[0], s[1], s[2], s[3], s[4], s[5], s[6], p[0], p[1], p[2]);
+}
+void FN(pack_call)(const i64 *s, void *const *p) { FN(dense_pack)(s[0], s[1], s[2], p[0], p[1]); }
