@@ -95,6 +95,8 @@ class PolicyConfig:
     reset_memory_on: str = field(default="episode", metadata={"choices": ("episode", "task", "never", "step")})
     #: continuous actions are clipped to their bounds ("none"), or squashed to them by a tanh
     squash: str = field(default="none", metadata={"choices": ("none", "tanh")})
+    #: share of the weights that read the cell's state which is absent while a chunk is learned from (gradient bptt)
+    weight_drop: float = bounded(0.0, 0.0, 0.999)
     #: one actor head per task instead of one for all; needs an observed task id
     heads: str = field(default="shared", metadata={"choices": ("shared", "per_task")})
     #: one critic per task instead of one for all; needs an observed task id
@@ -121,6 +123,10 @@ class RolloutConfig:
     #: steps of a chunk, T: the parameters are constant during a chunk
     steps: int = bounded(32, 1, 10**6)
     short_first: ShortFirstConfig = field(default_factory=ShortFirstConfig)
+    #: what the memory is at the beginning of an episode while it is learned from; acting and evaluation begin at zero
+    initial_state: str = field(default="zero", metadata={"choices": ("zero", "noise", "passed")})
+    #: standard deviation of the noise
+    initial_noise: float = bounded(1.0, 0.0, 1e3)
     #: let first episodes start at a random age, so that copies do not time out together
     random_initial_age: bool = False
 

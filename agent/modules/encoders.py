@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import gymnasium
@@ -16,7 +16,7 @@ from lifelong.envs.spaces import byte_scale
 from lifelong.kernels.acting import place
 from lifelong.kernels.dense import ACTIVATIONS as ACTIVATION_CODES
 from lifelong.kernels.dense import Dense, available
-from lifelong.kernels.loop import Call, Each, loop
+from lifelong.kernels.loop import Call, Calls, Direct, Each, by_round
 
 Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
 
@@ -26,6 +26,8 @@ Activation = Literal["tanh", "relu", "silu", "crelu", "rational"]
 Depth = Annotated[int, Range(1, 1000)]
 #: between a layer and its activation
 Norm = Literal["none", "layer"]
+#: the same, and of the weights of a linear layer
+LinearNorm = Literal["none", "layer", "weight"]
 
 
 class CReLU(nn.Module):
@@ -146,6 +148,30 @@ class OneHotLinear(nn.Linear):
         return self._kept[1]
 
 
+class WeightNorm(nn.Module):
+    """y = g v x / |v| + b, row by row: how long the weights of a unit are learns apart from where they point.
+
+    Salimans & Kingma 2016, arXiv 1602.07868, eq. 2.
+
+    The gradient of v has no part along v, so v only grows, and the larger it is the smaller its steps are. g begins as
+    |v|, so that it is the same function as without; nothing is read off data.
+
+    Args:
+        input_size: of x.
+        output_size: of y.
+    """
+
+    def __init__(self, input_size: int, output_size: int) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(nn.init.orthogonal_(torch.empty(output_size, input_size), 2**0.5))
+        self.gain = nn.Parameter(self.direction.detach().norm(dim=1))
+        self.bias = nn.Parameter(torch.zeros(output_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.gain / self.direction.norm(dim=1)
+        return nn.functional.linear(x, self.direction) * scale + self.bias
+
+
 class Encoder(nn.Module):
     """Base of all encoders: `forward(obs [M, ...]) -> features [M, F]`, with `output_size` F.
 
@@ -187,10 +213,9 @@ class Encoder(nn.Module):
         """Whether `act_calls` can be used; by default where the features are the observation itself."""
         return self.transparent
 
-    def act_calls(self, obs: Tensor, features: Tensor) -> list[Call]:
-        """`forward` of row t of the observations [T, B, ...] into that of `features` [T, B, F], for `kernels.loop`; the
-        parameters are read now."""
-        return [place(obs, features)]
+    def act_calls(self, obs: Tensor, features: Tensor) -> Calls:
+        """`forward` of row t of the observations [T, B, ...] into that of `features` [T, B, F], for `kernels.loop`."""
+        return Calls([], [place(obs, features)])
 
     def prepare(self, obs: Tensor) -> Tensor:
         """Observations as floats; bytes are scaled to [0, 1] by the largest of the space, categories become one-hot."""
@@ -221,26 +246,36 @@ class MLP(Encoder):
         hidden: units of each layer.
         activation: tanh, relu, silu, rational, or crelu, with which a unit has two features.
         norm: `layer`: layer normalisation between every layer and its activation (Ba, Kiros & Hinton 2016; against loss
-            of plasticity Lyle et al. 2023, ICML).
+            of plasticity Lyle et al. 2023, ICML); `weight`: weights with a length and a direction (see `WeightNorm`).
     """
 
     chain: ClassVar[bool] = True
 
     def __init__(
-        self, space: Observations, *, hidden: Widths = (64,), activation: Activation = "tanh", norm: Norm = "none"
+        self,
+        space: Observations,
+        *,
+        hidden: Widths = (64,),
+        activation: Activation = "tanh",
+        norm: LinearNorm = "none",
     ) -> None:
         super().__init__(space)
         layers: list[nn.Module] = []
         width_in, parts = sum(self.counts) or math.prod(space.shape), PARTS.get(activation, 1)
         for width_out in map(int, hidden):
-            categories = self.counts and not layers
-            linear = OneHotLinear(self.counts, width_out) if categories else nn.Linear(width_in, width_out)
-            nn.init.orthogonal_(linear.weight, 2**0.5)
-            nn.init.zeros_(linear.bias)
+            linear: nn.Module
+            if norm == "weight":
+                linear = WeightNorm(width_in, width_out)
+            else:
+                categories = self.counts and not layers
+                linear = OneHotLinear(self.counts, width_out) if categories else nn.Linear(width_in, width_out)
+                nn.init.orthogonal_(linear.weight, 2**0.5)
+                nn.init.zeros_(linear.bias)
             normed = [nn.LayerNorm(width_out)] if norm == "layer" else []
             layers += [linear, *normed, make_activation(activation)]
             width_in = parts * width_out
         self.layers = nn.Sequential(*layers)
+        self.weight_norm = norm == "weight"
         self.output_size = width_in
         vector = bool(self.counts) or (len(space.shape) == 1 and not self.largest)
         #: of compiled layers, if there are such
@@ -249,22 +284,35 @@ class MLP(Encoder):
     def compiled(self) -> bool:
         return bool(self._activation) and available(next(self.parameters()))
 
-    def act_calls(self, obs: Tensor, features: Tensor) -> list[Call]:
-        calls: list[Call] = []
-        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        x: Tensor | Each = Each(obs)
-        for linear in linears:
+    def act_calls(self, obs: Tensor, features: Tensor) -> Calls:
+        layers: list[tuple[str, Dense, Tensor, Tensor]] = []  # with rows of inputs and outputs
+        linears = [(name, layer) for name, layer in self.layers.named_children() if isinstance(layer, nn.Linear)]
+        x = obs
+        for name, linear in linears:
             offsets = linear.first if isinstance(linear, OneHotLinear) else None
-            layer = Dense(linear.weight, linear.bias, self._activation, offsets)
-            loop(1, layer.pack(backward=False), linear.weight.dtype)
-            last = linear is linears[-1]
-            y: Tensor | Each = Each(features) if last else features.new_empty(obs.shape[1], layer.outputs)
-            calls.append(layer.forward(x, y))
+            layer = Dense(linear.weight, linear.bias, self._activation, offsets, rows=obs.shape[1])
+            y = features if name == linears[-1][0] else features.new_empty(*obs.shape[:2], layer.outputs)
+            layers.append((f"layers.{name}", layer, x, y))
             x = y
-        return calls
+
+        def backward(rounds: int, slopes: Tensor, grads: Mapping[str, Tensor]) -> list[Call | Direct]:
+            calls: list[Call | Direct] = []
+            dy, steps = slopes, len(slopes) // obs.shape[1]
+            for name, layer, x, y in reversed(layers):
+                dx = None if x is obs else slopes.new_empty(len(slopes), layer.inputs)
+                dz = dy if layer.outputs == layer.units else slopes.new_empty(len(slopes), layer.units)
+                into = grads[f"{name}.weight"], grads[f"{name}.bias"], dx
+                calls += layer.backward(
+                    by_round(x, rounds, steps), by_round(y, rounds, steps), dy, dz, *into, add=False
+                )
+                dy = slopes if dx is None else dx
+            return calls
+
+        pack: list[Call | Direct] = [call for _, layer, _, _ in layers for call in layer.pack()]
+        return Calls(pack, [layer.forward(Each(x), Each(y)) for _, layer, x, y in layers], backward)
 
     def forward(self, obs: Tensor) -> Tensor:
-        if not self.counts or not len(self.layers):
+        if not self.counts or not len(self.layers) or self.weight_norm:
             obs = self.prepare(obs).flatten(1)
         features: Tensor = self.layers(obs)
         return features

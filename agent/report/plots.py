@@ -46,7 +46,7 @@ def plot_run(run: RunData, path: Path) -> None:
     for step in sorted({change["step"] for change in run.summary.get("changes", [])}):
         axes.axvline(step, color=INK, linewidth=1, linestyle=":")
     for task in range(len(run.evaluations.tasks)):
-        axes.plot(steps, performance[:, task], marker="o" if len(steps) <= 40 else "", markersize=3, **_line(task))
+        axes.plot(steps, performance[:, task], marker="o" if len(steps) <= 40 else "", markersize=3, **line_of(task))
     label_ends(axes, run.evaluations.tasks, performance[-1].tolist(), points_high=72 * 3.0)
     save_figure(figure, path)
 
@@ -87,7 +87,7 @@ def _plot_average(axes: Axes, title: str, groups: Sequence[Group], points_high: 
         curves.append((grid, np.stack(values, axis=1)))
     over_steps(axes, title, curves)
     for index, (steps, average) in enumerate(curves):
-        line = _line(index)
+        line = line_of(index)
         if average.shape[1] > 1:
             low, high = np.nanmin(average, axis=1), np.nanmax(average, axis=1)
             axes.fill_between(steps, low, high, color=line["color"], alpha=0.15, linewidth=0)
@@ -101,7 +101,7 @@ def _plot_tasks(axes: Axes, groups: Sequence[Group], tasks: Sequence[str]) -> No
         at = np.arange(len(tasks)) - 0.4 + (index + 0.5) * height
         final = [median_of(group.task_values(task, "final")) for task in tasks]
         learned = [median_of(group.task_values(task, "learned")) for task in tasks]
-        axes.barh(at, final, height=0.86 * height, color=_line(index)["color"], linewidth=0)
+        axes.barh(at, final, height=0.86 * height, color=line_of(index)["color"], linewidth=0)
         axes.vlines(learned, at - 0.43 * height, at + 0.43 * height, color=INK, linewidth=2)
     axes.axvline(0, color=INK, linewidth=0.8)
     low, high = axes.get_xlim()
@@ -139,7 +139,7 @@ def _shade(axes: Axes, segment: Mapping[str, Any], tasks: Sequence[str], points_
     `points_wide` is the width of the axes in points (1/72 inch); a letter needs about 5.5.
     """
     task, start, end = segment["task"], segment["start"], segment["end"]
-    color = GRID if task is None else _line(task)["color"]
+    color = GRID if task is None else line_of(task)["color"]
     name = "all tasks" if task is None else tasks[task]
     axes.axvspan(start, end, color=color, alpha=0.10, linewidth=0)
     axes.plot(
@@ -181,7 +181,7 @@ def label_ends(axes: Axes, labels: Sequence[str], values: Sequence[float], point
             textcoords="offset points",
             va="center",
             fontsize=9,
-            color=_line(int(index))["color"],
+            color=line_of(int(index))["color"],
         )
 
 
@@ -205,7 +205,7 @@ def _wrap(label: str) -> str:
     return label if len(label) <= 34 else label[:33] + "…"
 
 
-def _line(index: int) -> dict[str, Any]:
+def line_of(index: int) -> dict[str, Any]:
     """Colour and style of line number `index`; styles change when the colours are used up."""
     style = LINE_STYLES[index // len(PALETTE) % len(LINE_STYLES)]
     return {"color": PALETTE[index % len(PALETTE)], "linestyle": style, "linewidth": 1.8}

@@ -17,7 +17,7 @@ import numpy as np
 from lifelong.agent.compare import Run
 from lifelong.agent.published import MEASURES, RECIPES, ROOT, Recipe, load, recipes
 from lifelong.agent.report.comparison import interval, measured
-from lifelong.agent.report.plots import PALETTE, label_ends, new_figure, over_steps, save_figure
+from lifelong.agent.report.plots import label_ends, line_of, new_figure, over_steps, save_figure
 from lifelong.agent.report.runs import RunData, load_runs, number
 from lifelong.agent.report.tables import number_text
 from lifelong.agent.runtime.machine import machine, versions
@@ -200,10 +200,10 @@ def figure(recipe: Recipe, budget: str, runs: Sequence[Run], path: Path) -> None
     for index, (title, held) in enumerate(panels.items()):
         axes = drawn.add_subplot(len(panels), 1, index + 1)
         over_steps(axes, title or recipe.title, [(steps.tolist(), curves.T) for steps, curves in held.values()])
-        for number_, (steps, curves) in enumerate(held.values()):
-            color = PALETTE[number_ % len(PALETTE)]
-            axes.fill_between(steps, curves.min(0), curves.max(0), color=color, alpha=0.15, linewidth=0)
-            axes.plot(steps, curves.mean(0), color=color, linewidth=1.8)
+        for order, (steps, curves) in enumerate(held.values()):
+            line = line_of(order)
+            axes.fill_between(steps, curves.min(0), curves.max(0), color=line["color"], alpha=0.15, linewidth=0)
+            axes.plot(steps, curves.mean(0), **line)
         ends = [float(curves[:, -1].mean()) for _, curves in held.values()]
         label_ends(axes, list(held), ends, points_high=72 * 2.6)
     save_figure(drawn, path)

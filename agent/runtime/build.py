@@ -15,6 +15,7 @@ from lifelong.agent.detectors.base import Detector
 from lifelong.agent.errors import ConfigError, EnvError, LifelongError
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.gradients.parts import engine_for
+from lifelong.agent.modules.learning_pass import LearningPass
 from lifelong.agent.objectives.base import Objective
 from lifelong.agent.optimizers.base import Averaging, build_optimizer, check_optimizer
 from lifelong.agent.parallel import ALONE, Workers
@@ -115,6 +116,35 @@ def build_stream(config: Config) -> TaskStream:
             "steps (rollout.copies x rollout.steps)"
         )
     return stream
+
+
+def build_learning_pass(config: Config, policy: Policy, objective: Objective) -> LearningPass | None:
+    """The learner's forward pass of the cell, if it is to be another one than in acting.
+
+    Raises:
+        ConfigError: a gradient, an objective or a cell that it does not go with.
+    """
+    rate, initial, kind = config.policy.weight_drop, config.rollout.initial_state, config.gradient["kind"]
+    if not rate and initial == "zero":
+        return None
+    asked = f"policy.weight_drop is {rate:g}" if rate else f"rollout.initial_state is {initial}"
+    if kind != "bptt":
+        raise ConfigError(
+            f"{asked}, so that a chunk is learned otherwise than it was acted, and gradient {kind} carries what was "
+            "acted; use gradient bptt"
+        )
+    if not objective.off_policy:
+        raise ConfigError(
+            f"{asked}: the policy that learns is another than the one that acts, which objective "
+            f"{config.objective['kind']} does not correct for; use objective actor_critic, q_learning or supervised"
+        )
+    generator = torch.Generator(device=next(policy.parameters()).device)
+    generator.manual_seed(subseed(config.seed, "learning pass"))
+    noise = config.rollout.initial_noise
+    try:
+        return LearningPass(policy.cell, generator, rate=rate, initial=initial, noise=noise)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ConfigError(f"{asked}, and in cell {config.policy.cell['kind']} {error}") from error
 
 
 def can_capture(config: Config, rollout: Acting, workers: Workers) -> bool:
@@ -351,6 +381,7 @@ def _build(
         torch.Generator().manual_seed(subseed(config.seed, "minibatches")),
         workers,
         config.on_nonfinite == "skip",
+        build_learning_pass(config, policy, objective),
     )
     evaluation_env = environment("evaluation", config.evaluation.episodes, evaluation=True)
     opened.callback(evaluation_env.close)
@@ -390,4 +421,4 @@ def _build(
 
 
 def _has_target(env: TaskEnv) -> bool:
-    return all(type(e).PREDICTION for e in env.envs)
+    return all(e.PREDICTION for e in env.envs)

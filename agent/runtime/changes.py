@@ -103,6 +103,7 @@ RULES: dict[str, Rule] = {
     "policy.previous_reward": _TRAINED,
     "policy.reset_memory_on": APPLIES,
     "policy.squash": _TRAINED,
+    "policy.weight_drop": APPLIES,
     "policy.heads": _TRAINED,
     "policy.critics": _TRAINED,
     "gradient": Rule(fresh="the carry"),
@@ -121,6 +122,8 @@ RULES: dict[str, Rule] = {
     "rollout.copies": Rule(fresh="episodes, memory and carry"),
     "rollout.steps": APPLIES,  # a replay of sequences refuses it
     "rollout.short_first.steps": APPLIES,
+    "rollout.initial_state": APPLIES,
+    "rollout.initial_noise": APPLIES,
     "rollout.short_first.over": APPLIES,
     "rollout.short_first.shape": APPLIES,
     "rollout.random_initial_age": Rule("it is about the first episodes, which are over"),

@@ -11,11 +11,13 @@ from torch import Tensor
 from lifelong.agent.cells.base import Acted
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.modules.heads import Heads
+from lifelong.agent.modules.learning_pass import LearningPass
 from lifelong.agent.objectives.base import Metrics, Objective
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.finite import FiniteCheck
 from lifelong.agent.runtime.rollout import Experience
+from lifelong.agent.runtime.step import clip_norm, make_step
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.replay.chunk import Chunk
 
@@ -33,6 +35,7 @@ class Learner:
         generator: draws the minibatches, on the host; equal on all workers.
         workers: those whose gradients are averaged, so that all make the same step.
         skip: chunks that are not finite are to be dropped.
+        changed: the forward pass of the cell, where it is another one than in acting.
     """
 
     #: a counter for the host, which no chunk depends on (see `agent.runtime.capture`)
@@ -49,9 +52,10 @@ class Learner:
         generator: torch.Generator,
         workers: Workers = ALONE,
         skip: bool = False,
+        changed: LearningPass | None = None,
     ) -> None:
         self.policy, self.engine, self.objective, self.optimizer = policy, engine, objective, optimizer
-        self.generator, self.workers = generator, workers
+        self.generator, self.workers, self.changed = generator, workers, changed
         self.max_grad_norm = max_grad_norm or float("inf")
         self.reward_hooks = overrides(strategies, "extra_reward")
         self.batch_hooks = overrides(strategies, "transform_batch")
@@ -62,7 +66,7 @@ class Learner:
         self.learn_hooks = overrides(strategies, "learns")
         #: whether a strategy takes part in the update
         hooks = (self.batch_hooks, self.loss_hooks, self.gradient_hooks, self.update_hooks, self.after_hooks)
-        self.hooked = any((*hooks, self.learn_hooks, self.reward_hooks))
+        self.hooked = any((*hooks, self.learn_hooks, self.reward_hooks, changed))
         self.named = dict(policy.named_parameters())
         self.parameters = list(self.named.values())
         self.finite = FiniteCheck(self.parameters[0].device, skip)
@@ -104,6 +108,8 @@ class Learner:
         if not learns:
             self.engine.advance(trace)
             return {}, []
+        if self.changed:
+            self.changed.draw()
         with torch.no_grad():
             for strategy in self.reward_hooks:
                 extra = strategy.extra_reward(ctx, chunk)
@@ -164,7 +170,7 @@ class Learner:
         known = (
             live if current and not self.objective.reads_after else 0
         )  # copies whose values in the chunk are those of the current critic
-        acted, through = acted if batch is chunk else None, self.engine.sequence
+        acted, through = acted if batch is chunk else None, (self.changed or self.engine).sequence
         outputs = self.policy.sequence(batch, state, acted, current=known, through=through)
         loss, metrics = self.objective.loss(outputs, batch, prepared)
         for strategy in self.loss_hooks:
@@ -177,7 +183,7 @@ class Learner:
         self.workers.mean_([p.grad for p in self.parameters if p.grad is not None])
         for strategy in self.gradient_hooks:
             strategy.transform_gradients(ctx, {n: p.grad for n, p in self.named.items() if p.grad is not None})
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = clip_norm(self.parameters, self.max_grad_norm)
         self.finite.before_step(loss.detach(), norm)
         self._apply(ctx)
         self.objective.stepped()
@@ -190,11 +196,11 @@ class Learner:
         """The optimiser's step, as the strategies let it through."""
         if not self.update_hooks:
             with self.heads.idle_kept(self.optimizer):
-                self.optimizer.step()
+                make_step(self.optimizer)
             return
         before = {name: parameter.clone() for name, parameter in self.named.items()}
         with self.heads.idle_kept(self.optimizer):
-            self.optimizer.step()
+            make_step(self.optimizer)
         deltas = {name: parameter - before[name] for name, parameter in self.named.items()}
         for strategy in self.update_hooks:
             strategy.transform_update(ctx, deltas)

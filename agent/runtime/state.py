@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lifelong.agent import config as configs
+from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.randomness import as_tensors, globals_now, set_globals
 
 if TYPE_CHECKING:
+    from lifelong.agent.runtime.logging import NoLog, RunLog
     from lifelong.agent.runtime.trainer import Trainer
 
 
@@ -27,6 +29,7 @@ def shared(trainer: Trainer) -> dict[str, Any]:
         "optimizer": trainer.learner.optimizer.state_dict(),
         "objective": trainer.learner.objective.state_dict(),
         "minibatches": trainer.learner.generator.get_state(),
+        "changed": trainer.learner.changed.generator.get_state() if trainer.learner.changed else None,
         "strategies": _strategies(trainer, sharded=False),
     }
 
@@ -68,6 +71,8 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     trainer.learner.optimizer.load_state_dict(saved["optimizer"])
     trainer.learner.engine.load_state_dict(saved["carry"])
     trainer.learner.generator.set_state(saved["minibatches"])
+    if trainer.learner.changed and saved["changed"] is not None:
+        trainer.learner.changed.generator.set_state(saved["changed"].cpu())
     trainer.rollout.load_state_dict(saved["rollout"])
     states = {**saved["strategies"], **saved["strategy_shards"]}
     for strategy, spec in zip(trainer.strategies, trainer.config.strategy, strict=True):
@@ -78,3 +83,10 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     trainer.record.load_state_dict(saved["record"])
     torch.set_rng_state(saved["torch_random"])
     set_globals(saved["global_random"])
+
+
+def save(trainer: Trainer, log: RunLog | NoLog) -> None:
+    """Write a checkpoint from which the run goes on bit for bit."""
+    record, folder = trainer.record, trainer.record.folder / "checkpoints"
+    both, about = (trainer.shared_state(), trainer.own_state()), record.about(log)
+    checkpoint.save(folder, trainer.step, *both, about, record.config.checkpoint.keep, trainer.workers)

@@ -176,6 +176,42 @@ def test_layer_norm_and_crelu_are_what_their_papers_write() -> None:
     torch.testing.assert_close(encoder(obs), x)
 
 
+def test_weights_with_a_length_of_their_own_are_those_of_torch() -> None:
+    torch.manual_seed(0)
+    encoder, obs = MLP(Box(-9, 9, (5,)), hidden=[4, 3], norm="weight"), torch.randn(7, 5)
+    linears = []
+    for layer in (encoder.layers[0], encoder.layers[2]):
+        linear = torch.nn.utils.parametrizations.weight_norm(nn.Linear(layer.direction.shape[1], len(layer.direction)))
+        with torch.no_grad():
+            layer.gain.mul_(1.5)
+            layer.bias.uniform_(-1, 1)
+            linear.parametrizations.weight.original0.copy_(layer.gain.unsqueeze(1))
+            linear.parametrizations.weight.original1.copy_(layer.direction)
+            linear.bias.copy_(layer.bias)
+        linears.append(linear)
+    theirs = nn.Sequential(linears[0], nn.Tanh(), linears[1], nn.Tanh())
+    torch.testing.assert_close(encoder(obs), theirs(obs))
+    encoder(obs).square().sum().backward()
+    theirs(obs).square().sum().backward()
+    for index, linear in zip((0, 2), linears, strict=True):
+        layer, made = encoder.layers[index], linear.parametrizations.weight
+        torch.testing.assert_close(layer.direction.grad, made.original1.grad)
+        torch.testing.assert_close(layer.gain.grad, made.original0.grad.squeeze(1))
+        assert float((layer.direction.detach() * layer.direction.grad).sum(1).abs().max()) < 1e-6  # it only grows
+
+
+def test_with_norm_weight_it_begins_as_the_same_function_and_reads_categories() -> None:
+    for space, obs in ((Box(-9, 9, (5,)), torch.randn(7, 5)), (SPACE, draw(7))):
+        torch.manual_seed(3)
+        plain = MLP(space, hidden=[4])
+        torch.manual_seed(3)
+        normed = MLP(space, hidden=[4], norm="weight")
+        with torch.no_grad():
+            normed.layers[0].direction.copy_(plain.layers[0].weight)
+            normed.layers[0].gain.copy_(plain.layers[0].weight.norm(dim=1))
+        torch.testing.assert_close(normed(obs), plain(obs))
+
+
 def test_a_normalised_convolution_has_mean_zero_over_channels_and_pixels_and_crelu_doubles_the_channels() -> None:
     space, obs = Box(0, 1, (6, 6)), torch.rand(5, 6, 6)
     encoder = CNN(space, channels=[3, 4], hidden=8, activation="crelu", norm="layer")
