@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lifelong.agent import config as configs
-from lifelong.agent.errors import ConfigError, EnvError, unknown_name
+from lifelong.agent.config import Config
+from lifelong.agent.errors import ConfigError, EnvError, NonFiniteError, unknown_name
 from lifelong.agent.files import write
 from lifelong.agent.runtime.converter import Converter, plain_array
 from lifelong.agent.runtime.logging import NoLog, Progress
@@ -39,7 +40,8 @@ class OnlineAgent:
 
     Args:
         observation_space, action_space: of one environment.
-        config: a bundled name, a path, or a mapping; its tasks, evaluation and device are not used.
+        config: a bundled name, a path, a mapping, or what `load_config` returns; its tasks, its evaluation and, but for
+            the threads, its `runtime` are not used.
         seed: of everything that is drawn; None: that of the config.
         copies: None for one environment; B for a batch of them, in which everything has a leading axis.
         tasks: names of what `boundary` switches between, where `stream.task_id` is observed.
@@ -55,7 +57,7 @@ class OnlineAgent:
         self,
         observation_space: gymnasium.Space[Any],
         action_space: gymnasium.Space[Any],
-        config: str | Path | Mapping[str, Any] = "online",
+        config: str | Path | Mapping[str, Any] | Config = "online",
         *,
         seed: int | None = None,
         copies: int | None = None,
@@ -63,12 +65,15 @@ class OnlineAgent:
         overrides: Sequence[str] = (),
         device: str = "cpu",
     ) -> None:
+        if isinstance(config, Config):
+            config = configs.to_dict(config)
         raw = dict(config) if isinstance(config, Mapping) else configs.read(str(config))
         raw = configs.override(raw, overrides)
         spec = {"kind": KIND, "observation": describe(observation_space), "action": describe(action_space)}
         told = {key: value for key, value in (raw.get("stream") or {}).items() if key in ("boundaries", "task_id")}
         raw |= {"stream": {**told, "tasks": [{"name": name, "env": spec} for name in tasks]}}
         raw |= {"rollout": {**(raw.get("rollout") or {}), "copies": _count(copies)}}
+        raw["runtime"] = {key: value for key, value in (raw.get("runtime") or {}).items() if key == "threads"}
         raw |= {} if seed is None else {"seed": seed}
         old = configs.check(raw)
         self._setup(built(as_outside(old, _count(copies), device), old), copies)
@@ -147,7 +152,8 @@ class OnlineAgent:
 
         Raises:
             EnvError: something that does not fit; one sentence, and nothing has changed.
-            NonFiniteError: a loss or gradient is not finite and `on_nonfinite` is stop; nothing was learned from it.
+            NonFiniteError: a loss or gradient is not finite and `on_nonfinite` is stop. Nothing was learned from the
+                chunk; `act(obs)` alone goes on, with an empty memory.
         """
         rollout, task = self._rollout, self._task()
         read = self._converter.observations(obs, task, self._lead)
@@ -186,7 +192,14 @@ class OnlineAgent:
         """A chunk is complete: learn from it, or live through it, which moves the carry along and nothing else."""
         trainer, self._steps = self._trainer, 0
         if learns:
-            trainer.advance()
+            try:
+                trainer.advance()
+            except NonFiniteError:  # life can go on, from an empty memory
+                everyone_B, rollout = torch.ones_like(self._rollout.is_init), self._rollout
+                trainer.learner.engine.reset(everyone_B)
+                rollout.restart(everyone_B)
+                rollout.over_B = rollout.nowhere
+                raise
             return
         experience = self._rollout.collect(len(self._rollout.records))
         chunk, engine = experience.chunk, trainer.learner.engine

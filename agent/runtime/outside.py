@@ -4,6 +4,7 @@ an agent in another program, has saved."""
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -264,7 +265,8 @@ def built(
         return OutsideRollout(copies, policy, generator, reset_memory_on=config.policy.reset_memory_on)
 
     with untouched():
-        trainer = build(config, Path(where), acting=acting)
+        scratch = Path(tempfile.gettempdir())  # what strategies keep on a disk has no name, and is no part of a run
+        trainer = build(config, scratch, acting=acting)
         rollout, segments = trainer.rollout, [Segment(0, LIFE, 0)]
         assert isinstance(rollout, OutsideRollout)
         rollout.keep, rollout.whole = chunks_kept(trainer.strategies, config.rollout.copies, 0), trainer.steps

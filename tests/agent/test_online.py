@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
 import lifelong
-from lifelong.agent.errors import CheckpointError, ConfigError, EnvError, LifelongError
+from lifelong.agent.errors import CheckpointError, ConfigError, EnvError, LifelongError, NonFiniteError
 from lifelong.agent.online import OnlineAgent
 from lifelong.agent.policy import Outputs, inputs_of
 from lifelong.agent.registry import REGISTRY
@@ -281,6 +281,15 @@ def test_saving_is_whole_or_not_at_all_and_changes_nothing(tmp_path: Path) -> No
         OnlineAgent.load(tmp_path / "half.pt")
 
 
+def test_what_is_kept_on_a_disk_is_in_the_file_and_nowhere_beside_it(tmp_path: Path) -> None:
+    world = World(agent_for(strategy=[{"kind": "clear", "capacity": 16, "start": 8, "place": "disk"}]))
+    world.run(30)
+    world.agent.save(tmp_path / "agent.pt")
+    loaded = OnlineAgent.load(tmp_path / "agent.pt")
+    assert_identical(loaded._trainer.strategies[0].state_dict(), world.agent._trainer.strategies[0].state_dict())
+    assert [path.name for path in tmp_path.iterdir()] == ["agent.pt"]
+
+
 def test_a_saved_agent_is_a_policy_for_inference(tmp_path: Path) -> None:
     world = World(agent_for(objective={"kind": "q_learning", "epsilon": 0.0, "n_step": 1}, rollout={"steps": 4}))
     world.run(61)
@@ -452,6 +461,26 @@ def test_every_strategy_lives_in_another_program_or_says_why_not(name: str) -> N
     assert agent.report()["step"] == 54.0  # the steps of chunks, three of which were cut short; one is under way
 
 
+def test_a_clock_consolidates_from_what_was_lived_last() -> None:
+    agent = agent_for(strategy=[{"kind": "ewc", "every": 16}], stream={"boundaries": "hidden"})
+    world = World(agent)
+    world.run(15)
+    assert "strategy/ewc/penalty" not in agent.report()  # there is nothing to hold on to yet
+    world.run(30)
+    assert agent.report()["strategy/ewc/penalty"] > 0.0
+
+
+def test_a_config_may_be_a_name_or_what_was_loaded_and_need_no_cluster() -> None:
+    small = ["strategy=finetune", "policy.cell.size=8"]
+    by_name = OnlineAgent(*SPACES, "quickstart", overrides=small)
+    loaded = OnlineAgent(*SPACES, lifelong.load_config("quickstart", small))
+    on_ray = OnlineAgent(*SPACES, "quickstart", overrides=[*small, "runtime.backend=ray", "runtime.env_runners=3"])
+    other = OnlineAgent(*SPACES, "quickstart", overrides=small, seed=1)
+    assert_identical(parameters(by_name), parameters(loaded))
+    assert_identical(parameters(by_name), parameters(on_ray))
+    assert not torch.equal(parameters(by_name)["critic.weight"], parameters(other)["critic.weight"])
+
+
 # ---- what does not fit -----------------------------------------------------------------------------------------------
 
 OBS = np.zeros(3, np.float32)
@@ -489,6 +518,27 @@ def test_an_outcome_without_an_action_is_refused() -> None:
     with pytest.raises(EnvError, match="truncated is given, and no action waits for it"):
         agent.act(OBS, 0.0, False, True)
     assert agent.act(OBS, 0.0) in (0, 1, 2)
+
+
+@pytest.mark.parametrize("mode", ["stop", "skip"])
+def test_a_loss_that_is_not_finite_teaches_nothing_and_life_goes_on(mode: str) -> None:
+    agent = agent_for(on_nonfinite=mode)
+    before = parameters(agent)
+    agent.act(OBS)
+    for _ in range(3):
+        agent.act(OBS, 1e30)
+    if mode == "stop":
+        with pytest.raises(NonFiniteError, match="the loss is not finite"):
+            agent.act(OBS, 1e30)
+        assert agent.act(OBS) in (0, 1, 2)
+    else:
+        agent.act(OBS, 1e30)
+        assert agent.report()["nonfinite/skipped_chunks"] == 1.0
+    assert_identical(before, parameters(agent))
+    assert agent._rollout.decided["is_init"].all()  # type: ignore[index]
+    for _ in range(4):
+        agent.act(OBS, 1.0)
+    assert any(not torch.equal(before[name], p) for name, p in parameters(agent).items())
 
 
 @pytest.mark.parametrize("both", [(True, False), (False, True), (True, True)])
