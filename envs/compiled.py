@@ -8,6 +8,7 @@ used, and where it cannot be had one line says what kept the environment out.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import logging
 import sys
@@ -220,6 +221,7 @@ def look_up(env: Any, path: Path) -> Any:
 # ---- from a class to its program -------------------------------------------------------------------------------------
 
 
+_held: list[Any] = []
 _programs: dict[tuple[type, str], Program | str] = {}
 
 
@@ -230,7 +232,7 @@ def available(env: BatchedEnv) -> bool:
 
 def compiled(env: BatchedEnv) -> CompiledEnv | None:
     """The compiled steps of an environment that was reset; None after one log line if there are none."""
-    key = (type(env), repr(_options(env)))
+    key = (type(env), _key(env))
     if key not in _programs:
         try:
             _programs[key] = _compile(env)
@@ -255,6 +257,22 @@ def _options(env: BatchedEnv) -> tuple[list[Any], dict[str, Any]]:
     args, kwargs = env.made_with
     left_out = {*env.all_params(), *_CONTEXT}
     return list(args[1:]), {name: value for name, value in sorted(kwargs.items()) if name not in left_out}
+
+
+def _key(env: BatchedEnv) -> str:
+    """A text that is another one for other options."""
+    options = _options(env)
+    if _plain(options):
+        return repr(options)
+    _held.append(options)  # so that no other object gets its address
+    return f"{options!r} {[id(each) for each in (*options[0], *options[1].values())]}"
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is numbers and texts, in lists, tuples and dicts of any depth."""
+    if isinstance(value, dict):
+        return all(isinstance(key, _PLAIN) and _plain(each) for key, each in value.items())
+    return all(map(_plain, value)) if isinstance(value, list | tuple) else isinstance(value, _PLAIN)
 
 
 def _compile(env: BatchedEnv) -> Program:
@@ -361,8 +379,8 @@ def _recording(kind: type[BatchedEnv], constants: dict[str, Any]) -> Any:
 
     def get(self: Any, name: str) -> Any:
         value = object.__getattribute__(self, name)
-        if isinstance(value, _PLAIN) and name not in _NOTED and name in object.__getattribute__(self, "__dict__"):
-            constants[name] = value
+        if name not in _NOTED and name in object.__getattribute__(self, "__dict__") and _plain(value):
+            constants[name] = copy.deepcopy(value)
         return value
 
     def set_(self: Any, name: str, value: Any) -> None:

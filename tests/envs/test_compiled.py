@@ -257,6 +257,33 @@ def test_a_number_that_changed_after_the_first_step_is_not_compiled_in() -> None
         assert_same(env.step(action)[1], other.eager_step(action)[1], "reward")
 
 
+class Listed(Own):
+    """Reads a list of numbers."""
+
+    def __init__(self, num_envs: int = 1, *, factors: list[float], **options: Any) -> None:
+        self.factors = factors
+        super().__init__(num_envs, **options)
+
+    def advance(self, state: OwnState, action: Tensor) -> tuple[OwnState, Tensor, Tensor, dict[str, Tensor]]:
+        following, reward, over, info = super().advance(state, action)
+        return following, reward * self.factors[0], over, info
+
+
+def test_numbers_in_a_list_are_constants_of_one_environment_and_followed_when_they_change() -> None:
+    envs = [Listed(4, seed=1, factors=[factor]) for factor in (1.0, 3.0)]
+    action, rewards = torch.zeros(4, dtype=torch.int64), []
+    for env in envs:
+        env.reset()
+        for _ in range(12):
+            reward = env.step(action)[1]
+        rewards.append(reward)
+    torch.testing.assert_close(rewards[0] * 3.0, rewards[1])
+    twin = Listed(4, seed=5, factors=[3.0])
+    twin.load_state_dict(envs[1].state_dict())
+    envs[1].factors[0] = twin.factors[0] = 0.5
+    assert_same(envs[1].step(action)[1], twin.eager_step(action)[1], "reward")
+
+
 def test_without_a_compiler_and_with_forced_kernels_the_eager_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     env = make("Pendulum", 4)
     env.reset()
