@@ -5,11 +5,10 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from enum import IntEnum
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lifelong.agent.parallel import ALONE, Workers
@@ -28,7 +27,7 @@ from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rescue import check_returns, drop, look, rescue
 from lifelong.agent.runtime.rollout import Acting, Experience
 from lifelong.agent.runtime.schedules import Schedules
-from lifelong.agent.runtime.source import Fresh, whole_episodes
+from lifelong.agent.runtime.source import Fresh, Lived
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.envs.registry import ADAPTERS
 from lifelong.envs.stream import TaskStream
@@ -61,7 +60,7 @@ class Trainer:
         strategies: list[Strategy],
         evaluator: Evaluator,
         evaluations: Evaluations,
-        fresh: Fresh,
+        fresh: Fresh | Lived,
         workers: Workers = ALONE,
         graph: Callable[[], Graph] | None = None,
         detection: Detection | None = None,
@@ -70,7 +69,8 @@ class Trainer:
         self.record, self.stream, self.rollout, self.learner = record, stream, rollout, learner
         self.schedules = Schedules(config, learner.optimizer, learner.objective)
         self.strategies, self.evaluator, self.evaluations = strategies, evaluator, evaluations
-        self.fresh, self.workers, self.detection = fresh, workers, detection
+        self.workers, self.detection = workers, detection
+        self.fresh: Fresh | Lived = fresh
         self.clocked = overrides(strategies, "on_clock")
         #: whether a part of the user's own takes part in learning
         parts = [config.gradient, config.objective, config.optimizer, config.detector, *config.strategy]
@@ -200,14 +200,7 @@ class Trainer:
     def source(self, chunks: int, task: int | None = None) -> Iterator[Experience]:
         """Whole fresh episodes of the current policy on `task`, by default on the tasks in training as they are now;
         training itself is not touched (see `agent.runtime.source`)."""
-        rollout, generator = self.fresh.rollout(self.step)
-        with closing(rollout.env):
-            now = self.rollout.env.task_B
-            rollout.switch(now if task is None else torch.full_like(now, task))
-            if task is None:
-                rollout.env.set_params(**self.stream.params_at(self.step))
-            limit = self.config.evaluation.max_steps
-            yield from whole_episodes(rollout, self.fresh.engine, self.steps, chunks, limit, generator)
+        return self.fresh.source(self, chunks, task)
 
     def due(self, every: int) -> bool:
         """Whether a multiple of `every` was passed in the last chunk."""
