@@ -195,7 +195,7 @@ def check_name(kind: str, name: str) -> None:
 
 def is_foreign(spec: Mapping[str, Any]) -> bool:
     """Whether a part is the user's own."""
-    return ":" in spec["kind"]
+    return ":" in spec["kind"] and not spec["kind"].startswith("lifelong.")
 
 
 def load(kind: str, name: str) -> Any:

@@ -158,6 +158,8 @@ class BatchedEnv(VectorEnv):
     restartable: bool = False
     #: resets and steps, from the first on, in which what a subclass returns is looked at
     WATCHED: ClassVar[int] = 8
+    #: False: a step does something beside what it returns (counts, writes, asks), so it must not be compiled
+    COMPILES: ClassVar[bool] = True
     #: gone before anything is repeated (see `agent.runtime.capture`)
     TRANSIENT: ClassVar[tuple[str, ...]] = ("_watch", "_compiled_env")
     #: positional and keyword arguments that it was made with

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -221,7 +222,7 @@ _programs: dict[tuple[type, str], Program | str] = {}
 
 def available(env: BatchedEnv) -> bool:
     """Whether steps of an environment may be compiled at all: on a CPU, with a compiler, unless kernels are forced."""
-    return env.device.type == "cpu" and _OP.compiled(env.return_B)
+    return env.COMPILES and env.device.type == "cpu" and _OP.compiled(env.return_B)
 
 
 def compiled(env: BatchedEnv) -> CompiledEnv | None:
@@ -264,14 +265,28 @@ def _compile(env: BatchedEnv) -> Program:
         found = dict(_tensors(vars(twin), (), 4))
         if all(copies not in tensor.shape[1:] for tensor in found.values()):
             break
-    follow = _Follow(twin, found)
+    follow, before = _Follow(twin, found), _outside(type(env))
     traced = trace(follow, follow.samples, copies, twin.generator)
+    changed = [name for name, value in _outside(type(env)).items() if before.get(name, value) != value]
+    if changed:
+        raise Untraceable(
+            f"changes {changed[0]}, which is not of one environment; with COMPILES = False nothing is tried"
+        )
 
     def check(transition: Transition) -> None:
         _check(env, Program(transition, follow.paths, follow.constants))
 
     transition = Transition(type(env).__name__.lower(), traced, check)
     return Program(transition, follow.paths, follow.constants)
+
+
+def _outside(cls: type) -> dict[str, Any]:
+    """Plain values of the classes that an environment is made of, and of their modules, by name."""
+    found: dict[str, Any] = {}
+    for each in cls.__mro__[:-1]:
+        for prefix, scope in ((each.__module__, vars(sys.modules[each.__module__])), (each.__name__, vars(each))):
+            found |= {f"{prefix}.{name}": value for name, value in scope.items() if isinstance(value, _PLAIN)}
+    return found
 
 
 def _tensors(value: Any, path: Path, depth: int) -> Iterator[tuple[Path, Tensor]]:
@@ -396,10 +411,11 @@ def _vary(pair: list[BatchedEnv]) -> None:
             max(param.default + (1 if param.integer else 0.1 * (abs(param.default) or 1.0)), param.low), param.high
         )
         for each in pair:
+            before = each.state_dict()
             try:
                 each.set_params(mask, **{name: near})
             except ValueError:  # it does not go with the others
-                break
+                each.load_state_dict(before)
 
 
 def _results(got: Any, wanted: Any) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -286,7 +286,7 @@ class TaskEnv(VectorEnv):
 
     # ---- the contract --------------------------------------------------------------------------------------------
 
-    def _read(self, g: int, obs: Tensor) -> Tensor:
+    def read(self, g: int, obs: Tensor) -> Tensor:
         """Observations of environment `g` as policies read them."""
         obs = self.reads[g](obs)
         if not self.padded:
@@ -295,6 +295,10 @@ class TaskEnv(VectorEnv):
             obs = obs.float() / byte_scale(self.reads[g].space)  # type: ignore[arg-type]  # a Box
         width = self.single_observation_space.shape[0]  # type: ignore[index]
         return torch.nn.functional.pad(obs, (0, width - obs.shape[-1]))
+
+    def given(self, g: int, actions: Tensor) -> Tensor:
+        """Actions of policies as environment `g` takes them."""
+        return self.acts[g](actions.clamp(max=self.action_count[g] - 1) if self.padded else actions)
 
     def _merge(self, parts: dict[int, Tensor]) -> Tensor:
         """One tensor from those of the active groups, each copy taking its own group's row."""
@@ -319,7 +323,7 @@ class TaskEnv(VectorEnv):
             else:
                 options = {"reset_mask": torch.as_tensor(mask, device=self.device) & group_mask}
             try:
-                obs[g] = self._read(g, self.envs[g].reset(seed=group_seed, options=options)[0])
+                obs[g] = self.read(g, self.envs[g].reset(seed=group_seed, options=options)[0])
             except (Exception, SystemExit) as error:
                 raise EnvStepError(f"{self.labels[g]}: {told(error)}") from error
             self._started[g] = True
@@ -329,9 +333,8 @@ class TaskEnv(VectorEnv):
         """Step every copy in its own task's environment."""
         results = {}
         for g in self._mask_of_group:
-            action = actions.clamp(max=self.action_count[g] - 1) if self.padded else actions
             try:
-                results[g] = self._step(g, self.acts[g](action))
+                results[g] = self._step(g, self.given(g, actions))
             except (Exception, SystemExit) as error:
                 raise EnvStepError(f"{self.labels[g]}: {told(error)}") from error
         if len(results) == 1:
@@ -358,8 +361,8 @@ class TaskEnv(VectorEnv):
         obs, reward, terminated, truncated, info = self.envs[g].step(action)
         if self.every_step_counts and "valid" in info:
             raise EnvError(f"{type(self.envs[g]).__name__} gives info['valid']; it must set every_step_counts to False")
-        info["final_obs"] = self._read(g, info["final_obs"])
-        return self._read(g, obs), reward, terminated, truncated, info
+        info["final_obs"] = self.read(g, info["final_obs"])
+        return self.read(g, obs), reward, terminated, truncated, info
 
     def action_border(self) -> ActionBorder | None:
         """How actions become those of the environment, if all copies share one and they differ."""

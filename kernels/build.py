@@ -87,12 +87,17 @@ class Functions(dict[torch.dtype, Callable[..., Any]]):
     def address(self, dtype: torch.dtype) -> int:
         """Where the function of a dtype lies."""
         if dtype not in self._addresses:
-            self._addresses[dtype] = ctypes.cast(self[dtype], ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+            self._addresses[dtype] = address(self[dtype])
         return self._addresses[dtype]
 
     def __missing__(self, dtype: torch.dtype) -> Callable[..., Any]:
         self[dtype] = entry = entry_point(library(self.folder, dtype), self.name, self.signature, dtype)
         return entry
+
+
+def address(entry: Callable[..., Any]) -> int:
+    """Where a loaded C function lies."""
+    return ctypes.cast(entry, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
 
 def entry_point(library: ctypes.CDLL, name: str, signature: str, dtype: torch.dtype) -> Callable[..., Any]:

@@ -123,4 +123,29 @@ SHARED FN(outer_sum)(i64 M, i64 first, i64 end, i64 K, const real *a, i64 as, co
         }
     }
 }
+/* y[n] = init[n] + the product of row n of w [N, K] and x [K]: for one x, whatever w would have to be packed for. */
+SHARED FN(dots)(i64 N, i64 K, const real *w, const real *x, const real *init, real *y) {
+    enum { AT_ONCE = 4 };
+    const i64 whole = K / WIDE * WIDE;
+    for (i64 n = 0; n < N; n += AT_ONCE) {
+        const i64 rows = MIN(AT_ONCE, N - n);
+        const real *row[AT_ONCE];
+        for (int r = 0; r < AT_ONCE; r++) row[r] = w + (n + MIN(r, rows - 1)) * K;
+        real parts[AT_ONCE][VECTOR_BYTES / sizeof(real)] = {{0}};
+        if (whole) {
+            FN(wide) sum[AT_ONCE] = {{0}};
+            for (i64 k = 0; k < whole; k += WIDE)
+#pragma GCC unroll 4
+                for (int r = 0; r < AT_ONCE; r++) sum[r] += FN(load)(row[r] + k) * FN(load)(x + k);
+            memcpy(parts, sum, sizeof parts);
+            for (i64 half = WIDE / 2; half; half /= 2)
+                for (int r = 0; r < AT_ONCE; r++)
+                    for (i64 i = 0; i < half; i++) parts[r][i] += parts[r][i + half];
+        }
+        for (i64 k = whole; k < K; k++)
+#pragma GCC unroll 4
+            for (int r = 0; r < AT_ONCE; r++) parts[r][0] += row[r][k] * x[k];
+        for (i64 r = 0; r < rows; r++) y[n + r] = init[n + r] + parts[r][0];
+    }
+}
 #pragma GCC pop_options

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import get_type_hints
 
+import gymnasium
 import pytest
 
+import lifelong
 from lifelong.agent import cli, compare
 from lifelong.agent import config as configs
 from lifelong.agent.registry import REGISTRY
@@ -82,6 +84,9 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "100_000" in source
     exec(compile(source.replace("100_000", "1_024"), "README.md", "exec"), {})
     assert (tmp_path / "runs/mine/summary.json").is_file()
+    loop = {"lifelong": lifelong, "gymnasium": gymnasium}
+    exec(compile(block_named("my_loop.py"), "README.md", "exec"), loop)
+    assert loop["env"].observation_space.contains(loop["obs"]) and loop["memory"] is not None
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lifelong.agent.config import load as load_config  # noqa: F401
     from lifelong.agent.errors import LifelongError as LifelongError
     from lifelong.agent.gradients.base import GradientEngine as GradientEngine
+    from lifelong.agent.inference import load as load
     from lifelong.agent.objectives.base import Objective as Objective
     from lifelong.agent.run import resume as resume
     from lifelong.agent.run import start as run  # noqa: F401
@@ -36,6 +37,7 @@ _NAMES = {
     "load_config": "lifelong.agent.config:load",
     "run": "lifelong.agent.run:start",
     "resume": "lifelong.agent.run:resume",
+    "load": "lifelong.agent.inference:load",
     "registry": "lifelong.agent.registry",
     "LifelongError": "lifelong.agent.errors:LifelongError",
     "BatchedEnv": "lifelong.envs.base:BatchedEnv",

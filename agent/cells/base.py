@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lifelong.envs.options import Width
 from lifelong.kernels.acting import available, read_out, recurrence
 from lifelong.kernels.dense import Dense
-from lifelong.kernels.loop import Call, Each, loop
+from lifelong.kernels.loop import Calls, Each
 from lifelong.kernels.recurrence import Recurrence, Solver, boundary
 
 
@@ -124,10 +124,10 @@ class Cell(nn.Module):
 
     def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
-    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
+    ) -> tuple[Calls, Tensor, tuple[Tensor, ...]]:
         """`read_out` of row t, writing row t + 1 of the state, for `kernels.loop`: `(calls, read_TBP, kept)`.
 
-        `state_TBS` and `is_init_TB` have a row more than there are steps; the parameters are read now.
+        `state_TBS` and `is_init_TB` have a row more than there are steps.
         """
         raise NotImplementedError
 
@@ -332,13 +332,14 @@ class ElementwiseCell(Cell):
 
     def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
-    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
+    ) -> tuple[Calls, Tensor, tuple[Tensor, ...]]:
         weight, bias, v_KN = self.spread()
-        u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], len(weight)), Dense(weight, bias)
+        u_BM = x_TBD.new_empty(x_TBD.shape[1], len(weight))
+        drive = Dense(weight, bias, rows=len(u_BM))
         step = recurrence(self.compiled_recurrence(), u_BM, v_KN, state_TBS, is_init_TB)
         read, read_TBP = read_out(state_TBS[1:, :, : self.output_size], weight_PH, bias_P)
-        loop(1, drive.pack(backward=False), x_TBD.dtype)
-        return [drive.forward(Each(x_TBD), u_BM), step, read], read_TBP, ()
+        pack = [*drive.pack(backward=False), *step.pack, *read.pack]
+        return Calls(pack, [drive.forward(Each(x_TBD), u_BM), *step.step, *read.step]), read_TBP, ()
 
     def output_drive(self, x: Tensor, state: Tensor) -> Tensor:
         """The linear layer of the output on what it reads (`READS`), [..., H]."""

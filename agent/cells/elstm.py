@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lifelong.agent.cells.base import Acted, DiagonalCell
 from lifelong.envs.options import Interval, Weight, Width
 from lifelong.kernels.elstm import ElstmAct, elstm_layer
-from lifelong.kernels.loop import Call
+from lifelong.kernels.loop import Calls
 
 
 class ELSTM(DiagonalCell):
@@ -77,11 +77,11 @@ class ELSTM(DiagonalCell):
 
     def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
-    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
+    ) -> tuple[Calls, Tensor, tuple[Tensor, ...]]:
         (T, B, _), P = x_TBD.shape, weight_PH.shape[0]
         read_TBP, gate_TBN = x_TBD.new_empty(T, B, P), x_TBD.new_empty(T, B, self.size)
         weights = (*self._act_weights, weight_PH, bias_P)
-        return [self._act.call(x_TBD, weights, state_TBS, is_init_TB, read_TBP, gate_TBN)], read_TBP, (gate_TBN,)
+        return self._act.calls(x_TBD, weights, state_TBS, is_init_TB, read_TBP, gate_TBN), read_TBP, (gate_TBN,)
 
     def sequence(
         self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor, acted: Acted | None = None

@@ -10,7 +10,7 @@ from lifelong.envs.options import Width
 from lifelong.kernels.acting import read_out
 from lifelong.kernels.dense import Dense
 from lifelong.kernels.gru_sequence import compiled, gru_call, gru_sequence
-from lifelong.kernels.loop import Call, Each, loop
+from lifelong.kernels.loop import Calls, Each
 
 
 class GRU(Cell):
@@ -57,13 +57,16 @@ class GRU(Cell):
 
     def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
-    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
+    ) -> tuple[Calls, Tensor, tuple[Tensor, ...]]:
         bias, inside = self._biases()
-        u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], 3 * self.size), Dense(self.input.weight, bias)
+        u_BM, drive = (
+            x_TBD.new_empty(x_TBD.shape[1], 3 * self.size),
+            Dense(self.input.weight, bias, rows=x_TBD.shape[1]),
+        )
         step = gru_call(u_BM, self.hidden.weight, inside, state_TBS, is_init_TB)
         read, read_TBP = read_out(state_TBS[1:], weight_PH, bias_P)
-        loop(1, drive.pack(backward=False), x_TBD.dtype)
-        return [drive.forward(Each(x_TBD), u_BM), step, read], read_TBP, ()
+        pack = [*drive.pack(backward=False), *step.pack, *read.pack]
+        return Calls(pack, [drive.forward(Each(x_TBD), u_BM), *step.step, *read.step]), read_TBP, ()
 
     @torch.no_grad()
     def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:

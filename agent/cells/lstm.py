@@ -9,7 +9,7 @@ from lifelong.agent.cells.base import Acted, Cell
 from lifelong.envs.options import Bias, Width
 from lifelong.kernels.acting import read_out
 from lifelong.kernels.dense import Dense
-from lifelong.kernels.loop import Call, Each, loop
+from lifelong.kernels.loop import Calls, Each
 from lifelong.kernels.lstm_sequence import compiled, lstm_call, lstm_sequence
 
 
@@ -52,12 +52,15 @@ class LSTM(Cell):
 
     def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
-    ) -> tuple[list[Call], Tensor, tuple[Tensor, ...]]:
-        u_BM, drive = x_TBD.new_empty(x_TBD.shape[1], 4 * self.size), Dense(self.input.weight, self.input.bias)
+    ) -> tuple[Calls, Tensor, tuple[Tensor, ...]]:
+        u_BM, drive = (
+            x_TBD.new_empty(x_TBD.shape[1], 4 * self.size),
+            Dense(self.input.weight, self.input.bias, rows=x_TBD.shape[1]),
+        )
         step = lstm_call(u_BM, self.hidden.weight, state_TBS, is_init_TB)
         read, read_TBP = read_out(state_TBS[1:, :, : self.size], weight_PH, bias_P)
-        loop(1, drive.pack(backward=False), x_TBD.dtype)
-        return [drive.forward(Each(x_TBD), u_BM), step, read], read_TBP, ()
+        pack = [*drive.pack(backward=False), *step.pack, *read.pack]
+        return Calls(pack, [drive.forward(Each(x_TBD), u_BM), *step.step, *read.step]), read_TBP, ()
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         return {"joint": (["input.weight", "hidden.weight"], "input.bias")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import gymnasium
@@ -16,7 +16,7 @@ from lifelong.envs.spaces import byte_scale
 from lifelong.kernels.acting import place
 from lifelong.kernels.dense import ACTIVATIONS as ACTIVATION_CODES
 from lifelong.kernels.dense import Dense, available
-from lifelong.kernels.loop import Call, Each, loop
+from lifelong.kernels.loop import Call, Calls, Direct, Each, by_round
 
 Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
 
@@ -217,10 +217,9 @@ class Encoder(nn.Module):
         """Whether `act_calls` can be used; by default where the features are the observation itself."""
         return self.transparent
 
-    def act_calls(self, obs: Tensor, features: Tensor) -> list[Call]:
-        """`forward` of row t of the observations [T, B, ...] into that of `features` [T, B, F], for `kernels.loop`; the
-        parameters are read now."""
-        return [place(obs, features)]
+    def act_calls(self, obs: Tensor, features: Tensor) -> Calls:
+        """`forward` of row t of the observations [T, B, ...] into that of `features` [T, B, F], for `kernels.loop`."""
+        return Calls([], [place(obs, features)])
 
     def offset(self, obs: Tensor) -> Tensor | None:
         """What is added to the mean of a prediction, [..., A] of observations [..., *obs shape]; None: nothing."""
@@ -293,19 +292,32 @@ class MLP(Encoder):
     def compiled(self) -> bool:
         return bool(self._activation) and available(next(self.parameters()))
 
-    def act_calls(self, obs: Tensor, features: Tensor) -> list[Call]:
-        calls: list[Call] = []
-        linears = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        x: Tensor | Each = Each(obs)
-        for linear in linears:
+    def act_calls(self, obs: Tensor, features: Tensor) -> Calls:
+        layers: list[tuple[str, Dense, Tensor, Tensor]] = []  # with rows of inputs and outputs
+        linears = [(name, layer) for name, layer in self.layers.named_children() if isinstance(layer, nn.Linear)]
+        x = obs
+        for name, linear in linears:
             offsets = linear.first if isinstance(linear, OneHotLinear) else None
-            layer = Dense(linear.weight, linear.bias, self._activation, offsets)
-            loop(1, layer.pack(backward=False), linear.weight.dtype)
-            last = linear is linears[-1]
-            y: Tensor | Each = Each(features) if last else features.new_empty(obs.shape[1], layer.outputs)
-            calls.append(layer.forward(x, y))
+            layer = Dense(linear.weight, linear.bias, self._activation, offsets, rows=obs.shape[1])
+            y = features if name == linears[-1][0] else features.new_empty(*obs.shape[:2], layer.outputs)
+            layers.append((f"layers.{name}", layer, x, y))
             x = y
-        return calls
+
+        def backward(rounds: int, slopes: Tensor, grads: Mapping[str, Tensor]) -> list[Call | Direct]:
+            calls: list[Call | Direct] = []
+            dy, steps = slopes, len(slopes) // obs.shape[1]
+            for name, layer, x, y in reversed(layers):
+                dx = None if x is obs else slopes.new_empty(len(slopes), layer.inputs)
+                dz = dy if layer.outputs == layer.units else slopes.new_empty(len(slopes), layer.units)
+                into = grads[f"{name}.weight"], grads[f"{name}.bias"], dx
+                calls += layer.backward(
+                    by_round(x, rounds, steps), by_round(y, rounds, steps), dy, dz, *into, add=False
+                )
+                dy = slopes if dx is None else dx
+            return calls
+
+        pack: list[Call | Direct] = [call for _, layer, _, _ in layers for call in layer.pack()]
+        return Calls(pack, [layer.forward(Each(x), Each(y)) for _, layer, x, y in layers], backward)
 
     def forward(self, obs: Tensor) -> Tensor:
         if not self.counts or not len(self.layers) or self.weight_norm:

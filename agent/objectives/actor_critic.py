@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lifelong.agent.modules.heads import Distribution
-from lifelong.agent.objectives.base import Metrics, Objective, explained_variance
+from lifelong.agent.objectives.base import Metrics, Objective
 from lifelong.agent.policy import Outputs
 from lifelong.envs.options import Share, Weight
+from lifelong.kernels.actor_critic_loss import actor_critic_loss
 from lifelong.kernels.advantages import vtrace
 from lifelong.replay.chunk import Chunk
 
@@ -74,16 +75,17 @@ class ActorCritic(Objective):
             advantage_lam=self.advantage_lam,
         )
         mean = self.mean(chunk)
-        policy_loss = -mean(log_prob * advantage)
-        error = value - target
-        value_loss = 0.5 * mean(error.square())
+        loss, statistics, error = actor_critic_loss(
+            log_prob,
+            step_entropy,
+            value,
+            advantage,
+            target,
+            mean.weight,
+            mean.total,
+            self.value_weight,
+            self.entropy_weight,
+        )
         outputs.error = error  # of the n-step return that V-trace corrects
-        entropy = mean(step_entropy)
-        loss = policy_loss + self.value_weight * value_loss - self.entropy_weight * entropy
-        metrics = {
-            "policy": policy_loss,
-            "value": value_loss,
-            "entropy": entropy,
-            "explained_variance": explained_variance(value.detach(), target),
-        }
+        metrics = statistics._asdict()
         return loss, metrics

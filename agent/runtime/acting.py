@@ -17,7 +17,8 @@ from lifelong.agent.policy import Inputs, Policy
 from lifelong.envs.spaces import ActionBorder
 from lifelong.kernels import acting
 from lifelong.kernels.categorical import categorical_call
-from lifelong.kernels.loop import Call
+from lifelong.kernels.dense import copy
+from lifelong.kernels.loop import Call, Calls, Direct
 
 
 def compiled(policy: Policy) -> bool:
@@ -29,6 +30,15 @@ def compiled(policy: Policy) -> bool:
     plain = policy.critic.weight.device.type == "cpu" and not policy.memoryless
     parts = policy.encoder.compiled() and policy.cell.compiled()
     return drawn and plain and parts and acting.available(policy.critic.weight)
+
+
+def _read_out(policy: Policy) -> tuple[tuple[Tensor, Tensor], list[Direct]]:
+    """Room for weight and bias of actor and critic side by side, and the calls that fill it."""
+    actor, critic = policy.actor.linear, policy.critic
+    (P, H), V = actor.weight.shape, len(critic.weight)
+    weight, bias = actor.weight.new_empty(P + V, H), actor.weight.new_empty(P + V)
+    parts = [(actor.weight, weight[:P]), (critic.weight, weight[P:]), (actor.bias, bias[:P]), (critic.bias, bias[P:])]
+    return (weight.detach(), bias.detach()), [copy(part.detach().contiguous(), to.detach()) for part, to in parts]
 
 
 @dataclass
@@ -52,11 +62,14 @@ class CompiledActing:
     """The calls before and after the environment's at every step, and what they leave, in tensors of its own.
 
     Attributes:
-        before: from the observation of the step to the action.
+        pack: what reads the parameters.
+        before: from the observation of the step to the action, which is the last of them.
         after: what the next step is shown of this one, once its reward and `is_init` are known.
         x_TBD, state_TBS: the cell's inputs, and its memory with a row more than there are steps.
         policy_TBP, value_TB: what the heads say.
         kept: what the cell can use again (see `Cell.read_out_calls`).
+        encoder: its calls.
+        read_out: weight and bias of actor and critic side by side.
     """
 
     def __init__(
@@ -71,9 +84,11 @@ class CompiledActing:
         acted: Actions,
         border: ActionBorder | None,
         generator: torch.Generator | None,
+        *,
+        beyond: bool = False,
     ) -> None:
         """Args:
-        policy: whose parameters are read now.
+        policy: whose parameters are read where they lie now.
         inputs: of the first step.
         obs_TB, is_init_TB: with a row more than there are steps; the first is not read before the calls are made.
         state_BS: the memory before the first step.
@@ -81,24 +96,26 @@ class CompiledActing:
         acted: where actions go.
         border: between the policy's actions and the environment's, if they differ.
         generator: None takes the most likely actions.
+        beyond: let the calls of `before` read the last observation, too; what the heads say then lies in one piece.
         """
-        T, B = reward_TB.shape
+        T, B = len(obs_TB) - (not beyond), len(state_BS)
         encoder = policy.encoder
         size = policy.cell.input_size
         plain = encoder.transparent and size == encoder.output_size
-        x_TBD = obs_TB if plain else obs_TB.new_empty(T + 1, B, size, dtype=policy.critic.weight.dtype)
+        x_TBD = obs_TB if plain else obs_TB.new_empty(len(obs_TB), B, size, dtype=policy.critic.weight.dtype)
         self.state_TBS = state_BS.new_empty(T + 1, *state_BS.shape)
         self.state_TBS[0] = state_BS
-        self.x_TBD = x_TBD[:-1]
-        cell = policy.cell.read_out_calls(self.x_TBD, self.state_TBS, is_init_TB, *policy.read_out())
+        self.x_TBD = x_TBD[:T]
+        self.read_out, pack = _read_out(policy)
+        cell = policy.cell.read_out_calls(self.x_TBD, self.state_TBS, is_init_TB, *self.read_out)
         calls, read_TBR, self.kept = cell
-        self.before: list[Call] = (
-            [] if plain else encoder.act_calls(obs_TB[:-1], self.x_TBD[..., : encoder.output_size])
-        )
-        self.before += calls
-        self.after: list[Call] = []
+        features = self.x_TBD[..., : encoder.output_size]
+        self.encoder = Calls([], []) if plain else encoder.act_calls(obs_TB[:T], features)
+        self.pack = [*pack, *self.encoder.pack, *calls.pack]
+        self.before = [*self.encoder.step, *calls.step]
+        self.after: list[Call | Direct] = []
         self._show(policy, inputs, x_TBD, is_init_TB, reward_TB, scale_B, acted)
-        self._draw(policy, inputs, read_TBR, acted, border, generator)
+        self._draw(policy, inputs, read_TBR, acted, border, generator, apart=beyond)
 
     def shown(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Previous action [T + 1, B, F] and reward [T + 1, B] as the policy read and, in the last row, will read them;
@@ -152,11 +169,13 @@ class CompiledActing:
         acted: Actions,
         border: ActionBorder | None,
         generator: torch.Generator | None,
+        apart: bool,
     ) -> None:
         """Heads and actions."""
         (T, B, _), actor, distribution = read_TBR.shape, policy.actor, policy.distribution
         counts = actor.tasks, policy.values
-        if counts == (1, 1) and not inputs.action_mask.shape[-1] and type(distribution) is Categorical:
+        one_head = counts == (1, 1) and type(distribution) is Categorical
+        if one_head and not apart and not inputs.action_mask.shape[-1]:
             self.policy_TBP, self.value_TB = read_TBR[..., :-1], read_TBR[..., -1]
         else:
             self.policy_TBP = read_TBR.new_empty(T, B, distribution.size)

@@ -420,4 +420,4 @@ def _build(
 
 
 def _has_target(env: TaskEnv) -> bool:
-    return all(type(e).PREDICTION for e in env.envs)
+    return all(e.PREDICTION for e in env.envs)

@@ -138,7 +138,7 @@ def load(folder: Path, workers: Workers = ALONE) -> tuple[dict[str, Any], list[s
             f"the checkpoint in {folder} is of {saved_by} {'worker' if saved_by == 1 else 'workers'}, this run has "
             f"{workers.count}; resume it with runtime.workers={saved_by}"
         )
-    return {**_read(path / "state.pt"), **_read(path / _shard(workers.rank)), "manifest": manifest}, damaged
+    return {**read(path / "state.pt"), **read(path / _shard(workers.rank)), "manifest": manifest}, damaged
 
 
 def _newest(folder: Path, damaged: list[str]) -> Path | None:
@@ -157,11 +157,16 @@ def _manifest(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """A file of tensors and plain data; no code in it is run.
+
+    Raises:
+        CheckpointError: it does not load.
+    """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler raises means the same
-        raise CheckpointError(f"{path} is whole but does not load: {_reason(error)}") from error
+        raise CheckpointError(f"{path} does not load: {_reason(error)}") from error
     return state
 
 

@@ -17,6 +17,7 @@ from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.finite import FiniteCheck
 from lifelong.agent.runtime.rollout import Experience
+from lifelong.agent.runtime.step import clip_norm, make_step
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.replay.chunk import Chunk
 
@@ -182,7 +183,7 @@ class Learner:
         self.workers.mean_([p.grad for p in self.parameters if p.grad is not None])
         for strategy in self.gradient_hooks:
             strategy.transform_gradients(ctx, {n: p.grad for n, p in self.named.items() if p.grad is not None})
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = clip_norm(self.parameters, self.max_grad_norm)
         self.finite.before_step(loss.detach(), norm)
         self._apply(ctx)
         self.objective.stepped()
@@ -195,11 +196,11 @@ class Learner:
         """The optimiser's step, as the strategies let it through."""
         if not self.update_hooks:
             with self.heads.idle_kept(self.optimizer):
-                self.optimizer.step()
+                make_step(self.optimizer)
             return
         before = {name: parameter.clone() for name, parameter in self.named.items()}
         with self.heads.idle_kept(self.optimizer):
-            self.optimizer.step()
+            make_step(self.optimizer)
         deltas = {name: parameter - before[name] for name, parameter in self.named.items()}
         for strategy in self.update_hooks:
             strategy.transform_update(ctx, deltas)

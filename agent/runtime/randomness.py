@@ -51,3 +51,16 @@ def aside(seed: int) -> Iterator[None]:
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """What runs inside may seed and draw as it likes, torch's own generator included; what comes after does not
+    notice."""
+    before, torch_before = globals_now(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(torch_before)

@@ -56,11 +56,18 @@ class Record:
         """For the manifest of a checkpoint: what it ran on, and how much of the log belongs to it."""
         return {"versions": self.versions, "identity": self.identity, "log": log.sizes()}
 
-    def add(self, metrics: dict[str, Tensor], experience: Experience) -> None:
-        """Add one chunk."""
-        for name, value in metrics.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-        self.updates += 1
+    def add(self, metrics: dict[str, Tensor], experience: Experience, chunks: int = 0) -> None:
+        """Add one chunk; or several, whose metrics are [chunks]."""
+        if chunks:  # one after the other, so that it does not matter how many come at once
+            rows = torch.stack([*metrics.values()], -1)
+            total = torch.stack([self.sums.get(name, torch.zeros_like(value[0])) for name, value in metrics.items()])
+            for row in rows:
+                total = total + row
+            self.sums |= zip(metrics, total.unbind(), strict=True)
+        else:
+            for name, value in metrics.items():
+                self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+        self.updates += max(1, chunks)
         done = experience.done_TB
         task = experience.chunk.task.flatten()
         ended = torch.where(done, experience.episode_return_TB, 0.0).flatten().double()

@@ -140,13 +140,17 @@ class Rollout:
     def start(self, seed: int | None = None) -> None:
         """Start fresh episodes with an empty memory in every copy."""
         B, device = self.env.num_envs, self.env.device
-        self.obs, _ = self.env.reset(seed=seed)
+        self.obs = self.first_obs(seed)
         self.state_BS = self.policy.cell.initial_state(B, device)
         features = self.policy.distribution.feature_size if self.policy.with_action else 0
         self.previous_action = torch.zeros(B, features, device=device)
         self.previous_reward = torch.zeros(B, device=device)
         self.is_init = torch.ones(B, dtype=torch.bool, device=device)
         self.nowhere = torch.zeros(B, dtype=torch.bool, device=device)
+
+    def first_obs(self, seed: int | None = None, mask_B: Tensor | None = None) -> Tensor:
+        """The observations after fresh episodes have begun, in all copies or in those of `mask_B` (bool [B])."""
+        return self.env.reset(seed=seed, options=None if mask_B is None else {"reset_mask": mask_B})[0]
 
     def switch(self, task_B: Tensor, *, fresh: bool = True) -> None:
         """Put the copies on `task_B` (int64 on the host). Copies that change start a fresh episode if `fresh`."""
@@ -155,7 +159,7 @@ class Rollout:
         changed = self.env.set_tasks(task_B)
         if not fresh:
             return
-        self.obs, _ = self.env.reset(options={"reset_mask": changed})
+        self.obs = self.first_obs(mask_B=changed)
         if self.reset_memory_on != "never":
             self._forget(changed)
 
@@ -173,7 +177,7 @@ class Rollout:
 
     def restart(self, mask_B: Tensor) -> None:
         """Start a fresh episode with an empty memory in the copies of `mask_B` (bool [B])."""
-        self.obs, _ = self.env.reset(options={"reset_mask": mask_B})
+        self.obs = self.first_obs(mask_B=mask_B)
         self.state_BS = self.state_BS.masked_fill(mask_B.unsqueeze(-1), 0.0)
         self._forget(mask_B)
 
@@ -192,6 +196,11 @@ class Rollout:
 
     def act(self) -> dict[str, Any]:
         """One step of every copy, under `no_grad`. Returns what was seen and done, one tensor [B, ...] each."""
+        decided = self.decide()
+        return self.receive(decided, *self.env.step(self.policy.distribution.clip(decided["action"])))
+
+    def decide(self) -> dict[str, Any]:
+        """From the observation to the action, the first half of a step: what was seen so far, with the `action`."""
         inputs, is_init, state = self.inputs(), self.is_init, self.state_BS
         distribution = self.policy.distribution
         outputs, self.state_BS, x, kept = self.policy.step(inputs, state, is_init)
@@ -199,7 +208,32 @@ class Rollout:
             action = distribution.mode(outputs.policy)
         else:
             action = distribution.act(outputs.policy, self.generator)
-        self.obs, reward, terminated, truncated, info = self.env.step(distribution.clip(action))
+        return {
+            "obs": inputs.obs,
+            "previous_action": inputs.previous_action,
+            "previous_reward": inputs.previous_reward,
+            "is_init": is_init,
+            "action": action,
+            "policy": outputs.policy,
+            "value": outputs.value,
+            # not part of the chunk
+            "x": x,
+            "state": state,
+            "kept": kept,
+        }
+
+    def receive(
+        self,
+        decided: dict[str, Any],
+        obs: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        info: dict[str, Any],
+    ) -> dict[str, Any]:
+        """What came of an action, the second half of a step: `decided`, with what the environment returned."""
+        distribution, action = self.policy.distribution, decided["action"]
+        self.obs = obs
         if self.env.scaled:
             reward = reward * self.env.reward_scale_B
         if self.policy.with_action:
@@ -207,23 +241,13 @@ class Rollout:
         if self.policy.with_reward:
             self.previous_reward = reward
         seen = {
-            "obs": inputs.obs,
-            "previous_action": inputs.previous_action,
-            "previous_reward": inputs.previous_reward,
-            "is_init": is_init,
-            "action": action,
+            **decided,
             "reward": reward,
             "terminated": terminated,
             "truncated": truncated,
-            "policy": outputs.policy,
-            "value": outputs.value,
             "target": info["target"],
             "target_mask": info["target_mask"],
             "valid": info["valid"],
-            # not part of the chunk
-            "x": x,
-            "state": state,
-            "kept": kept,
             "final_obs": info["final_obs"],
             "episode_return": info["episode_return"],
             "done": info["_final_obs"],
@@ -232,7 +256,7 @@ class Rollout:
         if self.reset_memory_on == "episode":
             self._forget(info["is_init"])
         elif self.reset_memory_on == "step":
-            self._forget(torch.ones_like(is_init))
+            self._forget(torch.ones_like(decided["is_init"]))
         return seen
 
     @torch.no_grad()
@@ -243,7 +267,12 @@ class Rollout:
     @torch.no_grad()
     def collect(self, steps: int) -> Experience:
         """Act for T steps."""
-        seen, states, kept, final_obs = self.steps(steps)
+        return self.experience(self.steps(steps))
+
+    def experience(self, acted: Steps) -> Experience:
+        """The last steps, up to now, as a chunk."""
+        seen, states, kept, final_obs = acted
+        steps = len(states) - 1
         state_TBS, after_TBS = states[:-1], states[1:]
         env = self.env
         seen["task"] = env.task_device_B.expand(steps, -1)
@@ -277,12 +306,15 @@ class Rollout:
         chunk.bootstrap_value, chunk.final_value = self.policy.after(
             chunk, self.state_BS, lambda copies: after_TBS[:, copies], dense=self.dense
         )
-        acted = Acted(after_TBS, kept) if kept else None
-        return Experience(chunk, seen["x"], state_TBS, seen["episode_return"], seen["done"], acted=acted)
+        left = Acted(after_TBS, kept) if kept else None
+        return Experience(chunk, seen["x"], state_TBS, seen["episode_return"], seen["done"], acted=left)
 
     def _one_by_one(self, steps: int) -> Steps:
         """T steps of `act`."""
-        records = [self.act() for _ in range(steps)]
+        return self.together([self.act() for _ in range(steps)])
+
+    def together(self, records: list[dict[str, Any]]) -> Steps:
+        """What `act` returned in the last steps, up to now."""
         apart = ("final_obs", "state", "kept")
         seen = {key: _over_time([record[key] for record in records]) for key in records[0] if key not in apart}
         states = torch.stack([*(record["state"] for record in records), self.state_BS])
@@ -311,6 +343,7 @@ class Rollout:
         parts = CompiledActing(
             policy, self.inputs(), obs, self.state_BS, is_init, reward, scale_B, acted, border, generator
         )
+        loop(1, parts.pack, parts.state_TBS.dtype)
         if made is None:
             stepped = self._step_between(parts, obs, is_init, reward, acted.clipped_TB)
         else:
@@ -404,7 +437,7 @@ class Rollout:
         if self.env.exact_state:
             self.obs = saved["obs"].to(device)
         else:
-            self.obs, _ = self.env.reset()
+            self.obs = self.first_obs()
             self._forget(torch.ones_like(self.is_init))
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lifelong.agent.gradients.base import GradientEngine
+from lifelong.agent.runtime.detection import Kept, relived
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.replay.chunk import Chunk, concatenate
+
+if TYPE_CHECKING:
+    from lifelong.agent.runtime.trainer import Trainer
 
 
 @dataclass
@@ -44,6 +50,32 @@ class Fresh:
 
     rollout: Callable[[int], tuple[Rollout, torch.Generator]]  # step -> copies of its own, and a generator on the host
     engine: Callable[[int], GradientEngine]  # an engine like the learner's for so many copies
+
+    def source(self, trainer: Trainer, chunks: int, task: int | None) -> Iterator[Experience]:
+        """Whole fresh episodes of the current policy on `task`, by default on the tasks in training as they are now."""
+        rollout, generator = self.rollout(trainer.step)
+        with closing(rollout.env):
+            now = trainer.rollout.env.task_B
+            rollout.switch(now if task is None else torch.full_like(now, task))
+            if task is None:
+                rollout.env.set_params(**trainer.stream.params_at(trainer.step))
+            limit = trainer.config.evaluation.max_steps
+            yield from whole_episodes(rollout, self.engine, trainer.steps, chunks, limit, generator)
+
+
+@dataclass(frozen=True)
+class Lived:
+    """What stands in for fresh experience where nobody can play any: the last chunks that were lived, as the policy as
+    it is now goes through them (see `agent.runtime.detection.relived`)."""
+
+    engine: Callable[[int], GradientEngine]  # an engine like the learner's for so many copies
+    kept: Callable[[], list[Kept]]  # the chunks, oldest first
+
+    def source(self, trainer: Trainer, chunks: int, task: int | None) -> Iterator[Experience]:
+        """The last `chunks` of the task in training, or of the one that has just ended if it is asked for."""
+        hidden = trainer.config.stream.task_id != "observed"
+        context = (trainer.segment if task is None else trainer.ended) if hidden else None
+        yield from relived(trainer.rollout.policy, self.engine, self.kept(), context, chunks)
 
 
 def whole_episodes(

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lifelong.agent import config as configs
+from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.randomness import as_tensors, globals_now, set_globals
 
 if TYPE_CHECKING:
+    from lifelong.agent.runtime.logging import NoLog, RunLog
     from lifelong.agent.runtime.trainer import Trainer
 
 
@@ -81,3 +83,10 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
     trainer.record.load_state_dict(saved["record"])
     torch.set_rng_state(saved["torch_random"])
     set_globals(saved["global_random"])
+
+
+def save(trainer: Trainer, log: RunLog | NoLog) -> None:
+    """Write a checkpoint from which the run goes on bit for bit."""
+    record, folder = trainer.record, trainer.record.folder / "checkpoints"
+    both, about = (trainer.shared_state(), trainer.own_state()), record.about(log)
+    checkpoint.save(folder, trainer.step, *both, about, record.config.checkpoint.keep, trainer.workers)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from enum import IntEnum
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.registry import REGISTRY, is_foreign
-from lifelong.agent.runtime import checkpoint, state
+from lifelong.agent.runtime import state
 from lifelong.agent.runtime.capture import ChunkRunner, Graph
 from lifelong.agent.runtime.detection import Detection
 from lifelong.agent.runtime.evaluation import Evaluator
@@ -22,12 +21,13 @@ from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
 from lifelong.agent.runtime.metrics import Evaluations, average_performance
+from lifelong.agent.runtime.plan import Planned
 from lifelong.agent.runtime.plasticity import plasticity
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rescue import check_returns, drop, look, rescue
 from lifelong.agent.runtime.rollout import Acting, Experience
 from lifelong.agent.runtime.schedules import Schedules
-from lifelong.agent.runtime.source import Fresh, whole_episodes
+from lifelong.agent.runtime.source import Fresh, Lived
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.envs.registry import ADAPTERS
 from lifelong.envs.stream import TaskStream
@@ -60,7 +60,7 @@ class Trainer:
         strategies: list[Strategy],
         evaluator: Evaluator,
         evaluations: Evaluations,
-        fresh: Fresh,
+        fresh: Fresh | Lived,
         workers: Workers = ALONE,
         graph: Callable[[], Graph] | None = None,
         detection: Detection | None = None,
@@ -69,7 +69,8 @@ class Trainer:
         self.record, self.stream, self.rollout, self.learner = record, stream, rollout, learner
         self.schedules = Schedules(config, learner.optimizer, learner.objective)
         self.strategies, self.evaluator, self.evaluations = strategies, evaluator, evaluations
-        self.fresh, self.workers, self.detection = fresh, workers, detection
+        self.workers, self.detection = workers, detection
+        self.fresh: Fresh | Lived = fresh
         self.clocked = overrides(strategies, "on_clock")
         #: whether a part of the user's own takes part in learning
         parts = [config.gradient, config.objective, config.optimizer, config.detector, *config.strategy]
@@ -81,6 +82,7 @@ class Trainer:
         self.copies, self.steps = config.rollout.copies, config.rollout.steps
         #: acts for T steps and learns from them; with a `graph`, as one CUDA graph
         self.chunk = ChunkRunner(rollout, learner, strategies, self.steps, graph, kept=detection is not None)
+        self.planned = Planned(self, watched=detection is not None)
         self.step, self.segment, self.ended = 0, -1, 0  # ended: segments whose task is not trained any more
         self.logged = 0  # step at the last line of the log
         self.frames = 0  # steps of the last chunk, all its copies together
@@ -120,10 +122,12 @@ class Trainer:
         return True
 
     def advance(self) -> Experience | None:
-        """One chunk: act, learn, and let the strategies see it. None if it was dropped."""
+        """A chunk, or several that are planned: act, learn, let the strategies see it. None if it was dropped."""
         self.follow_stream()
         self.chunk.steps = self.schedules.apply(self.step)
         try:
+            if (planned := self.planned.advance(self)) is not None:
+                return planned
             experience, metrics, reset_units = self.chunk(self.context())
         except NotFinite as found:
             drop(self, found)
@@ -196,14 +200,7 @@ class Trainer:
     def source(self, chunks: int, task: int | None = None) -> Iterator[Experience]:
         """Whole fresh episodes of the current policy on `task`, by default on the tasks in training as they are now;
         training itself is not touched (see `agent.runtime.source`)."""
-        rollout, generator = self.fresh.rollout(self.step)
-        with closing(rollout.env):
-            now = self.rollout.env.task_B
-            rollout.switch(now if task is None else torch.full_like(now, task))
-            if task is None:
-                rollout.env.set_params(**self.stream.params_at(self.step))
-            limit = self.config.evaluation.max_steps
-            yield from whole_episodes(rollout, self.fresh.engine, self.steps, chunks, limit, generator)
+        return self.fresh.source(self, chunks, task)
 
     def due(self, every: int) -> bool:
         """Whether a multiple of `every` was passed in the last chunk."""
@@ -272,15 +269,7 @@ class Trainer:
     def save(self, log: RunLog | NoLog) -> None:
         """Write a checkpoint from which the run goes on bit for bit."""
         look(self)
-        checkpoint.save(
-            self.record.folder / "checkpoints",
-            self.step,
-            self.shared_state(),
-            self.own_state(),
-            self.record.about(log),
-            self.config.checkpoint.keep,
-            self.workers,
-        )
+        state.save(self, log)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training depends on (see `agent.runtime.state`)."""

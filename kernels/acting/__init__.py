@@ -11,7 +11,7 @@ from torch import Tensor
 from lifelong.kernels.arguments import zeros
 from lifelong.kernels.dense import Dense
 from lifelong.kernels.dispatch import Op
-from lifelong.kernels.loop import Call, Each, loop
+from lifelong.kernels.loop import Call, Calls, Each
 from lifelong.kernels.recurrence import Recurrence
 
 _OP = Op("acting", "lifelong.kernels.acting", backends=("cpu",))
@@ -26,6 +26,12 @@ def place(from_TBn: Tensor, to_TBn: Tensor) -> Call:
     """Copies rows."""
     cpu, (_, B, n) = _OP.module("cpu", to_TBn), from_TBn.shape
     return Call(cpu.PLACE, (B, n, from_TBn.stride(1), to_TBn.stride(1)), (Each(from_TBn), Each(to_TBn)))
+
+
+def place_rows(from_Mn: Tensor, to_Mn: Tensor) -> Call:
+    """Copies rows that are the same at every step."""
+    cpu, (M, n) = _OP.module("cpu", to_Mn), from_Mn.shape
+    return Call(cpu.PLACE, (M, n, from_Mn.stride(0), to_Mn.stride(0)), (from_Mn, to_Mn))
 
 
 def one_hot(action_TBk: Tensor, offsets: Tensor, is_init_TB: Tensor, to_TBn: Tensor) -> Call:
@@ -105,22 +111,22 @@ def gaussian(
     return Call(cpu.GAUSSIAN, sizes, (Each(params_TBP), noise, bounds_6A, *outputs))
 
 
-def recurrence(step: Recurrence, u_BM: Tensor, v_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor) -> Call:
+def recurrence(step: Recurrence, u_BM: Tensor, v_KN: Tensor, state_TBS: Tensor, is_init_TB: Tensor) -> Calls:
     """A step of a compiled recurrence from the drives u, the same buffer at every step, and row t of the state to row
-    t + 1. `v` is read now."""
+    t + 1. Weights that the function reads besides its arguments are read now."""
     cpu, acting, N = _OP.module("cpu", u_BM), step.acting(u_BM), v_KN.shape[1]
     assert acting is not None
     v, w = step.weights(v_KN).detach().contiguous(), u_BM.new_empty(max(1, acting.hoisted) * N)
-    loop(1, [Call(cpu.PREPARE, (N,), (acting.prepare, v, w))], u_BM.dtype)
     arguments = (acting.act, u_BM, v, w, Each(state_TBS), Each(is_init_TB), zeros(N, u_BM.dtype), Each(state_TBS[1:]))
-    return Call(cpu.RECURRENCE, (len(u_BM), N), arguments)
+    pack = Call(cpu.PREPARE, (N,), (acting.prepare, v, w))
+    return Calls([pack], [Call(cpu.RECURRENCE, (len(u_BM), N), arguments)])
 
 
-def read_out(y_TBH: Tensor, weight_PH: Tensor, bias_P: Tensor) -> tuple[Call, Tensor]:
-    """A linear layer on row t of a cell's output, and where it goes, [T, B, P]; the weights are read now."""
-    layer, read_TBP = Dense(weight_PH, bias_P), y_TBH.new_empty(*y_TBH.shape[:2], len(weight_PH))
-    loop(1, layer.pack(backward=False), y_TBH.dtype)
-    return layer.forward(Each(y_TBH), Each(read_TBP)), read_TBP
+def read_out(y_TBH: Tensor, weight_PH: Tensor, bias_P: Tensor) -> tuple[Calls, Tensor]:
+    """A linear layer on row t of a cell's output, and where it goes, [T, B, P]."""
+    layer = Dense(weight_PH, bias_P, rows=y_TBH.shape[1])
+    read_TBP = y_TBH.new_empty(*y_TBH.shape[:2], len(weight_PH))
+    return Calls([*layer.pack(backward=False)], [layer.forward(Each(y_TBH), Each(read_TBP))]), read_TBP
 
 
 def previous_offsets(counts: list[int]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lifelong.kernels import build
+from lifelong.kernels.loop import Direct, Each
 
 _GAE = build.function("lifelong.kernels.advantages", "gae", "iiidd" + "p" * 8)
 _VTRACE = build.function("lifelong.kernels.advantages", "vtrace", "iiiddddd" + "p" * 9)
@@ -30,3 +31,9 @@ def vtrace(
     pointers = [tensor.data_ptr() for tensor in (*inputs, target, advantage)]
     _VTRACE[target.dtype](T, B, torch.get_num_threads(), gamma, lam, rho_bar, c_bar, mix, *pointers)
     return target, advantage
+
+
+def vtrace_call(steps: int, copies: int, numbers: tuple[float, ...], *tensors: torch.Tensor | Each) -> Direct:
+    """`vtrace` as a call for `kernels.loop`: gamma, lam, rho_bar, c_bar, mix, then its tensors and its outputs."""
+    like = next(tensor for tensor in tensors if isinstance(tensor, torch.Tensor))
+    return Direct(_VTRACE[like.dtype], (steps, copies, torch.get_num_threads(), *numbers, *tensors))

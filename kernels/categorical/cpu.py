@@ -7,6 +7,7 @@ import ctypes
 import torch
 
 from lifelong.kernels import build
+from lifelong.kernels.loop import Direct, Each, Held
 
 _SAMPLE = build.function("lifelong.kernels.categorical", "sample", "iiippp")
 
@@ -68,3 +69,18 @@ def _rows(logits: torch.Tensor) -> tuple[torch.Tensor, int]:
         logits.stride(i) == logits.stride(i + 1) * logits.shape[i + 1] for i in range(logits.ndim - 2)
     )
     return (logits, apart) if even else (logits.contiguous(), A)
+
+
+def log_prob_call(
+    rows: int, actions: int, logits: Each, action: Each, log_prob: Each, entropy: torch.Tensor, size: torch.Tensor
+) -> Direct:
+    """`log_prob` as a call for `kernels.loop`, of logits in one piece and actions that exist."""
+    invalid = Held((ctypes.c_int64 * 1)())
+    sizes = rows, actions, actions, torch.get_num_threads()
+    return Direct(_LOG_PROB[entropy.dtype], (*sizes, logits, action, log_prob, entropy, size, invalid))
+
+
+def log_prob_backward_call(rows: int, actions: int, logits: Each, action: Each, *tensors: torch.Tensor) -> Direct:
+    """`log_prob_backward` as a call for `kernels.loop`; the tensors in its order, then where the gradient goes."""
+    sizes = rows, actions, actions, torch.get_num_threads()
+    return Direct(_LOG_PROB_BACKWARD[tensors[0].dtype], (*sizes, logits, action, *tensors))

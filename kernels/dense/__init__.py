@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lifelong.kernels.dispatch import Op
-from lifelong.kernels.loop import Call, Each
+from lifelong.kernels.loop import Call, Direct, Each
 
 _OP = Op("dense", "lifelong.kernels.dense", backends=("cpu",))
 #: by name, as in cpu.c
@@ -30,12 +30,51 @@ def available(sample: Tensor) -> bool:
     return _OP.compiled(sample)
 
 
-def packed(weight: Tensor, *, transposed: bool = False) -> Tensor:
-    """The weight [N, K], or its transpose, with rows as the products of compiled kernels read them (`PADDED`)."""
-    weight = weight.detach().contiguous()
+def transpose(matrix: Tensor, to: Tensor) -> Direct:
+    """to = matrix^T, both in one piece."""
+    return Direct(_OP.module("cpu", to).TRANSPOSE[to.dtype], (*matrix.shape, matrix, to))
+
+
+def copy(tensor: Rows, to: Rows) -> Direct:
+    """As many numbers as `tensor` has, or its rows have, of any type."""
+    rows, sample = _rows(tensor), _rows(to)
+    count = rows[0].numel() if isinstance(tensor, Each) else rows.numel()
+    entry = _OP.module("cpu", sample).COPY_BYTES[torch.float32]
+    return Direct(entry, (count * rows.element_size(), tensor, to))
+
+
+def multiply(a: Rows, b: Rows, to: Tensor) -> Direct:
+    """to = a b, element by element."""
+    return Direct(_OP.module("cpu", to).MULTIPLY[to.dtype], (to.numel(), a, b, to))
+
+
+def clear(tensor: Tensor) -> Direct:
+    """Zeros."""
+    return Direct(_OP.module("cpu", tensor).CLEAR[tensor.dtype], (tensor.numel(), tensor))
+
+
+def add_groups(groups: Tensor, to: Tensor, *, transposed: bool = False) -> Direct:
+    """to += groups.sum(0); with `transposed` groups [K, G, D, N] are added to [G, N, D]."""
+    cpu = _OP.module("cpu", to)
+    if transposed:
+        return Direct(cpu.ADD_TRANSPOSED_GROUPS[to.dtype], (*groups.shape, groups, to))
+    return Direct(cpu.ADD_GROUPS[to.dtype], (len(groups), to.numel(), groups, to))
+
+
+def packing(weight: Tensor, *, transposed: bool = False) -> tuple[Tensor, Direct]:
+    """Room for the weight [N, K], or its transpose, with rows as the products of compiled kernels read them (`PADDED`),
+    and the call that fills it."""
     rows, columns = weight.shape[::-1] if transposed else weight.shape
     to = weight.new_empty(rows * _filled(columns))
-    _OP.module("cpu", weight).PACK_NOW[weight.dtype](rows, columns, transposed, weight.data_ptr(), to.data_ptr())
+    pack = _OP.module("cpu", weight).PACK[weight.dtype]
+    return to, Direct(pack, (rows, columns, int(transposed), weight.detach().contiguous(), to))
+
+
+def packed(weight: Tensor, *, transposed: bool = False) -> Tensor:
+    """The weight as it is now (see `packing`)."""
+    to, (pack, (rows, columns, _, now, _)) = packing(weight, transposed=transposed)
+    assert isinstance(now, Tensor)
+    pack(rows, columns, transposed, now.data_ptr(), to.data_ptr())
     return to
 
 
@@ -47,31 +86,34 @@ class Dense:
         bias: [N].
         activation: one of `ACTIVATIONS`.
         offsets: where the layer reads categories one-hot, int64: at which of the K inputs each of them begins.
+        rows: M of what `forward` reads; one row needs no packed weight.
 
     The tensors are read where they lie: `pack` has to run whenever they have changed.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none", offsets: Tensor | None = None) -> None:
-        self.weight, self.bias, self.offsets = weight.detach(), bias.detach(), offsets
+    def __init__(
+        self, weight: Tensor, bias: Tensor, activation: str = "none", offsets: Tensor | None = None, *, rows: int = 0
+    ) -> None:
+        self.weight, self.bias, self.offsets = weight.detach().contiguous(), bias.detach().contiguous(), offsets
+        self.alone = rows == 1 and offsets is None
         self.kind = ACTIVATIONS[activation]
         self.units, self.inputs = weight.shape
         #: columns of the output
         self.outputs = self.units * (2 if activation == "crelu" else 1)
-        full = [_filled(n) for n in (self.units, self.inputs)]
-        self._by_input = weight.new_zeros(self.inputs * full[0])
-        self._by_unit = weight.new_zeros(self.units * full[1])
-        self._bias = weight.new_zeros(full[0])
+        self._bias, self._by_input, self._by_unit = self.bias, self.weight, self.weight
+        self._forward: list[Direct] = []
+        self._backward: list[Direct] = []
+        if not self.alone:
+            self._by_input, pack_weight = packing(self.weight, transposed=True)
+            self._bias, pack_bias = packing(self.bias[None])
+            self._forward = [pack_weight, pack_bias]
+        if self.inputs % _ALIGNED:
+            self._by_unit, pack = packing(self.weight)
+            self._backward = [pack]
 
-    def pack(self, backward: bool = True) -> list[Call]:
-        """Read the weights, as `forward` and, with `backward`, `inputs` need them."""
-        cpu = _OP.module("cpu", self.weight)
-        calls = [
-            Call(cpu.PACK, (self.inputs, self.units, 1), (self.weight, self._by_input)),
-            Call(cpu.PACK, (1, self.units, 0), (self.bias, self._bias)),
-        ]
-        return (
-            [*calls, Call(cpu.PACK, (self.units, self.inputs, 0), (self.weight, self._by_unit))] if backward else calls
-        )
+    def pack(self, *, forward: bool = True, backward: bool = True) -> list[Direct]:
+        """Read the weights, as `forward` and `inputs`, a part of `backward`, need them."""
+        return [*(self._forward if forward else []), *(self._backward if backward else [])]
 
     def forward(self, x: Rows, y: Rows) -> Call:
         """From x [M, K], or ids int64 [M, categories], contiguous, to y [M, outputs]."""
@@ -79,22 +121,25 @@ class Dense:
         if self.offsets is not None:
             arguments = (x, self.offsets, self._by_input, self._bias, y)
             return Call(cpu.COLUMNS, (M, width, self.units, self.kind, ys, threads), arguments)
+        if self.alone:
+            assert M == 1
+            return Call(cpu.ONE, (width, self.units, self.kind), (x, self.weight, self.bias, y))
         sizes = (M, width, self.units, self.kind, _stride(x), ys, threads)
         return Call(cpu.FORWARD, sizes, (x, self._by_input, self._bias, y))
 
     def backward(
         self,
-        x: Tensor,
-        y: Tensor,
+        x: Rows,
+        y: Rows,
         dy: Tensor,
         dz: Tensor,
         dweight: Tensor,
-        dbias: Tensor,
+        dbias: Tensor | None,
         dx: Tensor | None,
         *,
         add: bool,
     ) -> list[Call]:
-        """Add to `dweight` [N, K] and `dbias` [N], and write the gradient of x if `dx` is given, or add to it.
+        """Add to `dweight` [N, K], to `dbias` [N] if it is given, and write the gradient of x to `dx` or add it there.
 
         Args:
             x, y: [M, ...] as `forward` had them.

@@ -35,6 +35,12 @@ void FN(dense_forward)(i64 M, i64 K, i64 N, i64 kind, i64 xs, i64 ys, i64 thread
     }
 }
 
+/* The same of one row, with w [N, K] as it is. */
+void FN(dense_one)(i64 K, i64 N, i64 kind, const real *x, const real *w, const real *bias, real *y) {
+    FN(dots)(N, K, w, x, bias, y);
+    FN(activate)(N, kind, y);
+}
+
 /* The same of `width` categories a row, that is of zeros and ones: the rows offset[i] + id[i] of w added up. */
 void FN(dense_columns)(i64 M, i64 width, i64 N, i64 kind, i64 ys, i64 threads, const i64 *ids, const i64 *offset,
                        const real *w, const real *bias, real *y) {
@@ -109,21 +115,64 @@ void FN(dense_inputs)(i64 M, i64 K, i64 N, i64 zs, i64 xs, i64 add, i64 threads,
     }
 }
 
+/* to [columns, rows], its rows `stride` apart, = from [rows, columns], transposed; in squares that stay in the cache. */
+SHARED FN(turn)(i64 rows, i64 columns, i64 stride, const real *restrict from, real *restrict to) {
+    enum { SIDE = 8 };
+    for (i64 c0 = 0; c0 < columns; c0 += SIDE)
+        for (i64 r0 = 0; r0 < rows; r0 += SIDE)
+            if (r0 + SIDE <= rows && c0 + SIDE <= columns)
+#pragma GCC unroll 8
+                for (int c = 0; c < SIDE; c++)
+#pragma GCC unroll 8
+                    for (int r = 0; r < SIDE; r++) to[(c0 + c) * stride + r0 + r] = from[(r0 + r) * columns + c0 + c];
+            else
+                for (i64 c = c0; c < MIN(columns, c0 + SIDE); c++)
+                    for (i64 r = r0; r < MIN(rows, r0 + SIDE); r++) to[c * stride + r] = from[r * columns + c];
+}
+
 /* to [rows, PADDED(columns)] = from [rows, columns], or its transpose from [columns, rows]; zeros behind. */
 void FN(dense_pack)(i64 rows, i64 columns, i64 transposed, const real *from, real *to) {
+    if (transposed) FN(turn)(columns, rows, PADDED(columns), from, to);
     for (i64 r = 0; r < rows; r++) {
         real *row = to + r * PADDED(columns);
-        if (transposed)
-            for (i64 c = 0; c < columns; c++) row[c] = from[c * rows + r];
-        else memcpy(row, from + r * columns, sizeof(real) * columns);
+        if (!transposed) memcpy(row, from + r * columns, sizeof(real) * columns);
         memset(row + columns, 0, sizeof(real) * (PADDED(columns) - columns));
     }
 }
+
+void FN(transpose)(i64 rows, i64 columns, const real *from, real *to) { FN(turn)(rows, columns, rows, from, to); }
+
+/* to [count] += the sum over groups of from [groups, count]. */
+void FN(add_groups)(i64 groups, i64 count, const real *from, real *to) {
+    for (i64 g = 0; g < groups; g++) {
+        const real *restrict part = from + g * count;
+#pragma omp simd
+        for (i64 i = 0; i < count; i++) to[i] += part[i];
+    }
+}
+
+/* to [G, N, D] += the sum over groups of from [groups, G, D, N]. */
+void FN(add_transposed_groups)(i64 groups, i64 G, i64 D, i64 N, const real *from, real *to) {
+    for (i64 row = 0; row < groups * G; row++)
+        for (i64 d = 0; d < D; d++)
+            for (i64 n = 0; n < N; n++) to[(row % G * N + n) * D + d] += from[(row * D + d) * N + n];
+}
+
+/* to [count] = a b, element by element. */
+void FN(multiply)(i64 count, const real *restrict a, const real *restrict b, real *restrict to) {
+#pragma omp simd
+    for (i64 i = 0; i < count; i++) to[i] = a[i] * b[i];
+}
+
+void FN(copy_bytes)(i64 count, const void *from, void *to) { memcpy(to, from, count); }
+
+void FN(clear)(i64 count, real *to) { memset(to, 0, sizeof(real) * count); }
 
 /* ---- for kernels.loop ---- */
 void FN(forward_call)(const i64 *s, void *const *p) {
     FN(dense_forward)(s[0], s[1], s[2], s[3], s[4], s[5], s[6], p[0], p[1], p[2], p[3]);
 }
+void FN(one_call)(const i64 *s, void *const *p) { FN(dense_one)(s[0], s[1], s[2], p[0], p[1], p[2], p[3]); }
 void FN(columns_call)(const i64 *s, void *const *p) {
     FN(dense_columns)(s[0], s[1], s[2], s[3], s[4], s[5], p[0], p[1], p[2], p[3], p[4]);
 }
@@ -139,4 +188,3 @@ void FN(columns_weights_call)(const i64 *s, void *const *p) {
 void FN(inputs_call)(const i64 *s, void *const *p) {
     FN(dense_inputs)(s[0], s[1], s[2], s[3], s[4], s[5], s[6], p[0], p[1], p[2]);
 }
-void FN(pack_call)(const i64 *s, void *const *p) { FN(dense_pack)(s[0], s[1], s[2], p[0], p[1]); }

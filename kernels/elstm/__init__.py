@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 import torch
 from torch.autograd.function import once_differentiable
 
+from lifelong.kernels.dense import transpose
 from lifelong.kernels.dispatch import Op, check, check_mask
 from lifelong.kernels.elstm import reference
-from lifelong.kernels.loop import Call
+from lifelong.kernels.loop import Calls, Direct, Each
 from lifelong.kernels.recurrence import Recurrence
 
 _LAYER = Op("elstm_layer", "lifelong.kernels.elstm", backends=("reference", "torch", "cpu"))
@@ -200,10 +201,10 @@ class ElstmAct:
         return result
 
     def compiled(self, sample: torch.Tensor) -> bool:
-        """Whether `call` can be used for tensors like `sample`."""
+        """Whether `calls` can be used for tensors like `sample`."""
         return hasattr(_ACT.module("auto", sample), "act_call")
 
-    def call(
+    def calls(
         self,
         x_TBD: torch.Tensor,
         weights: tuple[torch.Tensor, ...],
@@ -211,14 +212,20 @@ class ElstmAct:
         is_init_TB: torch.Tensor,
         read_TBP: torch.Tensor,
         gate_TBN: torch.Tensor,
-    ) -> Call:
+    ) -> Calls:
         """The step from row t of x, c and is_init to row t of read and gate and row t + 1 of c, for `kernels.loop`.
 
         `weights` are those of `__call__` in their order; c and is_init have a row more than there are steps.
         """
+        packed, pack = [], []
+        for index, weight in enumerate(each.detach().contiguous() for each in weights):
+            if index in (0, 3, 4) and x_TBD.shape[1] > 1:  # input-major
+                packed.append(weight.new_empty(weight.shape[::-1]))
+                pack.append(transpose(weight, packed[-1]))
+            else:
+                packed.append(weight)
         impl = _ACT.module("auto", x_TBD)
-        call: Call = impl.act_call(x_TBD, self._pack(weights), c_TBN, is_init_TB, read_TBP, gate_TBN)
-        return call
+        return Calls([*pack], [impl.act_call(x_TBD, tuple(packed), c_TBN, is_init_TB, read_TBP, gate_TBN)])
 
     def _pack(self, weights: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         versions = [(w.data_ptr(), w._version) for w in weights]
@@ -228,3 +235,10 @@ class ElstmAct:
             self._packed = tuple(tensor.contiguous() for tensor in packed)
             self._versions = versions
         return self._packed
+
+
+def gate_backward_call(c: Each, gate: Each, dh: torch.Tensor, dgate: torch.Tensor, dc: torch.Tensor) -> Direct:
+    """The output gate's part of the backward pass, for `kernels.loop`: from the gradient of h [rows, N] those before
+    the sigmoid and of the state."""
+    entry = _ACT.module("cpu", dh).GATE_BACKWARD[dh.dtype]
+    return Direct(entry, (dh.numel(), torch.get_num_threads(), c, gate, dh, None, dgate, dc))

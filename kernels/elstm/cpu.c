@@ -230,7 +230,30 @@ void FN(elstm_act)(i64 B, i64 D, i64 N, i64 P, i64 threads, const real *x, const
     }
 }
 
+/* The same of one copy, with all weights as the layer has them; scratch is [2N]. */
+void FN(elstm_act_one)(i64 D, i64 N, i64 P, const real *x, const real *weight, const real *bias, const real *v,
+                       const real *weight_out, const real *recurrent_out, const real *bias_out, const real *weight_read,
+                       const real *bias_read, const real *c, const uint8_t *init, const real *zeros, real *scratch,
+                       real *read, real *next, real *gate) {
+    FN(dots)(2 * N, D, weight, x, bias, scratch);
+    FN(elstm_forward_row)(N, scratch, v, *init ? zeros : c, next);
+    FN(dots)(N, D, weight_out, x, bias_out, gate);
+    FN(dots)(N, N, recurrent_out, next, gate, gate);
+    real *restrict h = scratch, *restrict g = gate;
+    const real *restrict after = next;
+#pragma omp simd
+    for (i64 n = 0; n < N; n++) {
+        g[n] = SIGMOID(g[n]);
+        h[n] = g[n] * after[n];
+    }
+    FN(dots)(P, N, weight_read, h, bias_read, read);
+}
+
 /* For kernels.loop. */
+void FN(elstm_one_call)(const i64 *s, void *const *p) {
+    FN(elstm_act_one)(s[1], s[2], s[3], p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12],
+                      p[13], p[14], p[15]);
+}
 void FN(elstm_act_call)(const i64 *s, void *const *p) {
     FN(elstm_act)(s[0], s[1], s[2], s[3], s[4], p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11],
                   p[12], p[13], p[14], p[15]);

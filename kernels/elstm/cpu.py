@@ -11,10 +11,11 @@ from lifelong.kernels.loop import Call, Each
 _FORWARD_NARROW = build.function("lifelong.kernels.elstm", "elstm_forward_narrow", "iiiii" + "p" * 11)
 _BACKWARD_NARROW = build.function("lifelong.kernels.elstm", "elstm_backward_narrow", "iiiiii" + "p" * 15)
 _GATE = build.function("lifelong.kernels.elstm", "elstm_gate", "ii" + "p" * 3)
-_GATE_BACKWARD = build.function("lifelong.kernels.elstm", "elstm_gate_backward", "ii" + "p" * 6)
+GATE_BACKWARD = build.function("lifelong.kernels.elstm", "elstm_gate_backward", "ii" + "p" * 6)
 _ACT = build.function("lifelong.kernels.elstm", "elstm_act", "iiiii" + "p" * 16)
 _ACT_ROWS = 8  # batch rows per block of a step, as in cpu.c
 ACT_CALL = build.function("lifelong.kernels.elstm", "elstm_act_call", "pp")
+ONE_CALL = build.function("lifelong.kernels.elstm", "elstm_one_call", "pp")
 NARROW = 16  # widest input that the fused layer takes, as in cpu.c
 _GROUPS, _GROUP = 16, 4  # most groups of copies whose gradients are summed apart, and fewest copies per group
 
@@ -110,7 +111,7 @@ def gate_backward(
     """(gradient before the sigmoid, dc + gradient of c through h)."""
     dh, extra = dh_TBN.contiguous(), None if dc_TBN is None else dc_TBN.contiguous()
     dgate, total = torch.empty_like(c_TBN), torch.empty_like(c_TBN)
-    _GATE_BACKWARD[dh.dtype](
+    GATE_BACKWARD[dh.dtype](
         dh.numel(), torch.get_num_threads(), c_TBN.data_ptr(), o_TBN.data_ptr(), dh.data_ptr(),
         pointer(extra), dgate.data_ptr(), total.data_ptr(),
     )  # fmt: skip
@@ -141,8 +142,9 @@ def act_call(
     read_TBP: torch.Tensor,
     gate_TBN: torch.Tensor,
 ) -> Call:
-    """`act` from row t to row t, c and is_init with a row more; see `kernels.elstm.ElstmAct.call`."""
+    """`act` from row t to row t, c and is_init with a row more; see `kernels.elstm.ElstmAct.calls`. For one copy the
+    weights are not packed."""
     (_, B, D), N, P, dtype = x_TBD.shape, c_TBN.shape[2], read_TBP.shape[2], x_TBD.dtype
     scratch = torch.empty((-(-B // _ACT_ROWS) * _ACT_ROWS, 2 * N), dtype=dtype)
     rows = (Each(c_TBN), Each(is_init_TB), zeros(N, dtype), scratch, Each(read_TBP), Each(c_TBN[1:]), Each(gate_TBN))
-    return Call(ACT_CALL, (B, D, N, P, torch.get_num_threads()), (Each(x_TBD), *packed, *rows))
+    return Call(ACT_CALL if B > 1 else ONE_CALL, (B, D, N, P, torch.get_num_threads()), (Each(x_TBD), *packed, *rows))

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from lifelong.kernels.dense import packed
+from lifelong.kernels.dense import packing
 from lifelong.kernels.dispatch import DENSE_UNITS, Op, check, check_mask
-from lifelong.kernels.loop import Call, Each
+from lifelong.kernels.loop import Call, Calls, Each
 
 _GRU = Op("gru_sequence", "lifelong.kernels.gru_sequence", triton_units=DENSE_UNITS)
 
@@ -78,12 +78,13 @@ def compiled(sample: torch.Tensor) -> bool:
 
 def gru_call(
     u_B3N: torch.Tensor, weight_hh: torch.Tensor, bias_hn_N: torch.Tensor, h_TBN: torch.Tensor, is_init_TB: torch.Tensor
-) -> Call:
-    """One step from row t of h to row t + 1, for `kernels.loop`; u is the same buffer at every step, and weights are
-    read now. Otherwise as `gru_sequence`."""
+) -> Calls:
+    """One step from row t of h to row t + 1, for `kernels.loop`; u is the same buffer at every step. Otherwise as
+    `gru_sequence`."""
     (B, _), N = u_B3N.shape, weight_hh.shape[1]
-    weights = packed(weight_hh, transposed=True), bias_hn_N.detach().contiguous()
+    weight, pack = packing(weight_hh, transposed=True)
     act, rows = torch.empty_like(u_B3N), [u_B3N.new_empty(B, N) for _ in range(3)]
+    weights = weight, bias_hn_N.detach()
     arguments: tuple[torch.Tensor | Each, ...] = (
         u_B3N,
         *weights,
@@ -94,4 +95,5 @@ def gru_call(
         Each(h_TBN[1:]),
         *rows[1:],
     )
-    return Call(_GRU.module("cpu", u_B3N).CALL, (B, N, torch.get_num_threads()), arguments)
+    call = Call(_GRU.module("cpu", u_B3N).CALL, (B, N, torch.get_num_threads()), arguments)
+    return Calls([pack], [call])

@@ -6,8 +6,9 @@ one from Python they cost more in overhead than in work as long as there are few
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,6 +24,12 @@ class Each(NamedTuple):
     rows: torch.Tensor
 
 
+class Held(NamedTuple):
+    """An argument that is an array of ctypes."""
+
+    array: ctypes.Array[Any]
+
+
 class Call(NamedTuple):
     """A C function `name(const i64 *sizes, void *const *pointers)` and what it gets: tensors, or a row of each step;
     addresses of anything else; None is NULL."""
@@ -30,6 +37,35 @@ class Call(NamedTuple):
     functions: Functions
     sizes: tuple[int, ...]
     arguments: tuple[torch.Tensor | Each | int | None, ...]
+
+
+class Direct(NamedTuple):
+    """Any C function of `kernels.build` and its arguments in order.
+
+    For a pointer a tensor, the row of each step or None; for an integer an int; for a double a number, or a float64
+    tensor that is read when the call is made.
+    """
+
+    entry: Callable[..., Any]
+    arguments: tuple[torch.Tensor | Each | Held | int | float | None, ...]
+
+
+class Calls(NamedTuple):
+    """What is computed at every step, what has to be made of the weights before, and how to learn from it.
+
+    `backward(rounds, slopes, grads)` gives the calls of the backward pass over all rows of a round (see `by_round`):
+    from the gradients `slopes` of what was computed, which are written over, those of the parameters are added to
+    `grads`, by name. None: there is nothing to learn.
+    """
+
+    pack: list[Call | Direct]
+    step: list[Call | Direct]
+    backward: Callable[[int, torch.Tensor, Mapping[str, torch.Tensor]], list[Call | Direct]] | None = None
+
+
+def by_round(rows: torch.Tensor, rounds: int, steps: int) -> Each:
+    """Rows [rounds * T or more, B, ...] as [T * B, ...] of each round."""
+    return Each(rows[: rounds * steps].unflatten(0, (rounds, steps)).flatten(1, 2))
 
 
 class Prepared:
@@ -40,7 +76,7 @@ class Prepared:
         dtype: of the C functions.
     """
 
-    def __init__(self, calls: Sequence[Call], dtype: torch.dtype) -> None:
+    def __init__(self, calls: Sequence[Call | Direct], dtype: torch.dtype) -> None:
         self._calls = calls  # keeps their tensors
         self._run = _LOOP.module("cpu", torch.empty(0, dtype=dtype)).prepare(calls, dtype)
 
@@ -49,6 +85,33 @@ class Prepared:
         self._run(first, steps)
 
 
-def loop(steps: int, calls: Sequence[Call], dtype: torch.dtype) -> None:
+class Segment(NamedTuple):
+    """Calls of one round of `program`, in turn: for the next `steps` rows; or, with `where` (mask, veto), two bool
+    [rounds * rows], for every row of the round that the mask names and the veto does not."""
+
+    calls: Sequence[Call | Direct]
+    steps: int = 1
+    where: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+class Watched(NamedTuple):
+    """Numbers [rounds, n] that have to be finite after a segment."""
+
+    segment: int
+    numbers: torch.Tensor
+
+
+def program(rounds: int, segments: Sequence[Segment], watched: Watched, dtype: torch.dtype) -> int:
+    """Go through the segments so many times, with nothing between them. On the CPU only.
+
+    Returns:
+        How many rounds were gone through: fewer if numbers that are watched were not finite, and then the rest of that
+        round was left out.
+    """
+    done: int = _LOOP.module("cpu", torch.empty(0, dtype=dtype)).program(rounds, segments, watched, dtype)
+    return done
+
+
+def loop(steps: int, calls: Sequence[Call | Direct], dtype: torch.dtype) -> None:
     """Make the `calls` in turn, `steps` times. Results are those of making them one by one. On the CPU only."""
     Prepared(calls, dtype).run(steps)

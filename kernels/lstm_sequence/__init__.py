@@ -11,9 +11,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from lifelong.kernels.arguments import zeros
-from lifelong.kernels.dense import packed
+from lifelong.kernels.dense import packing
 from lifelong.kernels.dispatch import DENSE_UNITS, Op, check, check_mask
-from lifelong.kernels.loop import Call, Each
+from lifelong.kernels.loop import Call, Calls, Each
 
 _LSTM = Op("lstm_sequence", "lifelong.kernels.lstm_sequence", triton_units=DENSE_UNITS)
 
@@ -69,17 +69,14 @@ def compiled(sample: torch.Tensor) -> bool:
     return _LSTM.compiled(sample) and sample.device.type == "cpu"
 
 
-def lstm_call(u_B4N: torch.Tensor, weight_hh: torch.Tensor, state_TBS: torch.Tensor, is_init_TB: torch.Tensor) -> Call:
-    """One step from row t of the state to row t + 1, for `kernels.loop`; u is the same buffer at every step, and the
-    weight is read now. Otherwise as `lstm_sequence`."""
+def lstm_call(u_B4N: torch.Tensor, weight_hh: torch.Tensor, state_TBS: torch.Tensor, is_init_TB: torch.Tensor) -> Calls:
+    """One step from row t of the state to row t + 1, for `kernels.loop`; u is the same buffer at every step. Otherwise
+    as `lstm_sequence`."""
     (B, _), N = u_B4N.shape, weight_hh.shape[1]
+    weight, pack = packing(weight_hh, transposed=True)
     act, rows = torch.empty_like(u_B4N), [u_B4N.new_empty(B, N) for _ in range(5)]
-    before: tuple[torch.Tensor | Each, ...] = (
-        u_B4N,
-        packed(weight_hh, transposed=True),
-        Each(state_TBS),
-        Each(is_init_TB),
-        zeros(N, u_B4N.dtype),
+    before: tuple[torch.Tensor | Each, ...] = u_B4N, weight, Each(state_TBS), Each(is_init_TB), zeros(N, u_B4N.dtype)
+    call = Call(
+        _LSTM.module("cpu", u_B4N).CALL, (B, N, torch.get_num_threads()), (*before, act, *rows, Each(state_TBS[1:]))
     )
-    arguments: tuple[torch.Tensor | Each, ...] = (*before, act, *rows, Each(state_TBS[1:]))
-    return Call(_LSTM.module("cpu", u_B4N).CALL, (B, N, torch.get_num_threads()), arguments)
+    return Calls([pack], [call])

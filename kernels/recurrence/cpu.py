@@ -28,7 +28,7 @@ _SIGNATURES = {
     },
     "carry.c": {"trace": "iiii" + "p" * 11, "narrow": "iiiiiii" + "p" * 14},
 }
-_GROUPS, _GROUP = 16, 4  # most groups of copies whose gradients are summed apart, and fewest copies per group
+GROUPS, GROUP = 16, 4  # most groups of copies whose gradients are summed apart, and fewest copies per group
 
 
 class Compiled:
@@ -155,7 +155,7 @@ class Compiled:
             is_init_TB.contiguous(),
         )
         boundary = None if boundary_BS is None else boundary_BS.contiguous()
-        group = max(_GROUP, -(-B // _GROUPS))
+        group = max(GROUP, -(-B // GROUPS))
         groups, gates, small = -(-B // group), program.gates, program.gates + program.carried
         top, w = torch.empty(groups, N, dtype=dtype), self._scratch(self.hoisted * N)
         grad = None if boundary is None else torch.empty((groups, gates, D, N), dtype=dtype)

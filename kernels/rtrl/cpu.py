@@ -6,6 +6,7 @@ import torch
 
 from lifelong.kernels import build
 from lifelong.kernels.arguments import pointer
+from lifelong.kernels.loop import Direct, Each
 
 _ADVANCE = build.function("lifelong.kernels.rtrl", "rtrl_advance", "iiiiiiiii" + "p" * 9)
 _BOUNDARY = build.function("lifelong.kernels.rtrl", "rtrl_boundary", "iiiiii" + "pppp")
@@ -79,3 +80,28 @@ def boundary(S_BGND: torch.Tensor, boundary_BN: torch.Tensor, index: torch.Tenso
         S.data_ptr(), rows.data_ptr(), pointer(chosen), grad.data_ptr(),
     )  # fmt: skip
     return grad
+
+
+def advance_call(
+    S_BGND: torch.Tensor, a_TBN: torch.Tensor, l_TBGN: torch.Tensor, x_TBD: Each, boundary_BN: torch.Tensor
+) -> tuple[Direct, torch.Tensor]:
+    """`advance` in place as a call for `kernels.loop`, and where the gradient goes, [groups, G, N, D], to be summed
+    over groups of copies; `x_TBD` has rows [T * B, D]."""
+    B, G, N, D = S_BGND.shape
+    T, dtype = a_TBN.shape[0], a_TBN.dtype
+    panel, group = 64 if dtype == torch.float32 else 32, max(_GROUP, -(-B // _GROUPS))
+    groups = -(-B // group)
+    pieces = -(-N // _ROWS) * -(-D // _COLUMNS) * groups
+    partial = torch.empty((groups, G, N, D), dtype=dtype)
+    packed = torch.empty(B * -(-D // panel) * panel * T, dtype=dtype)
+    weights = torch.empty(pieces * (1 + T * G) * _ROWS, dtype=dtype)
+    sizes = (T, B, G, N, D, torch.get_num_threads(), 0, _COLUMNS, group)
+    tensors = (S_BGND, S_BGND, a_TBN, l_TBGN, x_TBD, boundary_BN, partial, packed, weights)
+    return Direct(_ADVANCE[dtype], (*sizes, *tensors)), partial
+
+
+def read_small_call(s_BKN: torch.Tensor, boundary_BN: torch.Tensor, grad_KN: torch.Tensor) -> Direct:
+    """grad = the boundary times the carry of `advance_vector`, which stays as it is, as a call for `kernels.loop`."""
+    B, K, N = s_BKN.shape
+    arguments = (0, B, K, N, torch.get_num_threads(), s_BKN, s_BKN, s_BKN, s_BKN, boundary_BN, grad_KN)
+    return Direct(_VECTOR[s_BKN.dtype], arguments)

@@ -413,6 +413,8 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "bitwise_not": _bitwise("not", "bitnot"),
     "bitwise_left_shift": _graphs("shl"),
     "bitwise_right_shift": _graphs("shr"),
+    "__lshift__": _graphs("shl"),
+    "__rshift__": _graphs("shr"),
     "addcmul": _fused,
     "addcdiv": _over,
     "lerp": _lerp,

@@ -13,7 +13,7 @@ from lifelong.kernels.compiler.trace import Untraceable
 from lifelong.kernels.transitions.elements import better, cast
 from lifelong.kernels.transitions.shapes import axis_of
 from lifelong.kernels.transitions.tracer import Tracer
-from lifelong.kernels.transitions.values import KINDS, Index, Value
+from lifelong.kernels.transitions.values import KINDS, Index, Split, Value
 
 #: sums over more numbers than this are not written out
 LONGEST_SUM = 256
@@ -112,11 +112,47 @@ def _best(op: str) -> Callable[..., Value]:
     return rule
 
 
+def _running(tracer: Tracer, out: Tensor, input: Any, dim: int, **_: Any) -> Value:
+    """Sums of all entries up to each, of integers."""
+    axis, source, indices = axis_of(input, dim), tracer.value(input), tracer.indices
+    if out.dtype.is_floating_point or out.shape[axis] > LONGEST_SUM:
+        raise Untraceable(f"uses torch.cumsum of {'floats' if out.dtype.is_floating_point else out.shape[axis]}")
+    kind = KINDS[out.dtype]
+
+    def read(index: tuple[Index, ...]) -> Node:
+        here = index[axis]
+        if here.copy:
+            raise Untraceable("reduces over the copies")
+        if not here.fixed:
+            if here.counter is None:
+                return one_of(here, index)
+            raise Split(here.counter, here.low + 1 - here.offset)
+        entry = cast(tracer.graph, source.at(index), kind)
+        if here.low == 0:
+            return entry
+        before = value.at((*index[:axis], indices.number(here.low - 1), *index[axis + 1 :]))
+        return tracer.graph.apply("add", before, entry)
+
+    def one_of(here: Index, index: tuple[Index, ...]) -> Node:
+        """The entry at a computed index, chosen among all."""
+        graph = tracer.graph
+        places = [indices.number(i) for i in range(out.shape[axis])]
+        entries = [value.at((*index[:axis], each, *index[axis + 1 :])) for each in places]
+        chosen = entries[-1]
+        for each, entry in zip(places[-2::-1], entries[-2::-1], strict=True):
+            chosen = graph.apply("where", graph.apply("eq", here.node, each.node), entry, chosen)
+        return chosen
+
+    value = Value(out.shape, out.dtype, read)
+    return value
+
+
 REDUCTIONS: dict[str, Callable[..., Any]] = {
     "any": _reduction(_chain("or"), lambda out, input: BOOL),
     "all": _reduction(_chain("and"), lambda out, input: BOOL),
     "amax": _reduction(_chain("maximum"), _own),
     "amin": _reduction(_chain("minimum"), _own),
+    "cumsum": _running,
     "sum": _reduction(_sum, _own),
     "mean": _reduction(_mean, _own),
     "argmax": _best("gt"),

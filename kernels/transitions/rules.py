@@ -10,7 +10,7 @@ from torch import Tensor
 from lifelong.kernels.compiler.trace import Untraceable
 from lifelong.kernels.transitions.elements import CALLED, ELEMENTWISE, called, full, like
 from lifelong.kernels.transitions.reductions import REDUCTIONS
-from lifelong.kernels.transitions.shapes import SHAPES
+from lifelong.kernels.transitions.shapes import SHAPES, part
 from lifelong.kernels.transitions.tracer import Traced, Tracer
 from lifelong.kernels.transitions.values import Value
 
@@ -31,9 +31,9 @@ def answer(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     name = func._schema.name.removeprefix("aten::")
     if name in _FILLS and not isinstance(args[1] if len(args) > 1 else None, Tensor):
         target = args[0]
-        if not isinstance(target, Traced) or not target.fresh:
+        if not isinstance(target, Traced) or not target.own:
             raise Untraceable(f"uses Tensor.{name} on a tensor that others see")
-        target.value = tracer.draw(func, target.shape, target.dtype, args[1:], kwargs).value
+        target.write(tracer.draw(func, target.shape, target.dtype, args[1:], kwargs).value, name)
         return target
     if name in _DRAWS and not any(isinstance(arg, Tensor) for arg in args):
         size = next(arg for arg in args if isinstance(arg, list | tuple | torch.Size))
@@ -46,22 +46,19 @@ def answer(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
         return _in_place(tracer, func, args, kwargs)
     shapes = _shapes(func, args, kwargs)
     made = _rule(tracer, name, args, kwargs, shapes)
-    fresh = name not in VIEWS
-    if not fresh:
-        for arg in args:
-            if isinstance(arg, Traced):
-                arg.fresh = False
+    base = args[0] if name in VIEWS and isinstance(args[0], Traced) else None
     if isinstance(made, list):
-        return [Traced(value, fresh) for value in made]
-    return Traced(made, fresh)
+        return [Traced(value, base is None, base) for value in made]
+    place = None if base is None else part(tracer, name, base, made.shape, *args[1:])
+    return Traced(made, base is None, base, place)
 
 
 def _in_place(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = func._schema.name.removeprefix("aten::")
     target = args[0]
-    if not isinstance(target, Traced) or not target.fresh:
-        raise Untraceable(f"uses Tensor.{name}, which writes to a tensor that others see")
-    if name == "copy_":
+    if not isinstance(target, Traced):
+        raise Untraceable(f"uses Tensor.{name} on a tensor that is no attribute of its own")
+    if name == "copy_" or (name == "fill_" and isinstance(args[1], Tensor)):
         new: Value = like(tracer, args[1], target)
     elif name in ("fill_", "zero_"):
         new = full(tracer, target.shape, target.dtype, args[1] if name == "fill_" else 0)
@@ -70,7 +67,7 @@ def _in_place(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str
         found = _rule(tracer, name[:-1], args, kwargs, _shapes(overload, args, kwargs))
         assert isinstance(found, Value)
         new = like(tracer, Traced(found), target)
-    target.value = new
+    target.write(new, name)
     return target
 
 

@@ -57,6 +57,33 @@ def _slice(
     return _moved(tracer, out, source, where)
 
 
+def part(
+    tracer: Tracer, name: str, base: Traced, shape: Sequence[int], *args: Any
+) -> Callable[[tuple[Index, ...]], tuple[Index, ...] | None] | None:
+    """Where in a slice or selection of `base` an entry of it lies; None for other views, which are not written to."""
+    axis = axis_of(base, args[0]) if args and isinstance(args[0], int) else 0
+    if name == "select":
+        first, size, kept = args[1] % base.shape[axis], 1, False
+    elif name == "slice" and len(args) < 4:
+        start, end = (*args[1:3], None, None)[:2]
+        first, size, kept = slice(start, end).indices(base.shape[axis])[0], shape[axis], True
+    else:
+        return None
+
+    def place(index: tuple[Index, ...]) -> tuple[Index, ...] | None:
+        here, last = index[axis], first + size - 1
+        if first <= here.low and here.high <= last:
+            inner = here if first == 0 else tracer.indices.plus(here, -first)
+            return (*index[:axis], *((inner,) if kept else ()), *index[axis + 1 :])
+        if here.high < first or here.low > last:
+            return None
+        if here.counter is None:
+            raise Untraceable("reads by a computed index a tensor of which it wrote a part")
+        raise Split(here.counter, (first if here.low < first else last + 1) - here.offset)
+
+    return place
+
+
 def _unsqueeze(tracer: Tracer, out: Tensor, input: Any, dim: int) -> Value:
     axis = dim % out.dim()
     return _moved(tracer, out, tracer.value(input), lambda index: (*index[:axis], *index[axis + 1 :]))
@@ -152,6 +179,8 @@ def _roll(tracer: Tracer, out: Tensor, input: Any, shifts: Sequence[int], dims: 
 def _within(tracer: Tracer, node: Node, size: int) -> Index:
     """An index from a node, kept inside the axis; torch refuses one outside."""
     graph = tracer.graph
+    if size == 1:
+        return tracer.indices.number(0)
     if node.op == "constant" or (node.op == "input" and node.kind == INDEX):
         return Index(node, 0, size - 1) if node.op == "input" else tracer.indices.number(int(node.value or 0) % size)
     zero, last = graph.constant(0, INDEX), graph.constant(size - 1, INDEX)
@@ -179,7 +208,8 @@ def _index(tracer: Tracer, out: Tensor, input: Any, tensors: Sequence[Any]) -> V
         raise Untraceable("indexes by a mask; choose with torch.where")
     if given != list(range(given[0], given[-1] + 1)):
         raise Untraceable("indexes by tensors that do not stand side by side")
-    shape = torch.broadcast_shapes(*[tensors[axis].shape for axis in given])
+    one = torch.zeros(())  # `torch.broadcast_shapes` would import the compiler of torch
+    shape = torch.broadcast_tensors(*[one.expand(tensors[axis].shape) for axis in given])[0].shape
     reads = [operand(tracer, tensors[axis], shape, INDEX) for axis in given]
     first, width = given[0], len(shape)
 

@@ -53,11 +53,10 @@ class Writer:
         self.loops = [self._loops(slot) for slot in self.long]
         roots = [node for _, node in self.written]
         self.inner = [node for loops in self.loops for loop in loops for node in loop.invariant()]
-        self.level: dict[int, int] = {}
         self.nodes = walk([*roots, *self.inner])
         if len(self.nodes) > LONGEST:
             raise Untraceable(f"does {len(self.nodes)} operations a copy; up to {LONGEST} are compiled")
-        self._levels()
+        self._stages()
         self.calls = [node for node in self.nodes if node.op == "call"]
         self.functions = sorted({str(node.value) for node in self.calls})
         everything = walk([*roots, *[loop.node for loops in self.loops for loop in loops]])
@@ -87,14 +86,21 @@ class Writer:
             f"{_SIDE}if (!to_{name}) to_{name} = no_{name} - first * {slot.size};",
         ]
 
-    def _levels(self) -> None:
-        """The stage in which each node is known: one more than its arguments if it is a call."""
+    def _stages(self) -> None:
+        """The stage in which each node is made: as late as it can be, so that little has to be kept."""
+        level: dict[int, int] = {}
         for node in self.nodes:
-            level = max([self.level[arg.index] for arg in node.args], default=0)
-            self.level[node.index] = level + (node.op == "call")
-        self.last = max(self.level.values(), default=0)
-        # what is written out comes after the loops, if there are any
+            level[node.index] = max([level[arg.index] for arg in node.args], default=0) + (node.op == "call")
+        self.last = max(level.values(), default=0)
+        # what is written out comes after the loops, if there are any: all that it reads has been read before
         self.end = self.last + bool(self.long)
+        self.stage = {node.index: self.last for node in [*self.inner, *[node for _, node in self.written]]}
+        for node in reversed(self.nodes):
+            if node.op == "call":
+                self.stage[node.index] = level[node.index]
+            needed = self.stage[node.index] - (node.op == "call")
+            for arg in node.args:
+                self.stage[arg.index] = min(self.stage.get(arg.index, self.last), needed)
 
     def _trivial(self, node: Node) -> bool:
         """Whether it is read or known where it is needed."""
@@ -115,41 +121,28 @@ class Writer:
         for stage in range(self.end + 1):
             if stage == self.end and self.long:
                 body += self._long_text(arrays)
-            made = [node for _, node in sorted(arrays.items()) if node.op != "call" and self.level[node.index] == stage]
+            made = [node for _, node in sorted(arrays.items()) if node.op != "call" and self.stage[node.index] == stage]
             outputs = [(f"k{node.index}[w] = {{}}", node) for node in made]
             outputs += self.written if stage == self.end else []
-            known = {index for index, node in arrays.items() if self.level[index] < stage + (node.op == "call")}
+            known = {index for index, node in arrays.items() if self.stage[index] < stage + (node.op == "call")}
             body += self._stage(outputs, {index: f"k{index}[w]" for index in known} | {self.copy.index: COPY})
             for node in self.calls:
-                if self.level[node.index] == stage + 1:
+                if self.stage[node.index] == stage + 1:
                     place = self.functions.index(str(node.value))
                     body.append(f"{_SIDE}FN(call)({place}, n, k{node.args[0].index}, k{node.index});")
         return "\n".join([_HEADER.read_text(), self._head(), *body, "}", self._entry()])
 
     def _kept(self) -> list[Node]:
         """What later stages and the loops need of earlier ones."""
-        needed: dict[int, Node] = {}
-
-        def need(roots: Iterable[Node], stage: int) -> None:
-            stop = walk(roots, stop=lambda node: self.level[node.index] < stage or node.op == "call")
-            for node in stop:
-                if node.op != "call" and self.level[node.index] < stage and not self._trivial(node):
-                    needed[node.index] = node
-
-        for stage in range(1, self.end + 1):
-            # from the last on: what is kept for a later stage has to be made, too
-            stage = self.end + 1 - stage
-            roots = [call.args[0] for call in self.calls if self.level[call.index] == stage + 1]
-            roots += [node for node in needed.values() if self.level[node.index] == stage]
-            if stage == self.end:
-                roots += [node for _, node in self.written]
-            need(roots, stage)
-        for node in self.inner:
-            if not self._trivial(node) and node.op != "call":
+        needed = {node.index: node for node in self.inner if not self._trivial(node)}
+        for node in self.nodes:
+            for arg in node.args:
+                if self.stage[arg.index] < self.stage[node.index] - (node.op == "call") and not self._trivial(arg):
+                    needed[arg.index] = arg
+        for _, node in self.written:
+            if self.stage[node.index] < self.end and not (self._trivial(node) and node.op != "load"):
                 needed[node.index] = node
-        for stage in range(self.last, 0, -1):
-            need([node for node in needed.values() if self.level[node.index] == stage], stage)
-        return [needed[index] for index in sorted(needed)]
+        return [node for _, node in sorted(needed.items()) if node.op != "call"]
 
     def _stage(self, outputs: Sequence[tuple[str, Node]], leaves: dict[int, str]) -> list[str]:
         if not outputs:

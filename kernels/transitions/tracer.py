@@ -51,16 +51,60 @@ class Draw:
 
 
 class Traced(Tensor):
-    """A stand-in: shape and type of a tensor and what its entries are."""
+    """A stand-in: shape and type of a tensor and what its entries are.
+
+    Args:
+        value: the entries.
+        own: it was made in the step, so that it may be written to.
+        base: what it is a view of.
+        place: where in it an entry of its base lies, None if it does not; for views that may be written to.
+    """
 
     value: Value
-    fresh: bool  # nothing else sees its memory
+    own: bool
+    base: Traced | None
+    place: Callable[[tuple[Index, ...]], tuple[Index, ...] | None] | None
+    views: list[Traced]
+    stale: bool  # what it is a view of was written to
 
     @staticmethod
-    def __new__(cls: type[Traced], value: Value, fresh: bool = True) -> Traced:
+    def __new__(
+        cls: type[Traced],
+        value: Value,
+        own: bool = True,
+        base: Traced | None = None,
+        place: Callable[[tuple[Index, ...]], tuple[Index, ...] | None] | None = None,
+    ) -> Traced:
         made: Any = Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype, device=torch.device("cpu"))
-        made.value, made.fresh = value, fresh
+        made.value, made.own, made.base, made.place, made.views, made.stale = value, own, base, place, [], False
+        if base is not None:
+            base.views.append(made)
         return made  # type: ignore[no-any-return]
+
+    def write(self, new: Value, name: str, through: Traced | None = None) -> None:
+        """Give it other entries, and what it is a view of, too.
+
+        Args:
+            new: the entries.
+            name: of the operation, for the sentence.
+            through: the view that the writing came through.
+
+        Raises:
+            Untraceable: it is seen by others, or no slice.
+        """
+        if self.base is not None and self.place is not None:
+            old, place = self.base.value, self.place
+
+            def read(index: tuple[Index, ...]) -> Node:
+                at = place(index)
+                return old.at(index) if at is None else new.at(at)
+
+            self.base.write(Value(old.shape, old.dtype, read), name, self)
+        elif self.base is not None or not self.own:
+            raise Untraceable(f"uses Tensor.{name}, which writes to a tensor that others see")
+        self.value = new
+        for view in self.views:
+            view.stale = view.stale or view is not through
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Traced({tuple(self.shape)}, {self.dtype})"
@@ -107,7 +151,7 @@ class Tracer(TorchDispatchMode):
         copies = sample.dim() > 0 and sample.shape[0] == self.copies
         slot = Slot(name, sample.dtype, tuple(sample.shape[copies:]), copies)
         self.inputs[name] = slot
-        return Traced(Value(sample.shape, sample.dtype, self._loads(slot)), fresh=False)
+        return Traced(Value(sample.shape, sample.dtype, self._loads(slot)), own=False)
 
     def _loads(self, slot: Slot) -> Callable[[tuple[Index, ...]], Any]:
         """Reads of the tensor of a slot."""
@@ -126,6 +170,11 @@ class Tracer(TorchDispatchMode):
     def value(self, tensor: Any) -> Value:
         """What a tensor is."""
         if isinstance(tensor, Traced):
+            seen: Traced | None = tensor
+            while seen is not None:
+                if seen.stale:
+                    raise Untraceable("reads a view of a tensor that was written to meanwhile")
+                seen = seen.base
             return tensor.value
         if not isinstance(tensor, Tensor):
             raise Untraceable(f"gives {type(tensor).__name__} where a tensor is expected")

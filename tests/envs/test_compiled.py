@@ -53,10 +53,11 @@ def switch(envs: tuple[BatchedEnv, ...], turn: int) -> None:
         share = (turn * 0.37 + len(name) * 0.11) % 1.0
         value = low + share * (high - low)
         for env in envs:
+            before = env.state_dict()
             try:
                 env.set_params(mask, **{name: round(value) if param.integer else value})
-            except ValueError:
-                break
+            except ValueError:  # it does not go with the others
+                env.load_state_dict(before)
 
 
 def compare(name: str, steps: int, copies: int) -> int:
@@ -281,3 +282,31 @@ def test_a_step_that_differs_is_not_kept(monkeypatch: pytest.MonkeyPatch, caplog
         assert compiled.compiled(env) is None
     del operations.OPERATIONS["cast_away"]
     assert not kept and "differs" in caplog.text
+
+
+class Counting(Own):
+    """Counts its steps where no other environment of its kind should see it."""
+
+    steps: ClassVar[int] = 0
+
+    def advance(self, *arguments: Any) -> Any:
+        Counting.steps += 1
+        return super().advance(*arguments)
+
+
+class Told(Counting):
+    """The same, which says so."""
+
+    COMPILES = False
+
+
+def test_a_step_that_does_more_than_it_returns_is_not_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    env = Counting(3)
+    env.reset(seed=0)
+    assert compiled.compiled(env) is None
+    assert "Counting.steps" in caplog.text
+    told = Told(3)
+    told.reset(seed=0)
+    before = Counting.steps
+    assert not compiled.available(told)
+    assert Counting.steps == before

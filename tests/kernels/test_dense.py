@@ -44,7 +44,7 @@ def test_a_layer_and_its_gradients_are_torchs(M: int, K: int, N: int, activation
     x, known = apart(M, K, 3, dtype), torch.randn(M, K, dtype=dtype, requires_grad=True)
     x.copy_(known.detach())
     expected = FUNCTIONS[activation](linear(known))
-    layer = Dense(linear.weight, linear.bias, activation)
+    layer = Dense(linear.weight, linear.bias, activation, rows=M)
     y, dy = apart(M, layer.outputs, 2, dtype), torch.randn(M, layer.outputs, dtype=dtype)
     expected.backward(dy)
     dz, dx, before = apart(M, N, 1, dtype), apart(M, K, 5, dtype), torch.randn(M, K, dtype=dtype)

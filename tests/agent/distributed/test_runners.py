@@ -78,7 +78,7 @@ def second_is_late(copies: int, seed: int) -> Rollout:
 class Broken(Rollout):
     """Its environment fails."""
 
-    def act(self) -> dict[str, Any]:
+    def steps(self, steps: int) -> Any:
         raise RuntimeError("the simulator is out of fuel")
 
 

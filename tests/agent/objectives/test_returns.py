@@ -150,6 +150,7 @@ def test_the_final_value_is_read_from_the_true_last_observation_with_the_memory_
         return result
 
     env.step = remember  # type: ignore[method-assign]
+    env.compiled_steps = lambda action_TB: None  # type: ignore[method-assign]
     experience = rollout.collect(12)
     chunk = experience.chunk
     pure = chunk.truncated & ~chunk.terminated

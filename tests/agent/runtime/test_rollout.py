@@ -157,6 +157,7 @@ def test_under_drift_episodes_and_memory_go_on_across_the_borders(tmp_path: Path
     ]
     stream = {"tasks": tasks, "steps_per_task": 64, "schedule": {"kind": "drift"}}
     trainer = make_trainer(tmp_path, stream=stream)
+    trainer.planned.plan = None
     collect, bonuses, tasks_seen = trainer.rollout.collect, [], []
 
     def remember(steps: int) -> Experience:

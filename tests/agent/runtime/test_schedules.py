@@ -12,8 +12,9 @@ import torch
 
 from lifelong.agent.config import check, to_dict
 from lifelong.agent.errors import ConfigError
-from lifelong.agent.runtime import checkpoint
+from lifelong.agent.runtime import checkpoint, learner
 from lifelong.agent.runtime.build import build
+from lifelong.agent.runtime.step import make_step
 from lifelong.agent.schedules import Ramp
 from lifelong.agent.schema import schema
 from tests.agent.support import assert_identical, make_config, make_trainer, run
@@ -45,19 +46,20 @@ def test_a_ramp_is_constant_before_and_after_and_has_its_shape_between() -> None
 
 
 @pytest.mark.parametrize(("shape", "kind"), [("linear", "sgd"), ("cosine", "rmsprop"), ("exponential", "adam")])
-def test_every_chunk_is_learned_with_the_value_of_the_step_it_begins_at(shape: str, kind: str, tmp_path: Path) -> None:
+def test_every_chunk_is_learned_with_the_value_of_the_step_it_begins_at(
+    shape: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ramp = {**LR, "shape": shape}
     trainer = make_trainer(tmp_path, **{**PPO, "optimizer": {"kind": kind, "lr": ramp}})
     expected = Ramp.of(ramp)
     seen = []
-    step = trainer.learner.optimizer.step
 
-    def watched(*args: Any) -> Any:
+    def watched(optimizer: torch.optim.Optimizer) -> None:
         objective: Any = trainer.learner.objective
-        seen.append((trainer.learner.optimizer.param_groups[0]["lr"], objective.clip, objective.entropy_weight))
-        return step(*args)
+        seen.append((optimizer.param_groups[0]["lr"], objective.clip, objective.entropy_weight))
+        make_step(optimizer)
 
-    trainer.learner.optimizer.step = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(learner, "make_step", watched)
     log = run(trainer)
     assert len(seen) == 12 * 16
     for index, (lr, clip, entropy) in enumerate(seen):

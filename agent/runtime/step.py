@@ -1,0 +1,73 @@
+"""The end of an update: the gradients' norm is clipped and the optimiser makes its step.
+
+With torch's Adam and AdamW both are one compiled call on a CPU (`kernels.adam`), on the same state, so that checkpoints
+and other optimisers do not notice; everything else is torch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lifelong.kernels import adam
+
+
+def clip_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients so that their norm is at most `max_norm`; returns what it was, a scalar."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if grads and adam.available(grads):
+        return adam.clip(grads, max_norm)
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def make_step(optimizer: torch.optim.Optimizer) -> None:
+    """`optimizer.step()`."""
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or not all(map(_plain, optimizer.param_groups)):
+        optimizer.step()
+        return
+    for group in optimizer.param_groups:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        states = [optimizer.state[p] for p in parameters]
+        grads = [p.grad for p in parameters if p.grad is not None]
+        ready = all(state for state in states) and adam.available([*parameters, *grads]) if parameters else False
+        if parameters and not ready:  # the first step makes the state
+            optimizer.step()
+            return
+    for group in optimizer.param_groups:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        if not parameters:
+            continue
+        states = [optimizer.state[p] for p in parameters]
+        adam.step(
+            [p.detach() for p in parameters],
+            [p.grad for p in parameters if p.grad is not None],
+            *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")),
+            **_numbers(optimizer, group),
+        )
+        torch.autograd.graph.increment_version(parameters)
+
+
+def adam_of(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """What `kernels.adam` needs to know of torch's Adam or AdamW with one group of parameters; None for all else."""
+    plain = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and len(optimizer.param_groups) == 1
+    if not plain or not _plain(optimizer.param_groups[0]):
+        return None
+    return _numbers(optimizer, optimizer.param_groups[0])
+
+
+def _numbers(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "lr": float(group["lr"]),
+        "betas": group["betas"],
+        "eps": group["eps"],
+        "weight_decay": group["weight_decay"],
+        "decoupled": group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)),
+    }
+
+
+def _plain(group: dict[str, Any]) -> bool:
+    """Whether a group of Adam asks for nothing but the algorithm of the paper."""
+    return not (group["amsgrad"] or group["maximize"] or group.get("differentiable"))

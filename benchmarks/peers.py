@@ -1,0 +1,134 @@
+"""Training in whole beside a JAX program that is jitted in whole: the same cell, loss, optimiser and environment.
+
+    lifelong bench peers [--json FILE] [--seconds S]
+
+eLSTM with exact RTRL or truncated BPTT, advantage actor-critic with lambda-returns, clipped gradients, Adam, CartPole.
+The JAX program (`programs/elstm_jax.py`) is our own in the form its field writes them: environment, update, loop in
+one `lax.scan`, RTRL's sensitivities moved at every step. Both take turns, each in a process of its own with one thread;
+the median of the ratios of the processor's time is reported. JAX is needed only here: `pip install jax`, in this Python
+or in one that --jax names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+
+from benchmarks.measure import finish, ratios
+from lifelong.agent import config as configs
+from lifelong.agent.runtime.build import build
+
+#: name -> copies, steps of a chunk, units of the encoder (0: none), units, engine
+CASES: dict[str, tuple[int, int, int, int, str]] = {
+    "one copy, an update a step": (1, 1, 0, 128, "rtrl"),
+    "the same behind an encoder": (1, 1, 128, 128, "rtrl"),
+    "quickstart's sizes": (64, 16, 64, 64, "rtrl"),
+    "quickstart's sizes, bptt": (64, 16, 64, 64, "bptt"),
+    "64 x 32": (64, 32, 0, 128, "rtrl"),
+    "64 x 32 behind an encoder": (64, 32, 128, 128, "rtrl"),
+    "1024 x 32": (1024, 32, 0, 128, "rtrl"),
+}
+STEPS = 60_000  # of all copies together, a turn of a case with many copies; a tenth of it for one copy
+
+
+def ours(copies: int, steps: int, encoder: int, units: int, engine: str) -> Any:
+    """A function that trains for so many steps."""
+    raw = {
+        "stream": {"tasks": [{"env": {"kind": "CartPole"}}], "steps_per_task": 10**12},
+        "policy": {
+            "encoder": {"kind": "mlp", "hidden": [encoder]} if encoder else "identity",
+            "cell": {"kind": "elstm", "size": units},
+        },
+        "gradient": engine,
+        "objective": {"kind": "actor_critic", "lam": 0.95},
+        "optimizer": {"kind": "adam", "lr": 1e-3},
+        "max_grad_norm": 1.0,
+        "rollout": {"copies": copies, "steps": steps},
+        "evaluation": {"every": 10**12},
+        "checkpoint": {"every": 10**12},
+        "log_every": 10**12,
+        "runtime": {"device": "cpu", "threads": 1},
+    }
+    trainer = build(configs.check(raw), Path(tempfile.mkdtemp()))
+
+    def train(count: int) -> int:
+        begun = trainer.step
+        while trainer.step < begun + count:
+            trainer.advance()
+        return trainer.step - begun
+
+    return train
+
+
+def serve(train: Any) -> None:
+    """Train as often as a line asks for it; say how long it took, in seconds of the processor a step."""
+    for line in sys.stdin:
+        begun = time.process_time()
+        made = train(int(line))
+        print((time.process_time() - begun) / made, flush=True)
+
+
+class Peer:
+    """A process that trains when it is asked."""
+
+    def __init__(self, command: list[str]) -> None:
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+    def __call__(self, steps: int) -> float:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(steps, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit("the program that is compared with has ended; is JAX installed in its Python? (--jax)")
+        return float(answer)
+
+
+def compare(jax: str, seconds: float) -> dict[str, Any]:
+    """Case -> steps/s of both, and the median ratio ours / JAX."""
+    found: dict[str, Any] = {}
+    for name, case in CASES.items():
+        arguments = [json.dumps(case)]
+        peers = {
+            "ours": Peer([sys.executable, __file__, "--serve", *arguments]),
+            "jax": Peer([jax, str(Path(__file__).parent / "programs" / "elstm_jax.py"), *arguments]),
+        }
+        count = STEPS if case[0] > 1 else STEPS // 10
+        for peer in peers.values():
+            peer(count)  # compiles
+        times: dict[str, list[float]] = {key: [] for key in peers}
+        stop = time.perf_counter() + seconds
+        while time.perf_counter() < stop or len(times["ours"]) < 5:
+            for key, peer in peers.items():
+                times[key].append(peer(count))
+        for peer in peers.values():
+            peer.process.kill()
+        ratio = median(ratios(times["jax"], times["ours"]))
+        found[name] = {"case": case, **{key: 1 / median(each) for key, each in times.items()}, "ratio": ratio}
+        print(f"{name:30} {found[name]['ours']:12,.0f} {found[name]['jax']:12,.0f} {ratio:6.2f}", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--jax", default=sys.executable, help="a Python that has JAX")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.serve:
+        serve(ours(*json.loads(options.serve)))
+    else:
+        finish("peers", {"cases": compare(options.jax, options.seconds)}, options.json)

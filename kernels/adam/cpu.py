@@ -1,0 +1,8 @@
+"""Compiled (`cpu.c`)."""
+
+from __future__ import annotations
+
+from lifelong.kernels import build
+
+CLIP = build.function("lifelong.kernels.adam", "clip", "id" + "p" * 3)
+ADAM = build.function("lifelong.kernels.adam", "adam", "ii" + "d" * 5 + "p" * 6)
