@@ -70,7 +70,7 @@ def policy_with(cell: str, encoder: str, **options: Any) -> Policy:
         options["action"] = Box(-10, 10, (11,), np.float32)
     whole = {"kind": cell, "block": 1} if cell == "block_recurrent" else cell  # its memory acts after a block
     policy = make_policy(whole, 24, observation=space, encoder=spec, **options)
-    if policy.actor.log_std is not None:
+    if policy.actor.gaussian:
         torch.nn.init.constant_(policy.actor.log_std, 0.1)
     return policy
 
