@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lifelong.agent import registry
+from lifelong.agent.config import Config
 from lifelong.agent.errors import ConfigError, EnvError, unknown_name
 from lifelong.agent.optimizers.base import Averaging
 from lifelong.agent.policy import Inputs
@@ -143,6 +145,14 @@ def _said(lead: tuple[int, ...]) -> str:
     return f"a batch of {lead[0]}" if lead else "one environment"
 
 
+def _no_learning(config: Config) -> None:
+    """Leave out what only learning asks of a config, and one copy may not have."""
+    if "minibatches" in registry.options_of(registry.load("objective", config.objective["kind"])):
+        config.objective["minibatches"] = 1
+    if config.stream.boundaries == "detected":
+        config.stream.boundaries = "given"
+
+
 def load(
     run: Path | str, task: str | None = None, *, seed: int = 0, deterministic: bool = True, device: str = "cpu"
 ) -> LoadedPolicy:
@@ -172,6 +182,7 @@ def load(
     if task is not None and task not in names:
         raise ConfigError(unknown_name("task", task, names))
     config = as_outside(old, len(saved["rollout"]["obs"]) if alone else 1, device)
+    _no_learning(config)
     trainer = built(config, old, saved, str(path), alone=alone)
     if task is None and len(names) > 1:
         views = [

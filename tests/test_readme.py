@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import gymnasium
 import pytest
@@ -84,9 +84,13 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "100_000" in source
     exec(compile(source.replace("100_000", "1_024"), "README.md", "exec"), {})
     assert (tmp_path / "runs/mine/summary.json").is_file()
-    loop = {"lifelong": lifelong, "gymnasium": gymnasium}
+    loop: dict[str, Any] = {"lifelong": lifelong, "gymnasium": gymnasium}
     exec(compile(block_named("my_loop.py"), "README.md", "exec"), loop)
     assert loop["env"].observation_space.contains(loop["obs"]) and loop["memory"] is not None
+    source = block_named("my_agent.py")
+    assert "10_000" in source and len(source.splitlines()) <= 12 + 1
+    exec(compile(source.replace("10_000", "60"), "README.md", "exec"), loop)
+    assert loop["agent"].report()["step"] == 56 and (tmp_path / "agent.pt").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lifelong.agent.gradients.base import GradientEngine as GradientEngine
     from lifelong.agent.inference import load as load
     from lifelong.agent.objectives.base import Objective as Objective
+    from lifelong.agent.online import OnlineAgent as OnlineAgent
     from lifelong.agent.run import resume as resume
     from lifelong.agent.run import start as run  # noqa: F401
     from lifelong.agent.strategies.base import Strategy as Strategy
@@ -37,6 +38,7 @@ _NAMES = {
     "load_config": "lifelong.agent.config:load",
     "run": "lifelong.agent.run:start",
     "resume": "lifelong.agent.run:resume",
+    "OnlineAgent": "lifelong.agent.online:OnlineAgent",
     "load": "lifelong.agent.inference:load",
     "registry": "lifelong.agent.registry",
     "LifelongError": "lifelong.agent.errors:LifelongError",

@@ -20,12 +20,12 @@ from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.gradients.bptt import BPTT
 from lifelong.agent.gradients.rtrl import RTRL
 from lifelong.kernels.arguments import zeros
-from lifelong.kernels.dense import Dense, add_groups, clear, multiply, transpose
-from lifelong.kernels.elstm import gate_backward_call
+from lifelong.kernels.dense import Dense, add_groups, clear, gather, multiply, transpose
+from lifelong.kernels.elstm import gate_backward_call, gate_call
 from lifelong.kernels.loop import Call, Direct, Each, Held, by_round
 from lifelong.kernels.recurrence.cpu import GROUP, GROUPS, Compiled
 from lifelong.kernels.recurrence.source import ROWS
-from lifelong.kernels.rtrl.cpu import advance_call, read_small_call
+from lifelong.kernels.rtrl.cpu import advance_call, boundary_call, read_small_call
 
 
 def refusal(cell: Cell, engine: GradientEngine) -> str | None:
@@ -66,13 +66,14 @@ class CellBackward:
         cell: `refusal` found nothing.
         engine: its carry is moved in place.
         rows: what acting left.
+        again: let `forward` compute the states again.
 
     Attributes:
         pack: what reads the parameters.
         outputs: what the heads read [T * B, N], once the calls of `before` have been made.
     """
 
-    def __init__(self, cell: ElementwiseCell, engine: GradientEngine, rows: CellRows) -> None:
+    def __init__(self, cell: ElementwiseCell, engine: GradientEngine, rows: CellRows, *, again: bool = False) -> None:
         self.cell, self.engine, self.rows = cell, engine, rows
         K, N = rows.rounds, cell.size
         self.T, self.B, self.D = len(rows.x_TBD) // K, rows.x_TBD.shape[1], rows.x_TBD.shape[2]
@@ -91,7 +92,7 @@ class CellBackward:
             self.gate = by_round(rows.gate_TBN, K, self.T)
             self.from_input = Dense(cell.output_input, cell.output_bias)
             self.from_state = Dense(cell.output_state, cell.output_bias)
-            self.pack += [*self.from_input.pack(forward=False), *self.from_state.pack(forward=False)]
+            self.pack += [*self.from_input.pack(forward=again), *self.from_state.pack(forward=again)]
             self.outputs = self._empty(self.M, N)
             self.before.append(multiply(self.gate, self.after, self.outputs))
         #: of the carry's part of the last round: the largest entries of |dstate_t/dstate_{t-1}|
@@ -100,9 +101,14 @@ class CellBackward:
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype)
 
-    def backward(self, slopes: Tensor, grads: Mapping[str, Tensor], dx: Tensor | None) -> list[Call | Direct]:
+    def backward(
+        self, slopes: Tensor, grads: Mapping[str, Tensor], dx: Tensor | None, copies: Each | None = None
+    ) -> list[Call | Direct]:
         """From the gradients `slopes` [T * B, N] of the output: adds those of the parameters to `grads`, by name in the
-        cell, and writes that of the input to `dx` [T * B, D] if it is given."""
+        cell, and writes that of the input to `dx` [T * B, D] if it is given.
+
+        The carry is read and moved; or, if the rows are those of some `copies` (int64 [B]), only read.
+        """
         calls: list[Call | Direct] = []
         cell, T, B, N = self.cell, self.T, self.B, self.cell.size
         program, impl = cell.compiled_recurrence().program, _implementation(cell)
@@ -133,7 +139,41 @@ class CellBackward:
         calls.append(add_groups(dv[None], grads["weight_recurrent"]))
         if self.rows.gate_TBN is not None:
             calls += self.from_input.backward(self.x, dgate, dgate, dgate, grads["output_input"], None, dx, add=True)
-        return [*calls, *self._carry(u, w, dfirst, grads)]
+        return [
+            *calls,
+            *(self._carry(u, w, dfirst, grads) if copies is None else self._boundary(dfirst, grads, copies)),
+        ]
+
+    def forward(self) -> list[Call | Direct]:
+        """The states and the output gate anew, from the inputs and the first state: what acting left otherwise."""
+        T, B, N, impl, rows = self.T, self.B, self.cell.size, _implementation(self.cell), self.rows
+        u, w = self._empty(self.M, len(self.cell.weight_input)), self._empty(max(1, impl.hoisted) * N)
+        arguments = (T, B, N, torch.get_num_threads(), 1, u, self.v, w, self.first, self.init, zeros(N, self.dtype))
+        calls: list[Call | Direct] = [
+            self.drive.forward(self.x, u),
+            Direct(impl.call["forward"], (*arguments, self.after, None)),
+        ]
+        if rows.gate_TBN is not None:
+            assert isinstance(self.outputs, Tensor)
+            calls += [self.from_input.forward(self.x, self.gate), self.from_state.add(self.after, self.gate)]
+            calls.append(gate_call(self.after, self.gate, self.outputs))
+        return calls
+
+    def _boundary(self, boundary: Tensor, grads: Mapping[str, Tensor], copies: Each) -> list[Call | Direct]:
+        """Adds the carry's part of the `copies` to the gradients; the carry stays where it is."""
+        engine = self.engine
+        if not isinstance(engine, RTRL):
+            return []
+        S, s, G = engine.weight_BGND, engine.small_BMN, len(self.cell.GATES)
+        weight, some, small = torch.empty_like(S[0]), self._empty(self.B, *s.shape[1:]), self._empty(1, *s.shape[1:])
+        return [
+            boundary_call(S, boundary, copies, weight),
+            add_groups(weight[None], grads["weight_input"]),
+            gather(copies, s[None], some),
+            read_small_call(some, boundary, small),
+            add_groups(small[:, :G], grads["bias"]),
+            add_groups(small[:, G:], grads["weight_recurrent"]),
+        ]
 
     def _carry(self, u: Tensor, w: Tensor, boundary: Tensor, grads: Mapping[str, Tensor]) -> list[Call | Direct]:
         """Adds the carry's part to the gradients and moves the carry over the round."""

@@ -4,6 +4,7 @@ an agent in another program, has saved."""
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -35,6 +36,8 @@ from lifelong.envs.tasks import TaskEnv
 
 #: steps of a life whose end nobody knows
 LIFE = 10**15
+#: of a file that holds an agent
+FORMAT = "lifelong agent"
 
 
 class Told(Schedule):
@@ -66,15 +69,12 @@ class OutsideRollout(Rollout):
     """B copies that another program steps. It asks for actions (`decide`) and says what came of them (`hear`); after T
     steps of this `collect` has them as a chunk.
 
-    Args:
-        keep: how many of the last chunks are kept for strategies.
-
-    The others are those of `Rollout`.
-
     Attributes:
         decided: the first half of the step that is under way, if there is one.
         records: the steps since the last chunk.
-        kept: the last chunks.
+        keep, whole: how many of the last chunks of how many steps strategies look back on; shorter ones are left out.
+        kept: these.
+        forgets: the memory of every copy is to be reset before the next action.
     """
 
     def __init__(self, env: TaskEnv, policy: Policy, generator: torch.Generator, *, reset_memory_on: str) -> None:
@@ -85,7 +85,8 @@ class OutsideRollout(Rollout):
         self.decided: dict[str, Any] | None = None
         self.records: list[dict[str, Any]] = []
         self.kept: list[Kept] = []
-        self.keep = 0
+        self.keep = self.whole = 0
+        self.forgets = False
         super().__init__(env, policy, generator, reset_memory_on=reset_memory_on)
         self.return_B = torch.zeros_like(self.previous_reward)
         #: copies whose observation was the last one of an episode: what they do next counts for nothing
@@ -94,6 +95,13 @@ class OutsideRollout(Rollout):
     def first_obs(self, seed: int | None = None, mask_B: Tensor | None = None) -> Tensor:
         """The observations that there are: nobody here can begin an episode."""
         return self.obs
+
+    def decide(self) -> dict[str, Any]:
+        """From the observation to the action (see `Rollout.decide`)."""
+        if self.forgets:
+            self._forget(torch.ones_like(self.is_init))
+            self.forgets = False
+        return super().decide()
 
     @torch.no_grad()
     def hear(
@@ -143,10 +151,15 @@ class OutsideRollout(Rollout):
         """The steps since the last chunk, as one."""
         experience = self.experience(self.together(self.records))
         self.records = []
-        if self.keep:
+        if self.keep and steps == self.whole:
             one = Kept(0, experience.chunk, experience.episode_return_TB, experience.done_TB)
             self.kept = [*self.kept, one][-self.keep :]
         return experience
+
+    def restart(self, mask_B: Tensor) -> None:
+        """Go on with an empty memory in the copies of `mask_B` (bool [B]); what was kept is not what came before."""
+        super().restart(mask_B)
+        self.kept = []
 
     def reset_units(self, units: Tensor) -> None:
         """Zero what the memory of every copy, and of what is kept, holds of the re-initialised `units` (int64)."""
@@ -161,6 +174,7 @@ class OutsideRollout(Rollout):
             **{name: getattr(self, name) for name in names},
             "task": self.env.task_B,
             "generator": self.generator.get_state(),
+            "forgets": self.forgets,
             "decided": self.decided,
             "records": self.records,
             "kept": [one.state_dict() for one in self.kept],
@@ -218,7 +232,7 @@ def saved_agent(path: Path, assignments: Sequence[str] = ()) -> tuple[Config, di
     alone = path.is_file()
     if alone:
         saved = checkpoint.read(path)
-        if saved.get("format") != "lifelong agent":
+        if saved.get("format") != FORMAT:
             raise CheckpointError(f"{path} is no agent that `OnlineAgent.save` wrote")
     else:
         run = session.load_config(path)
@@ -251,10 +265,11 @@ def built(
         return OutsideRollout(copies, policy, generator, reset_memory_on=config.policy.reset_memory_on)
 
     with untouched():
-        trainer = build(config, Path(where), acting=acting)
+        scratch = Path(tempfile.gettempdir())  # what strategies keep on a disk has no name, and is no part of a run
+        trainer = build(config, scratch, acting=acting)
         rollout, segments = trainer.rollout, [Segment(0, LIFE, 0)]
         assert isinstance(rollout, OutsideRollout)
-        rollout.keep = chunks_kept(trainer.strategies, config.rollout.copies, 0)
+        rollout.keep, rollout.whole = chunks_kept(trainer.strategies, config.rollout.copies, 0), trainer.steps
         trainer.fresh = Lived(trainer.fresh.engine, lambda: rollout.kept)
         if saved is not None and not alone:
             stream = build_stream(old)

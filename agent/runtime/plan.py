@@ -28,7 +28,8 @@ from torch import Tensor
 from lifelong.agent.modules.heads import Categorical
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.objectives.base import Metrics
-from lifelong.agent.runtime import backward
+from lifelong.agent.objectives.ppo import PPO
+from lifelong.agent.runtime import backward, plan_ppo
 from lifelong.agent.runtime.acting import Actions, CompiledActing, actions, compiled
 from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.learner import Learner
@@ -67,22 +68,25 @@ def refusal(rollout: Any, learner: Learner, strategies: list[Strategy], *, watch
     policy, objective = learner.policy, learner.objective
     if type(rollout) is not Rollout or rollout.dense:
         return "acting elsewhere"
-    later = [*overrides(strategies, "after_chunk"), *overrides(strategies, "on_clock")]
-    hooked = [type(strategy).__name__ for strategy in (strategies if learner.hooked else later)]
+    others = [hook for name in ("after_chunk", "on_clock") for hook in overrides(strategies, name)]
+    hooked = [type(strategy).__name__ for strategy in (strategies if learner.hooked else others)]
     checks = {
+        "policy.weight_drop or rollout.initial_state": learner.changed is not None,
         f"the strategy {', '.join(hooked)}": bool(hooked),
         "a detector": watched,
         "several workers": learner.workers.count > 1,
         "on_nonfinite: skip": learner.finite.skip,
-        f"the objective {type(objective).__name__}": type(objective) is not ActorCritic,
+        f"the objective {type(objective).__name__}": type(objective) not in (ActorCritic, PPO),
         "policy.reset_memory_on": rollout.reset_memory_on != "episode",
         "the policy's encoder or cell": not compiled(policy),
         "the action space": type(policy.distribution) is not Categorical,
         "heads per task": policy.actor.tasks > 1 or policy.values > 1,
         "the optimiser": adam_of(learner.optimizer) is None,
-        "parameters that are generated": any(not p.is_leaf or not p.is_contiguous() for p in learner.parameters),
+        "parameters that lie apart": not all(p.is_contiguous() for p in learner.parameters),
     }
     found = next((name for name, applies in checks.items() if applies), None)
+    if found is None and isinstance(objective, PPO):
+        found = plan_ppo.refusal(objective, rollout.env.num_envs)
     return found or backward.refusal(policy.cell, learner.engine)
 
 
@@ -136,17 +140,27 @@ class Plan:
             rollout.generator,
             beyond=True,
         )
-        rows = _Rounds(self, K, made, parts, acted)
+        rows, ppo = Rounds(self, K, made, parts, acted), isinstance(self.learner.objective, PPO)
+        engine, past = self.learner.engine, slice(0, T)
+        trace = engine.trace(parts.x_TBD[past], parts.state_TBS[past], made.is_init[past]) if ppo else None
         done = program(K, rows.segments, Watched(rows.guard, rows.numbers), self.dtype)
         self._finish(rows, done)
+        if ppo:
+            engine.advance(trace)
         last = rows.experience((K - 1) * T if done == K else done * T, T)
         if done < K:
             self.learner.finite.before_learning(last)
-            raise NotFinite("loss" if not rows.numbers[done, 0].isfinite() else "gradient")
-        metrics = dict(zip(METRICS, torch.cat([rows.numbers, rows.statistics], 1).unbind(1), strict=True))
-        return last, metrics, rows.experience(0, K * T)
+            raise NotFinite(
+                "loss" if not rows.numbers[done if not ppo else slice(None), 0].isfinite().all() else "gradient"
+            )
+        seen = torch.cat([rows.numbers, rows.statistics], 1)
+        names: tuple[str, ...] = METRICS
+        if ppo:
+            seen = torch.stack([*seen]).cumsum(0)[-1:] / len(seen)
+            names = (*METRICS[:2], *[f"loss/{name}" for name in plan_ppo.METRICS])
+        return last, dict(zip(names, seen.unbind(1), strict=True)), rows.experience(0, K * T)
 
-    def _finish(self, rows: _Rounds, done: int) -> None:
+    def _finish(self, rows: Rounds, done: int) -> None:
         """Put rollout and learner after the last round."""
         rollout, learner, made, last = self.rollout, self.learner, rows.made, rows.rounds * self.steps
         made.finish()
@@ -154,8 +168,9 @@ class Plan:
         rollout.state_BS = rows.parts.state_TBS[last].clone()
         action, reward = rows.parts.shown(rollout.inputs())
         rollout.previous_action, rollout.previous_reward = action[last].clone(), reward[last].clone()
-        rows.cell.finish()
-        learner.steps += done
+        if not isinstance(learner.objective, PPO):
+            rows.cell.finish()
+        learner.steps += done if not isinstance(learner.objective, PPO) else len(rows.numbers)
         torch.autograd.graph.increment_version(learner.parameters)
 
 
@@ -180,7 +195,8 @@ class Planned:
         """Chunks until something is due, all of which see the same tasks and hyper-parameters; at most `ROWS` steps."""
         config, stream, step = trainer.config, trainer.stream, trainer.step
         frames = trainer.copies * trainer.chunk.steps
-        if trainer.schedules.ramps or trainer.schedules.lengths or stream.smooth:
+        alone = isinstance(trainer.learner.objective, PPO)  # its updates are many enough
+        if alone or trainer.schedules.ramps or trainer.schedules.lengths or stream.smooth:
             return 1
         every = config.log_every, config.evaluation.every, config.checkpoint.every
         ends = [(step // each + 1) * each for each in every]
@@ -210,7 +226,7 @@ class Planned:
         return last
 
 
-class _Rounds:
+class Rounds:
     """The segments of K rounds and what they leave."""
 
     def __init__(self, plan: Plan, rounds: int, made: CompiledSteps, parts: CompiledActing, acted: Actions) -> None:
@@ -218,27 +234,39 @@ class _Rounds:
         self.learner, self.policy, T = plan.learner, plan.learner.policy, plan.steps
         B, K = made.reward.shape[1], rounds
         self.B, self.M, self.dtype = B, T * B, plan.dtype
-        self.numbers, self.statistics = self._empty(K, 2), self._empty(K, 4)
-        self.log_prob, self.final_value = self._empty(K * T, B), torch.zeros(K * T, B, dtype=self.dtype)
+        self.numbers, self.statistics = self.empty(K, 2), self.empty(K, 4)
+        self.log_prob, self.final_value = self.empty(K * T, B), torch.zeros(K * T, B, dtype=self.dtype)
         self._gradients()
         gate = parts.kept[0] if parts.kept else None
         rows = backward.CellRows(K, parts.x_TBD[: K * T], parts.state_TBS, made.is_init, gate)
         assert isinstance(self.policy.cell, backward.ElementwiseCell)
         self.cell = backward.CellBackward(self.policy.cell, self.learner.engine, rows)
         final = self._final()
-        learn = self._learn()
         bootstrap = [_shifted(call, T) for call in parts.before[:-1]]
+        self.read_pack = [*parts.pack[:4]]  # what makes the read-out of actor and critic
         self.guard = 4
         self.segments = [
             Segment([*parts.pack, *self.cell.pack, *self.read.pack(forward=False), *final.pack]),
             Segment([*parts.before, *made.calls, *parts.after], T),
             Segment(bootstrap),
             Segment(final.step, where=(made.truncated.flatten(), made.terminated.flatten())),
-            Segment(learn),
-            Segment([self._step()]),
         ]
+        objective = self.learner.objective
+        if isinstance(objective, PPO):
+            self.epochs = plan_ppo.Epochs(self, plan_ppo.orders_of(objective, self.learner.orders(B), B))
+            self.segments += self.epochs.segments
+            self.guard, self.numbers, self.statistics = 5, self.epochs.numbers, self.epochs.statistics
+        else:
+            # the carry's calls read the weights too, so they have to be there before `pack` is
+            learn = self._learn()
+            self.segments[0] = Segment([*parts.pack, *self.cell.pack, *self.read.pack(forward=False), *final.pack])
+            self.segments += [Segment(learn), Segment([self.step()])]
 
-    def _empty(self, *shape: int) -> Tensor:
+    def fixed(self, call: Call | Direct) -> Call | Direct:
+        """The call on the first row of everything, whatever the step."""
+        return _fixed(call)
+
+    def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype)
 
     def _gradients(self) -> None:
@@ -246,7 +274,7 @@ class _Rounds:
         named, actor, critic = self.learner.named, self.policy.actor.linear, self.policy.critic
         first = ["actor.linear.weight", "critic.weight", "actor.linear.bias", "critic.bias"]
         names = [*first, *[name for name in named if name not in first]]
-        self.flat = self._empty(sum(p.numel() for p in named.values()))
+        self.flat = self.empty(sum(p.numel() for p in named.values()))
         pieces = self.flat.split([named[name].numel() for name in names])
         self.grads = {name: piece.view_as(named[name]) for name, piece in zip(names, pieces, strict=True)}
         outputs = actor.out_features + critic.out_features
@@ -254,7 +282,7 @@ class _Rounds:
         self.read = Dense(*self.parts.read_out)
         self.read_grads = weight, self.flat[weight.numel() : weight.numel() + outputs]
 
-    def _below(self, prefix: str) -> dict[str, Tensor]:
+    def below(self, prefix: str) -> dict[str, Tensor]:
         """The gradients of one module's parameters, by their names in it."""
         return {name.removeprefix(prefix): grad for name, grad in self.grads.items() if name.startswith(prefix)}
 
@@ -263,8 +291,8 @@ class _Rounds:
         made, parts, policy, rows = self.made, self.parts, self.policy, self.rounds * self.plan.steps
         n, features = rows * self.B, policy.encoder.output_size
         obs = made.final_obs.new_zeros(2, 1, *made.final_obs.shape[2:])
-        state = self._empty(1, parts.state_TBS.shape[-1])
-        nothing, reward = torch.zeros(2, 1, dtype=torch.bool), self._empty(1, 1)
+        state = self.empty(1, parts.state_TBS.shape[-1])
+        nothing, reward = torch.zeros(2, 1, dtype=torch.bool), self.empty(1, 1)
         inputs = self.plan.rollout.inputs()
         first = type(inputs)(
             obs[0], inputs.previous_action[:1], inputs.previous_reward[:1], inputs.task[:1], inputs.action_mask[:1]
@@ -302,10 +330,10 @@ class _Rounds:
         logits, action, value = by_round(parts.policy_TBP, K, T), each(self.acted.drawn_TB), each(parts.value_TB)
         A = parts.policy_TBP.shape[-1]
         log_prob, bootstrap = each(self.log_prob), Each(parts.value_TB[T::T])
-        entropy, size, target, advantage, error = (self._empty(M) for _ in range(5))
-        ones, zero, total = torch.ones(M, dtype=self.dtype), torch.zeros(M, dtype=self.dtype), self._empty(1).fill_(M)
-        slopes = [self._empty(M) for _ in range(3)]
-        d_logits, d_read, dy = self._empty(M, A), self._empty(M, A + 1), self._empty(M, policy.cell.output_size)
+        entropy, size, target, advantage, error = (self.empty(M) for _ in range(5))
+        ones, zero, total = torch.ones(M, dtype=self.dtype), torch.zeros(M, dtype=self.dtype), self.empty(1).fill_(M)
+        slopes = [self.empty(M) for _ in range(3)]
+        d_logits, d_read, dy = self.empty(M, A), self.empty(M, A + 1), self.empty(M, policy.cell.output_size)
         ended = each(made.terminated), each(made.truncated), each(self.final_value)
         numbers = Each(self.numbers[:, :1]), Each(self.numbers[:, 1:])
         weights = objective.value_weight, objective.entropy_weight
@@ -327,13 +355,13 @@ class _Rounds:
             *self.read.backward(self.cell.outputs, d_read, d_read, d_read, *self.read_grads, dy, add=False),
         ]
         encoder = self.parts.encoder.backward
-        dx = self._empty(M, policy.cell.input_size) if encoder else None
-        calls += self.cell.backward(dy, self._below("cell."), dx)
+        dx = self.empty(M, policy.cell.input_size) if encoder else None
+        calls += self.cell.backward(dy, self.below("cell."), dx)
         if encoder and dx is not None:
-            calls += encoder(K, dx[:, : policy.encoder.output_size], self._below("encoder."))
+            calls += encoder(K, dx[:, : policy.encoder.output_size], self.below("encoder."))
         return [*calls, adam.clip_call(self.flat, self.learner.max_grad_norm, numbers[1])]
 
-    def _step(self) -> Direct:
+    def step(self) -> Direct:
         """Adam on all parameters."""
         group = adam_of(self.learner.optimizer)
         assert group is not None

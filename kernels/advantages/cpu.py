@@ -37,3 +37,9 @@ def vtrace_call(steps: int, copies: int, numbers: tuple[float, ...], *tensors: t
     """`vtrace` as a call for `kernels.loop`: gamma, lam, rho_bar, c_bar, mix, then its tensors and its outputs."""
     like = next(tensor for tensor in tensors if isinstance(tensor, torch.Tensor))
     return Direct(_VTRACE[like.dtype], (steps, copies, torch.get_num_threads(), *numbers, *tensors))
+
+
+def gae_call(steps: int, copies: int, numbers: tuple[float, float], *tensors: torch.Tensor | Each) -> Direct:
+    """`gae` as a call for `kernels.loop`: gamma and lam, then its tensors and its outputs."""
+    like = next(tensor for tensor in tensors if isinstance(tensor, torch.Tensor))
+    return Direct(_GAE[like.dtype], (steps, copies, torch.get_num_threads(), *numbers, *tensors))

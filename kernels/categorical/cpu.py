@@ -72,7 +72,13 @@ def _rows(logits: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 def log_prob_call(
-    rows: int, actions: int, logits: Each, action: Each, log_prob: Each, entropy: torch.Tensor, size: torch.Tensor
+    rows: int,
+    actions: int,
+    logits: Each | torch.Tensor,
+    action: Each | torch.Tensor,
+    log_prob: Each | torch.Tensor,
+    entropy: torch.Tensor,
+    size: torch.Tensor,
 ) -> Direct:
     """`log_prob` as a call for `kernels.loop`, of logits in one piece and actions that exist."""
     invalid = Held((ctypes.c_int64 * 1)())
@@ -80,7 +86,9 @@ def log_prob_call(
     return Direct(_LOG_PROB[entropy.dtype], (*sizes, logits, action, log_prob, entropy, size, invalid))
 
 
-def log_prob_backward_call(rows: int, actions: int, logits: Each, action: Each, *tensors: torch.Tensor) -> Direct:
+def log_prob_backward_call(
+    rows: int, actions: int, logits: Each | torch.Tensor, action: Each | torch.Tensor, *tensors: torch.Tensor
+) -> Direct:
     """`log_prob_backward` as a call for `kernels.loop`; the tensors in its order, then where the gradient goes."""
     sizes = rows, actions, actions, torch.get_num_threads()
     return Direct(_LOG_PROB_BACKWARD[tensors[0].dtype], (*sizes, logits, action, *tensors))

@@ -48,6 +48,20 @@ def multiply(a: Rows, b: Rows, to: Tensor) -> Direct:
     return Direct(_OP.module("cpu", to).MULTIPLY[to.dtype], (to.numel(), a, b, to))
 
 
+def gather(index: Rows, rows_TBn: Tensor, to: Tensor) -> Direct:
+    """Of every step the copies `index` [b] (int64) of rows [T, B, ...], to [T, b, ...] in one piece; any type."""
+    T, B, count = rows_TBn.shape[0], rows_TBn.shape[1], _rows(index).shape[-1]
+    size, bytes_ = rows_TBn.element_size(), to.numel() // (T * count) * to.element_size()
+    sizes = (T, B, count, bytes_, rows_TBn.stride(1) * size)
+    assert T == 1 or rows_TBn.stride(0) == B * rows_TBn.stride(1)
+    return Direct(_OP.module("cpu", torch.empty(0)).GATHER[torch.float32], (*sizes, index, rows_TBn, to))
+
+
+def standardize(x: Tensor) -> Direct:
+    """Mean 0 and standard deviation 1, in place."""
+    return Direct(_OP.module("cpu", x).STANDARDIZE[x.dtype], (x.numel(), x))
+
+
 def clear(tensor: Tensor) -> Direct:
     """Zeros."""
     return Direct(_OP.module("cpu", tensor).CLEAR[tensor.dtype], (tensor.numel(), tensor))
@@ -126,6 +140,11 @@ class Dense:
             return Call(cpu.ONE, (width, self.units, self.kind), (x, self.weight, self.bias, y))
         sizes = (M, width, self.units, self.kind, _stride(x), ys, threads)
         return Call(cpu.FORWARD, sizes, (x, self._by_input, self._bias, y))
+
+    def add(self, x: Rows, y: Rows) -> Direct:
+        """y += x W^T; for several rows."""
+        sizes = (*_shape(x), self.units, _stride(x), _stride(y), torch.get_num_threads())
+        return Direct(_OP.module("cpu", self.weight).ADD[self.weight.dtype], (*sizes, x, self._by_input, y))
 
     def backward(
         self,

@@ -164,6 +164,33 @@ void FN(multiply)(i64 count, const real *restrict a, const real *restrict b, rea
     for (i64 i = 0; i < count; i++) to[i] = a[i] * b[i];
 }
 
+/* y += x w, rows and weights as in `dense_forward`. */
+void FN(dense_add)(i64 M, i64 K, i64 N, i64 xs, i64 ys, i64 threads, const real *x, const real *w, real *y) {
+    int size = team(M * N * (K + 8) / 32, threads);
+#pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
+    for (i64 first = 0; first < M; first += BLOCK) {
+        real *to = y + first * ys;
+        FN(product)(MIN(BLOCK, M - first), K, N, x + first * xs, xs, w, PADDED(N), to, ys, to, ys);
+    }
+}
+
+/* to [T, count] = from [T, B], the items index [count] of every row, `bytes` each; those of `from` lie `apart` bytes. */
+void FN(gather)(i64 T, i64 B, i64 count, i64 bytes, i64 apart, const i64 *index, const char *from, char *to) {
+    for (i64 t = 0; t < T; t++)
+        for (i64 i = 0; i < count; i++) memcpy(to + (t * count + i) * bytes, from + (t * B + index[i]) * apart, bytes);
+}
+
+/* x [count] with mean 0 and standard deviation 1, to 1e-8. */
+void FN(standardize)(i64 count, real *restrict x) {
+    double sum = 0, squares = 0;
+    for (i64 i = 0; i < count; i++) sum += x[i];
+    const real mean = (real)(sum / count);
+    for (i64 i = 0; i < count; i++) squares += (x[i] - mean) * (x[i] - mean);
+    const real size = (real)(sqrt(squares / count) + 1e-8);
+#pragma omp simd
+    for (i64 i = 0; i < count; i++) x[i] = (x[i] - mean) / size;
+}
+
 void FN(copy_bytes)(i64 count, const void *from, void *to) { memcpy(to, from, count); }
 
 void FN(clear)(i64 count, real *to) { memset(to, 0, sizeof(real) * count); }

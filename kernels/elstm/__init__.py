@@ -242,3 +242,9 @@ def gate_backward_call(c: Each, gate: Each, dh: torch.Tensor, dgate: torch.Tenso
     the sigmoid and of the state."""
     entry = _ACT.module("cpu", dh).GATE_BACKWARD[dh.dtype]
     return Direct(entry, (dh.numel(), torch.get_num_threads(), c, gate, dh, None, dgate, dc))
+
+
+def gate_call(c: Each, gate: Each, h: torch.Tensor) -> Direct:
+    """h = sigmoid(gate) c, and the gate its sigmoid in place, for `kernels.loop`."""
+    entry = _ACT.module("cpu", h).GATE[h.dtype]
+    return Direct(entry, (h.numel(), torch.get_num_threads(), c, gate, h))

@@ -10,7 +10,7 @@ from lifelong.kernels.loop import Call, Each
 
 _FORWARD_NARROW = build.function("lifelong.kernels.elstm", "elstm_forward_narrow", "iiiii" + "p" * 11)
 _BACKWARD_NARROW = build.function("lifelong.kernels.elstm", "elstm_backward_narrow", "iiiiii" + "p" * 15)
-_GATE = build.function("lifelong.kernels.elstm", "elstm_gate", "ii" + "p" * 3)
+GATE = build.function("lifelong.kernels.elstm", "elstm_gate", "ii" + "p" * 3)
 GATE_BACKWARD = build.function("lifelong.kernels.elstm", "elstm_gate_backward", "ii" + "p" * 6)
 _ACT = build.function("lifelong.kernels.elstm", "elstm_act", "iiiii" + "p" * 16)
 _ACT_ROWS = 8  # batch rows per block of a step, as in cpu.c
@@ -101,7 +101,7 @@ def backward_narrow(
 def gate(o_TBN: torch.Tensor, c_TBN: torch.Tensor) -> torch.Tensor:
     """h = sigmoid(o) * c; o becomes sigmoid(o) in place."""
     h_TBN = torch.empty_like(c_TBN)
-    _GATE[h_TBN.dtype](h_TBN.numel(), torch.get_num_threads(), c_TBN.data_ptr(), o_TBN.data_ptr(), h_TBN.data_ptr())
+    GATE[h_TBN.dtype](h_TBN.numel(), torch.get_num_threads(), c_TBN.data_ptr(), o_TBN.data_ptr(), h_TBN.data_ptr())
     return h_TBN
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lifelong.kernels import build
+from lifelong.kernels.loop import Direct, Each
 
 _LOSS = build.function("lifelong.kernels.ppo_loss", "ppo_loss", "iddd" + "p" * 13)
 
@@ -35,3 +36,13 @@ def loss(
         log_prob.numel(), clip, value_weight, entropy_weight, *[tensor.data_ptr() for tensor in (*inputs, *outputs)]
     )  # fmt: skip
     return outputs
+
+
+def loss_call(
+    count: int,
+    numbers: tuple[float, float, float],
+    inputs: tuple[torch.Tensor, ...],
+    outputs: tuple[torch.Tensor | Each, ...],
+) -> Direct:
+    """`loss` as a call for `kernels.loop`; `numbers` are clip, value weight, entropy weight, tensors in its order."""
+    return Direct(_LOSS[inputs[0].dtype], (count, *numbers, *inputs, *outputs))

@@ -105,3 +105,10 @@ def read_small_call(s_BKN: torch.Tensor, boundary_BN: torch.Tensor, grad_KN: tor
     B, K, N = s_BKN.shape
     arguments = (0, B, K, N, torch.get_num_threads(), s_BKN, s_BKN, s_BKN, s_BKN, boundary_BN, grad_KN)
     return Direct(_VECTOR[s_BKN.dtype], arguments)
+
+
+def boundary_call(S_BGND: torch.Tensor, boundary_BN: torch.Tensor, index: Each, grad_GND: torch.Tensor) -> Direct:
+    """`boundary` of the copies `index` as a call for `kernels.loop`; `boundary_BN` has their rows."""
+    _, G, N, D = S_BGND.shape
+    sizes = (len(boundary_BN), G, N, D, torch.get_num_threads(), 0)
+    return Direct(_BOUNDARY[boundary_BN.dtype], (*sizes, S_BGND, boundary_BN, index, grad_GND))

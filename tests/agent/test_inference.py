@@ -171,6 +171,16 @@ def test_a_policy_of_a_gymnasium_environment_takes_its_own_observations(tmp_path
         policy({"a": np.zeros(2), "b": 3})
 
 
+@pytest.mark.parametrize("detector", ["cusum", "distribution_shift"])
+def test_what_only_learning_needs_is_not_asked_of_one_copy(tmp_path: Path, detector: str) -> None:
+    stream = {"task_id": "hidden", "steps_per_task": 192, "boundaries": "detected"}
+    parts = {"objective": {"kind": "ppo", "minibatches": 4}, "detector": detector, "strategy": ["functional"]}
+    trainer, _ = lifelong.run(make_config(**parts, stream=stream, rollout={"copies": 16}), tmp_path / "run", quiet=True)
+    policy = load(tmp_path / "run")
+    assert_identical(policy._policy.state_dict(), trainer.rollout.policy.state_dict())
+    assert policy(np.ones(policy._env.single_observation_space.shape))[0] in range(4)
+
+
 SPACES = [
     Box(0, 255, (4, 4, 3), np.uint8),
     Box(np.array([-1.0, -np.inf]), np.array([1.0, np.inf]), dtype=np.float64),

@@ -1,0 +1,151 @@
+"""PPO's part of a plan: all epochs over one chunk, minibatch by minibatch, as calls (see `agent.runtime.plan`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lifelong.agent.modules.heads import NEGATIVE
+from lifelong.agent.objectives.ppo import PPO
+from lifelong.agent.runtime import backward
+from lifelong.kernels import acting, adam
+from lifelong.kernels.advantages.cpu import gae_call
+from lifelong.kernels.categorical.cpu import log_prob_backward_call, log_prob_call
+from lifelong.kernels.dense import Dense, clear, gather, standardize
+from lifelong.kernels.loop import Call, Direct, Each, Segment
+from lifelong.kernels.ppo_loss.cpu import loss_call
+
+if TYPE_CHECKING:
+    from lifelong.agent.runtime.plan import Rounds
+
+#: what is logged of an update, as the learner names it
+METRICS = ("policy", "value", "entropy", "explained_variance", "approximate_kl", "clip_fraction", "max_ratio_error")
+
+
+class Epochs:
+    """The updates of one chunk.
+
+    Args:
+        rows: the chunk, acted but not learned from.
+        orders: the copies of every minibatch, int64 [updates, b].
+
+    Attributes:
+        numbers: loss and norm of the gradient of every update, [updates, 2].
+        statistics: `METRICS` of every update, [updates, 7].
+        segments: the advantages, then the updates.
+    """
+
+    def __init__(self, rows: Rounds, orders: Tensor) -> None:
+        self.rows, self.orders = rows, orders
+        self.T, self.B = rows.plan.steps, rows.B
+        updates, self.b = orders.shape
+        self.M = self.T * self.b
+        self.numbers, self.statistics = rows.empty(updates, 2), rows.empty(updates, 7)
+        self.advantage, self.target = rows.empty(self.T, self.B), rows.empty(self.T, self.B)
+        self.segments = [Segment(self._advantages()), Segment(self._update(), updates)]
+
+    def _advantages(self) -> list[Call | Direct]:
+        rows, made, parts, T, B = self.rows, self.rows.made, self.rows.parts, self.T, self.B
+        objective, A = rows.learner.objective, parts.policy_TBP.shape[-1]
+        assert isinstance(objective, PPO)
+        ended = made.terminated, made.truncated, rows.final_value
+        scratch = rows.empty(T * B), rows.empty(T * B)
+        inputs = made.reward, parts.value_TB, parts.value_TB[T], *ended
+        calls: list[Call | Direct] = [
+            log_prob_call(T * B, A, parts.policy_TBP, rows.acted.drawn_TB, rows.log_prob, *scratch),
+            gae_call(T, B, (objective.gamma, objective.lam), *inputs, self.advantage, self.target),
+        ]
+        return [*calls, standardize(self.advantage)] if objective.normalize_advantage else calls
+
+    def _update(self) -> list[Call | Direct]:
+        rows, parts, T, b, M = self.rows, self.rows.parts, self.T, self.b, self.M
+        policy, objective, learner, index = rows.policy, rows.learner.objective, rows.learner, Each(self.orders)
+        assert isinstance(objective, PPO) and isinstance(policy.cell, backward.ElementwiseCell)
+        D, N, A = policy.cell.input_size, policy.cell.size, parts.policy_TBP.shape[-1]
+        # the minibatch
+        x, state = rows.empty(T, b, D), rows.empty(T + 1, b, N)
+        is_init, action = torch.empty(T, b, dtype=torch.bool), torch.empty(T, b, dtype=torch.int64)
+        known, advantage, target = (rows.empty(T, b) for _ in range(3))
+        calls: list[Call | Direct] = [
+            gather(index, parts.x_TBD[:T], x),
+            gather(index, parts.state_TBS[:1], state[0]),
+            gather(index, rows.made.is_init[:T], is_init),
+            gather(index, rows.acted.drawn_TB, action),
+            gather(index, rows.log_prob, known),
+            gather(index, self.advantage, advantage),
+            gather(index, self.target, target),
+        ]
+        # forward
+        below: list[Call | Direct] = []
+        encoder = None
+        pack = [*rows.read_pack]
+        if policy.encoder.output_size and not policy.encoder.transparent:
+            seen = rows.made.obs
+            obs = seen.new_empty(T, b, *seen.shape[2:])
+            calls.append(gather(index, seen[:T], obs))
+            features = x.view(1, M, D)[..., : policy.encoder.output_size]
+            encoder = policy.encoder.act_calls(obs.view(1, M, *seen.shape[2:]), features)
+            pack += encoder.pack
+            below = [rows.fixed(call) for call in encoder.step]
+        gate = rows.empty(T, b, N) if parts.kept else None
+        cell_rows = backward.CellRows(1, x, state, is_init, gate)
+        cell = backward.CellBackward(policy.cell, learner.engine, cell_rows, again=True)
+        read, said = Dense(*parts.read_out, rows=M), rows.empty(M, A + 1)
+        forward = [rows.fixed(call) for call in cell.forward()]
+        outputs = cell.outputs.rows[0] if isinstance(cell.outputs, Each) else cell.outputs
+        pack += [*cell.pack, *read.pack()]
+        # loss
+        log_prob, entropy, size, value = (rows.empty(M) for _ in range(4))
+        slopes, logits = [rows.empty(M) for _ in range(3)], rows.empty(M, A)
+        mask = rows.plan.rollout.env.action_mask_BA.expand(T, -1, -1).contiguous()
+        some = torch.empty(T, b, mask.shape[-1], dtype=torch.bool)
+        if mask.shape[-1]:
+            calls.append(gather(index, mask, some))
+        task = torch.zeros(M, dtype=torch.int64)
+        heads = acting.heads(said[None], task, some.view(M, -1), None, (1, 1), NEGATIVE, logits[None], value[None])
+        ones, total = torch.ones(M, dtype=rows.dtype), rows.empty(1).fill_(M)
+        d_logits, d_read, dy = rows.empty(M, A), rows.empty(M, A + 1), rows.empty(M, policy.cell.output_size)
+        numbers = objective.clip, objective.value_weight, objective.entropy_weight
+        inputs = log_prob, entropy, value, known, advantage, target, ones, total
+        outcome: tuple[Tensor | Each, ...] = (Each(self.numbers[:, :1]), Each(self.statistics), *slopes)
+        loss: list[Call | Direct] = [
+            rows.fixed(heads),
+            log_prob_call(M, A, logits, action, log_prob, entropy, size),
+            loss_call(M, numbers, inputs, outcome),
+            log_prob_backward_call(M, A, logits, action, entropy, size, slopes[0], slopes[1], d_logits),
+            acting.place_rows(d_logits, d_read[:, :A]),
+            acting.place_rows(slopes[2][:, None], d_read[:, A:]),
+        ]
+        # backward
+        dx = rows.empty(M, D) if encoder else None
+        back = [*read.backward(outputs, d_read, d_read, d_read, *rows.read_grads, dy, add=False)]
+        back_cell = cell.backward(dy, rows.below("cell."), dx, index)
+        if encoder and encoder.backward and dx is not None:
+            features_dx = dx[:, : policy.encoder.output_size]
+            back_cell += [rows.fixed(call) for call in encoder.backward(1, features_dx, rows.below("encoder."))]
+        everything = [clear(rows.flat), *calls, *pack, *below, *forward, read.forward(outputs, said), *loss, *back]
+        norm = adam.clip_call(rows.flat, learner.max_grad_norm, Each(self.numbers[:, 1:]))
+        return [*everything, *[_kept(call, index) for call in back_cell], norm, rows.step()]
+
+
+def _kept(call: Call | Direct, index: Each) -> Call | Direct:
+    """The call on the first row of everything but the order of the copies."""
+
+    def fix(argument: object) -> object:
+        return argument.rows[0] if isinstance(argument, Each) and argument.rows is not index.rows else argument
+
+    return call._replace(arguments=tuple(map(fix, call.arguments)))  # type: ignore[arg-type]
+
+
+def orders_of(objective: PPO, orders: Tensor | None, copies: int) -> Tensor:
+    """The copies of every update, int64 [updates, b], from what `Learner.orders` gives."""
+    if orders is None:
+        orders = torch.arange(copies).expand(objective.epochs, -1)
+    return orders.reshape(objective.epochs * objective.minibatches, -1).contiguous()
+
+
+def refusal(objective: PPO, copies: int) -> str | None:
+    """What keeps the objective from a plan."""
+    return "minibatches of different size" if copies % objective.minibatches else None
