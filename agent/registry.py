@@ -80,6 +80,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "rflo": "lifelong.agent.gradients.rflo:RFLO",
         "eprop": "lifelong.agent.gradients.eprop:EProp",
         "dsf": "lifelong.agent.gradients.dsf:DSF",
+        "gtf": "lifelong.agent.gradients.gtf:GTF",
     },
     "objective": {
         "actor_critic": "lifelong.agent.objectives.actor_critic:ActorCritic",

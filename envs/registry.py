@@ -23,6 +23,7 @@ ENVIRONMENTS: dict[str, str] = {
     "Copy": "lifelong.envs.prediction.copy:Copy",
     "Parity": "lifelong.envs.prediction.parity:Parity",
     "ImageRows": "lifelong.envs.prediction.image_rows:ImageRows",
+    "Lorenz": "lifelong.envs.prediction.lorenz:Lorenz",
     # adapters: other people's environments under the same contract
     "gymnasium": "lifelong.envs.adapters.gymnasium:GymnasiumEnv",
     "envpool": "lifelong.envs.adapters.envpool:EnvPoolEnv",

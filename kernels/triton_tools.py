@@ -1,8 +1,14 @@
-"""Tile sizes that several Triton backends share. They depend on the sizes only, so that sums have a fixed order."""
+"""What Triton backends share: kernels from text that was written at run time, and tile sizes, which depend on the sizes
+only, so that sums have a fixed order."""
 
 from __future__ import annotations
 
+import linecache
+from collections.abc import Mapping
+from typing import Any
+
 import triton
+import triton.language as tl
 
 _WIDE = 2048  # copies from which 32 a program still fill a GPU of about a hundred multiprocessors
 
@@ -19,3 +25,13 @@ def blocks(units: int) -> dict[str, int]:
     """
     tile = min(max(triton.next_power_of_2(units), 16), 32)
     return {"BLOCK_N": tile, "BLOCK_K": tile, "num_warps": 8}
+
+
+def from_source(name: str, text: str, functions: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the Python in `text` defines; it sees `triton`, `tl` and the `functions`. `name` must differ by text."""
+    file = f"<lifelong {name}>"
+    # Triton asks for a kernel's source by its file
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    found: dict[str, Any] = {**(functions or {}), "triton": triton, "tl": tl, "__name__": f"{__name__}.{name}"}
+    exec(compile(text, file, "exec"), found)
+    return found

@@ -487,7 +487,7 @@ class DiagonalCell(ElementwiseCell):
 class BlockCell(ElementwiseCell):
     """A cell whose units have a state of several parts: (h, c, ..)'_n = r(u^1_n .., v^1_n .., h_n, c_n, ..).
 
-    The state [B, PARTS*N] is h, then c, up to four parts; its Jacobian consists of blocks, one a unit. The output is h.
+    The state [B, PARTS*N] is h, then c, up to eight parts; its Jacobian has a block for every unit. The output is h.
     See `ElementwiseCell`; `recurrence(drives, vectors, h, c)` gives (h', c').
     """
 

@@ -67,12 +67,8 @@ class GradientEngine:
         self.cell = cell
         self.copies = copies
 
-    def setup(self, policy: Policy, *, begins: bool = False) -> None:
+    def setup(self, policy: Policy) -> None:
         """Called once, before anything else, for engines that need more than the cell.
-
-        Args:
-            policy: the parameters.
-            begins: they are new, so the engine may say what they begin with.
 
         Raises:
             ConfigError: the engine cannot train this policy.

@@ -334,8 +334,14 @@ def _build(
     if not foreseen:
         check_memory(config, needs_of(config, env, policy, strategies, copies), device)
         check_places(config, policy, strategies, device, folder)
-    engine = engine_for(config.gradient, policy.cell, copies)
-    engine.seed(own_seed("gradient"))
+
+    def engine_of(count: int, name: str = "source gradient") -> GradientEngine:
+        made = engine_for(config.gradient, policy.cell, count)
+        made.seed(own_seed(name))
+        made.setup(policy)
+        return made
+
+    engine = engine_of(copies, "gradient")
     objective: Objective = registry.build("objective", config.objective, policy.distribution)
     objective.setup(policy)
     objective.workers = workers
@@ -365,11 +371,6 @@ def _build(
         rollout = Rollout(env, policy, generator(f"source actions {step}"), reset_memory_on=reset_memory_on)
         return rollout, torch.Generator().manual_seed(own_seed("source draw", step))
 
-    def fresh_engine(count: int) -> GradientEngine:
-        made = engine_for(config.gradient, policy.cell, count)
-        made.seed(own_seed("source gradient"))
-        return made
-
     learner = Learner(
         policy,
         engine,
@@ -396,7 +397,7 @@ def _build(
     scores = [tuple(map(float, score)) for score in env.scores]
     evaluations = Evaluations(tasks=names, scores=scores, training_end=stream.training_ends())
     record = Record(config, folder, versions(), names, device, restarts)
-    fresh = Fresh(fresh_rollout, fresh_engine)
+    fresh = Fresh(fresh_rollout, engine_of)
     graph = CudaGraph if can_capture(config, rollout, workers) else None
     detection = build_detection(config, strategies, copies, device, workers)
     trainer = Trainer(

@@ -194,7 +194,7 @@ def gradient_report(trainer: Trainer) -> str:
         lines.append(f"approximate over the whole history ({engine.approximation}): {', '.join(sorted(approximate))}")
     lines.append(f"no path through time: {', '.join(outside)}")
     if truncated:
-        inside = f", and approximate inside them ({engine.inside})" if engine.inside and approximate else ""
+        inside = f", and approximate inside them ({engine.inside})" if engine.inside else ""
         lines.append(f"truncated at {T} steps{inside}: {', '.join(truncated)}")
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Recurrent cells whose units do not see each other, from their recurrence alone.
 
-A recurrence is a function of one step, element by element: the parts of the state after it (one to four tensors) from
+A recurrence is a function of one step, element by element: the parts of the state after it (one to eight tensors) from
 the drives u = W x + b (one a gate), weights (one number a unit) and the parts before it. `program` traces it with
 `kernels.compiler`; what is done with the program is here:
 

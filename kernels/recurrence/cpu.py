@@ -28,18 +28,19 @@ _SIGNATURES = {
     },
     "carry.c": {"trace": "iiii" + "p" * 11, "narrow": "iiiiiii" + "p" * 14},
 }
+_TILES = 128  # most rows of sensitivities in a tile of the fused advance: 1 MiB in float64
 GROUPS, GROUP = 16, 4  # most groups of copies whose gradients are summed apart, and fewest copies per group
 
 
 class Compiled:
     """The C functions of a program in one dtype."""
 
-    narrow = NARROW
-
     def __init__(
         self, layout: Layout, library: ctypes.CDLL, name: str, dtype: torch.dtype, loops: Sequence[str] = LOOPS
     ) -> None:
         self.program, self.dtype = layout.program, dtype
+        # what the fused advance keeps of a tile lies on the stack of a thread
+        self.narrow = NARROW if self.program.parts * self.program.gates <= _TILES else 0
         self.hoisted, self.kept = len(layout.hoisted), len(layout.kept)
         self.call: dict[str, Callable[..., Any]] = {
             key: build.entry_point(library, f"{name}_{key}", signature, dtype)

@@ -12,7 +12,7 @@ from lifelong.kernels.compiler.derivatives import gradients
 from lifelong.kernels.compiler.graph import Graph, Node, walk
 from lifelong.kernels.compiler.trace import Untraceable, trace
 
-PARTS = 4  # most parts of the state of a unit
+PARTS = 8  # most parts of the state of a unit: the code of its Jacobian grows with the square
 
 
 class Program:

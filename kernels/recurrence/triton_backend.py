@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import linecache
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from lifelong.kernels.compiler import triton_functions
 from lifelong.kernels.recurrence.program import Program
 from lifelong.kernels.recurrence.source import Layout
 from lifelong.kernels.recurrence.triton_source import source
+from lifelong.kernels.triton_tools import from_source
 
 if TYPE_CHECKING:
     from lifelong.kernels.recurrence import Recurrence
@@ -30,12 +29,8 @@ class OnDevice:
         self.program = program
         text = source(Layout(program, single=True, keep=False))
         name = f"recurrence_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-        file = f"<lifelong {name}>"
-        # Triton asks for a kernel's source by its file
-        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
         functions = {key: value for key, value in vars(triton_functions).items() if key.startswith("_")}
-        self.kernels: dict[str, Any] = {**functions, "triton": triton, "tl": tl, "__name__": f"{__name__}.{name}"}
-        exec(compile(text, file, "exec"), self.kernels)
+        self.kernels = from_source(name, text, functions)
 
     def forward(
         self, u_TBM: Tensor, v_KN: Tensor, state_BS: Tensor, is_init_TB: Tensor, *, keep: bool = False

@@ -323,7 +323,7 @@ def test_compiled_code_that_differs_is_not_kept_and_not_used(
     assert len(caplog.messages) == 1 and "off by" in caplog.text
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 4])
+@pytest.mark.parametrize("parts", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("D", [3, 40])
 @pytest.mark.usefixtures("poisoned_memory")
 def test_the_carry_is_what_stepping_it_gives(parts: int, D: int) -> None:

@@ -12,6 +12,7 @@ from benchmarks.gpu_parts.kernels import OPS, op_results
 from lifelong.kernels.cartpole import cartpole_step
 from lifelong.kernels.dispatch import Op
 from lifelong.kernels.recurrence.program import traced
+from lifelong.kernels.rtrl_block import rtrl_block_advance, rtrl_block_advance_vector
 from tests.kernels.test_recurrence import FUNCTIONS, Random
 
 triton = pytest.importorskip("triton")
@@ -47,11 +48,16 @@ def run_op(op: str) -> None:
         B = 130
         steps, numbers = torch.zeros(B, dtype=torch.int64), torch.zeros(B)
         cartpole_step(torch.zeros(B, 4), steps, torch.zeros(B, 4), steps, numbers, steps, torch.ones(6, B))
+    elif op == "blocks of eight parts":
+        T, B, P, G, N, D = 3, 2, 8, 2, 33, 40
+        J = torch.zeros(T, B, P, P, N)
+        rtrl_block_advance(torch.zeros(B, P, G, N, D), J, torch.zeros(T, B, P, G, N), torch.zeros(T, B, D))
+        rtrl_block_advance_vector(torch.zeros(B, P, G, N), J, torch.zeros(T, B, P, G, N))
     else:
         op_results(op, (3, 17, 65, 20), torch.device("cpu"), "triton")
 
 
-@pytest.mark.parametrize("op", [*OPS, "cartpole_step", "every operation of the compiler"])
+@pytest.mark.parametrize("op", [*OPS, "cartpole_step", "blocks of eight parts", "every operation of the compiler"])
 def test_it_compiles_for_an_h100(op: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from triton.runtime.jit import JITFunction
 

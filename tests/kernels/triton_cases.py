@@ -178,17 +178,20 @@ def test_every_operation_of_the_compiler(lines: range) -> None:
 
 
 @pytest.mark.parametrize(("T", "B", "G", "N", "D"), [(1, 2, 1, 5, 3), (3, 3, 2, 17, 70), (4, 1, 2, 40, 9)])
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-def test_rtrl_block(T: int, B: int, G: int, N: int, D: int, stored: torch.dtype) -> None:
-    S, l, x = normal(B, 2, G, N, D).to(stored), normal(T, B, 2, G, N), normal(T, B, D)  # noqa: E741
-    J = normal(T, B, 2, 2, N).tanh().masked_fill(resets(T, B, "some")[..., None, None, None], 0.0)
+@pytest.mark.parametrize(
+    ("stored", "parts"), [(torch.float32, 2), (torch.bfloat16, 2), (torch.float32, 3), (torch.float32, 8)]
+)
+def test_rtrl_block(T: int, B: int, G: int, N: int, D: int, stored: torch.dtype, parts: int) -> None:
+    S, x = normal(B, parts, G, N, D).to(stored), normal(T, B, D)
+    l = normal(T, B, parts, G, N)  # noqa: E741
+    J = normal(T, B, parts, parts, N).tanh().masked_fill(resets(T, B, "some")[..., None, None, None], 0.0)
     got, expected = (rtrl_block_advance(S.clone(), J, l, x, backend=name) for name in ("triton", "reference"))
     assert_close(got, expected, TOLERANCE if stored == torch.float32 else 5e-3)  # the interpreter truncates
-    s = normal(B, 2, G, N)
+    s = normal(B, parts, G, N)
     got, expected = (rtrl_block_advance_vector(s.clone(), J, l, backend=name) for name in ("triton", "reference"))
     assert_close(got, expected, TOLERANCE)
-    rows, index = normal(B, 2, N), torch.tensor([B - 1, 0, 0], device=DEVICE)
-    for boundary, chosen in ((rows, None), (normal(3, 2, N), index)):
+    rows, index = normal(B, parts, N), torch.tensor([B - 1, 0, 0], device=DEVICE)
+    for boundary, chosen in ((rows, None), (normal(3, parts, N), index)):
         got, expected = (rtrl_block_boundary(S, boundary, chosen, backend=name) for name in ("triton", "reference"))
         assert_close(got, expected, TOLERANCE)
 

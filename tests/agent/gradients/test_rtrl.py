@@ -95,7 +95,7 @@ def test_chunked_rtrl_is_the_gradient_of_the_whole_history_and_bptt_is_not(
 
 @pytest.mark.parametrize(
     "spec",
-    [{"kind": "delta", "keys": 6}, {"kind": "retnet", "heads": 2, "keys": 3}, {"kind": "longhorn", "heads": 3}],
+    [{"kind": "delta", "keys": 9}, {"kind": "retnet", "heads": 2, "keys": 3}, {"kind": "longhorn", "heads": 3}],
     ids=lambda spec: spec["kind"],
 )
 def test_keys_that_the_units_of_a_head_share_get_the_gradient_of_the_whole_history(spec: dict[str, Any]) -> None:
