@@ -1,13 +1,14 @@
-"""Environment speed: our CartPole beside EnvPool's and Gymnasium's, at 64, 1024 and 4096 copies.
+"""Environment speed: every native environment, compiled and eager, beside EnvPool's and Gymnasium's where they have it.
 
     lifelong bench envs [--json FILE]
 
-All step random actions that were drawn before the clock starts, in this process and in turn; the median of the ratios
-of neighbouring turns is reported. Ours and EnvPool's may use THREADS threads; EnvPool is measured with one thread too
-and compared by the faster of the two. Gymnasium's vector environments have one thread: `vector` is its CartPole written
-in numpy for all copies at once, `sync` a loop over single environments. A step of ours ends in a reset where an episode
-ended; EnvPool's and Gymnasium's resets take a step of their own, which is counted as an environment step all the same.
-EnvPool is needed only here and by its adapter: `pip install lifelong[envpool]`; without it the rest is measured.
+All step random actions that were drawn before the clock starts, in this process, with one thread and in turn; the
+median of the ratios of neighbouring turns is reported. The clock is the process's own, so that what others take of a
+shared machine does not count. `steps` makes T = 32 steps in one call, as a run does, `step` one at a time; `eager` is
+the step in torch that both are made from. Of Gymnasium `vector` is its CartPole written in numpy for all copies at
+once, `sync` a loop over single environments (64 copies only). A step of ours ends in a reset where an episode ended;
+EnvPool's and Gymnasium's resets take a step of their own, which is counted as an environment step all the same. EnvPool
+is needed only here and by its adapter: `pip install lifelong[envpool]`; without it the rest is measured.
 """
 
 from __future__ import annotations
@@ -26,72 +27,115 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector.utils import batch_space
 
 from benchmarks.measure import finish, medians, ratios, take_turns
-from lifelong.envs.control.cartpole import CartPole
+from lifelong.envs.registry import ADAPTERS, ENVIRONMENTS
+from lifelong.envs.tasks import environment_class
+from lifelong.kernels.loop import loop
 
-COPIES = (64, 1024, 4096)
-THREADS = 2
-SECONDS_PER_TURN = 0.1
-SECONDS_PER_SIZE = 8.0
+COPIES = (64, 1024)
+STEPS = 32
+THREADS = 1
+SECONDS_PER_TURN = 0.03
+SECONDS_PER_SIZE = 4.0
 ACTIONS = 32  # different sets of random actions
-WARM_UP = 50  # steps after which the copies' episodes are out of step with each other
+WARM_UP = 40  # steps after which the copies' episodes are out of step with each other
+#: names elsewhere
+ELSEWHERE = {
+    "CartPole": "CartPole-v1",
+    "Acrobot": "Acrobot-v1",
+    "MountainCar": "MountainCar-v0",
+    "Pendulum": "Pendulum-v1",
+}
+#: whose numpy form Gymnasium has
+VECTOR = ("CartPole",)
+Candidate = tuple[Callable[[Any], Any], list[Any], int]  # what is called, what it gets in turn, steps of a call
 
 
-def ours(copies: int) -> tuple[Callable[[Any], Any], Callable[[np.ndarray], Any]]:
-    """`(step, how it wants its actions)` of our CartPole, after a reset."""
-    env = CartPole(copies, seed=0)
-    env.reset()
-    return env.step, torch.from_numpy
+def ours(name: str, copies: int, actions: list[np.ndarray]) -> dict[str, Candidate]:
+    """Our environment one step at a time, T at a time, and in torch; each its own copies, after a reset."""
+    envs = {way: environment_class(name)(copies, seed=0) for way in ("step", "steps", "eager")}
+    for env in envs.values():
+        env.reset()
+    each = [torch.from_numpy(action) for action in actions]
+    rows = [torch.stack([each[(k + t) % ACTIONS] for t in range(STEPS)]) for k in range(4)]
+    many = envs["steps"]
+
+    def steps(action_TB: torch.Tensor) -> None:
+        made = many.compiled_steps(action_TB)
+        assert made is not None, f"{name} does not compile"
+        loop(STEPS, made.calls, torch.float32)
+        made.finish()
+
+    return {
+        "step": (envs["step"].step, each, 1),
+        "steps": (steps, rows, STEPS),
+        "eager": (envs["eager"].eager_step, each, 1),
+    }
 
 
-def envpool(copies: int, threads: int) -> tuple[Callable[[Any], Any], Callable[[np.ndarray], Any]]:
-    """The same of EnvPool's CartPole-v1."""
-    import envpool as pools
+def others(name: str, copies: int, actions: list[np.ndarray]) -> dict[str, Candidate]:
+    """EnvPool's and Gymnasium's environment of that name, where they have it."""
+    found: dict[str, Candidate] = {}
+    if name not in ELSEWHERE:
+        return found
+    if importlib.util.find_spec("envpool"):
+        import envpool as pools
 
-    env = pools.make("CartPole-v1", env_type="gymnasium", num_envs=copies, num_threads=threads, seed=0)
-    env.reset()
-    return env.step, lambda action: action.astype(np.int32)
+        narrow = [action.astype(np.int32) if action.dtype == np.int64 else action for action in actions]
+        env = pools.make(ELSEWHERE[name], env_type="gymnasium", num_envs=copies, num_threads=THREADS, seed=0)
+        env.reset()
+        found["envpool"] = (env.step, narrow, 1)
+    modes = {
+        **({"sync": "sync"} if copies == COPIES[0] else {}),
+        **({"vector": "vector_entry_point"} if name in VECTOR else {}),
+    }
+    for way, mode in modes.items():
+        vector = gymnasium.make_vec(ELSEWHERE[name], num_envs=copies, vectorization_mode=mode)
+        vector.reset(seed=0)
+        found[way] = (vector.step, actions, 1)
+    return found
 
 
-def gymnasiums(copies: int, mode: str) -> tuple[Callable[[Any], Any], Callable[[np.ndarray], Any]]:
-    """The same of Gymnasium's CartPole-v1."""
-    env = gymnasium.make_vec("CartPole-v1", num_envs=copies, vectorization_mode=mode)
-    env.reset(seed=0)
-    return env.step, lambda action: action
+class Turn:
+    """Calling it makes so many calls of a candidate that they take about SECONDS_PER_TURN."""
 
-
-class Stepper:
-    """Calling it makes so many steps of an environment that they take about SECONDS_PER_TURN."""
-
-    def __init__(self, copies: int, step: Callable[[Any], Any], convert: Callable[[np.ndarray], Any]) -> None:
-        generator = np.random.default_rng(0)
-        self.step = step
-        self.actions = [convert(generator.integers(0, 2, copies)) for _ in range(ACTIONS)]
-        self.steps = WARM_UP
+    def __init__(self, candidate: Candidate) -> None:
+        self.call, self.given, self.each = candidate
+        self.calls = max(1, WARM_UP // self.each)
         self()
-        begun = time.perf_counter()
+        begun = time.process_time()
         self()
-        self.steps = max(4, round(WARM_UP * SECONDS_PER_TURN / (time.perf_counter() - begun)))
+        self.calls = max(1, round(self.calls * SECONDS_PER_TURN / max(1e-4, time.process_time() - begun)))
 
     def __call__(self) -> None:
-        for k in range(self.steps):
-            self.step(self.actions[k % ACTIONS])
+        for k in range(self.calls):
+            self.call(self.given[k % len(self.given)])
+
+    @property
+    def steps(self) -> int:
+        """Steps of a turn."""
+        return self.calls * self.each
 
 
-def measure(copies: int) -> dict[str, Any]:
-    """Environment steps per second of every candidate, and how many times faster ours is."""
-    made = {"ours": ours(copies)}
-    if importlib.util.find_spec("envpool"):
-        made |= {f"envpool_{n}_threads": envpool(copies, n) for n in sorted({1, THREADS})}
-    made |= {"vector": gymnasiums(copies, "vector_entry_point"), "sync": gymnasiums(copies, "sync")}
-    steppers = {name: Stepper(copies, *parts) for name, parts in made.items()}
-    times = take_turns(steppers, seconds=SECONDS_PER_SIZE)
-    a_step = {name: [t / steppers[name].steps for t in values] for name, values in times.items()}
+def measure(name: str, copies: int) -> dict[str, Any]:
+    """Environment steps per second of every candidate, and how many times faster T of ours at a time are."""
+    space = batch_space(environment_class(name)(1).single_action_space, copies)
+    space.seed(0)
+    actions = [np.asarray(space.sample()) for _ in range(ACTIONS)]
+    turns = {
+        way: Turn(candidate) for way, candidate in (ours(name, copies, actions) | others(name, copies, actions)).items()
+    }
+    times = take_turns(turns, seconds=SECONDS_PER_SIZE, clock=time.process_time)
+    a_step = {way: [t / turns[way].steps for t in values] for way, values in times.items()}
     return {
-        "steps_per_second": {name: copies / seconds for name, seconds in medians(a_step).items()},
-        "over": {name: median(ratios(a_step[name], a_step["ours"])) for name in made if name != "ours"},
-        "turns": len(a_step["ours"]),
+        "steps_per_second": {way: copies / seconds for way, seconds in medians(a_step).items()},
+        "over": {way: median(ratios(a_step[way], a_step["steps"])) for way in turns if way != "steps"},
+        "step_over": {
+            way: median(ratios(a_step[way], a_step["step"])) for way in turns if way not in ("step", "steps")
+        },
+        "turns": len(a_step["steps"]),
     }
 
 
@@ -99,23 +143,24 @@ def main(json_file: Path | None) -> dict[str, Any]:
     """Measure, print the table, and write the JSON."""
     torch.set_num_threads(THREADS)
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # EnvPool's spaces are float64
-    detail = {f"B={copies} threads={THREADS}": measure(copies) for copies in COPIES}
+    detail: dict[str, dict[str, Any]] = {}
     found: dict[str, dict[str, float]] = {}
-    for size, each in detail.items():
-        over = each["over"]
-        pools = [ratio for name, ratio in over.items() if name.startswith("envpool")]
-        if pools:
-            found.setdefault("cartpole_over_envpool", {})[size] = min(pools)
-        found.setdefault("cartpole_over_gymnasium_vector", {})[size] = over["vector"]
-        found.setdefault("cartpole_over_gymnasium_sync", {})[size] = over["sync"]
-        print(size)
-        for name, rate in each["steps_per_second"].items():
-            print(f"  {name:<20} {rate:>14,.0f} steps/s" + (f"   ours is {over[name]:7.2f}x" if name in over else ""))
-    if "cartpole_over_envpool" not in found:
-        print("EnvPool is not installed; `pip install lifelong[envpool]` to measure cartpole_over_envpool")
-    for name, values in found.items():
-        for size, value in values.items():
-            print(f"{name:32} {size:20} {value:8.2f}")
+    for name in [name for name in ENVIRONMENTS if name not in ADAPTERS]:
+        for copies in COPIES:
+            size = f"{name} B={copies} threads={THREADS}"
+            each = detail[size] = measure(name, copies)
+            found.setdefault("steps_over_eager", {})[size] = each["over"]["eager"]
+            found.setdefault("step_over_eager", {})[size] = each["step_over"]["eager"]
+            for way, called in (("envpool", "envpool"), ("vector", "gymnasium_vector"), ("sync", "gymnasium_sync")):
+                if way in each["over"]:
+                    found.setdefault(f"steps_over_{called}", {})[size] = each["over"][way]
+                    found.setdefault(f"step_over_{called}", {})[size] = each["step_over"][way]
+            print(size)
+            for way, rate in each["steps_per_second"].items():
+                more = f"   {each['over'][way]:8.2f}x" if way in each["over"] else ""
+                print(f"  {way:<20} {rate:>14,.0f} steps/s{more}", flush=True)
+    if "steps_over_envpool" not in found:
+        print("EnvPool is not installed; `pip install lifelong[envpool]` to measure steps_over_envpool")
     return finish("envs", {"ratios": found, "detail": detail}, json_file)
 
 

@@ -75,7 +75,7 @@ class CompiledSteps:
     terminated: Tensor
     truncated: Tensor
     episode_return: Tensor
-    #: extra results of `advance`, by name
+    #: `target` and `target_mask` of prediction tasks; other extra results of `advance` are not kept
     info: dict[str, Tensor]
     finish: Callable[[], None]
 
@@ -179,7 +179,7 @@ class CompiledEnv:
         rows = {}
         for slot in self.transition.outputs:
             name, following = slot.name, slot.name in ("obs", "_final_obs")
-            if name in running or name == "episode_length":
+            if name in running or name not in _KEPT:
                 continue
             rows[name] = torch.empty(T + following, B, *slot.shape, dtype=slot.dtype)
             results[name] = Each(rows[name][1:] if following else rows[name])
@@ -198,9 +198,12 @@ class CompiledEnv:
         return CompiledSteps([call], is_init=rows.pop("_final_obs"), **known, info=rows, finish=finish)
 
 
+#: results of T steps that are kept, for somebody may read them
+_KEPT = frozenset(("obs", "reward", "terminated", "truncated", "final_obs", "_final_obs", "episode_return"))
+_KEPT |= {"target", "target_mask"}
 _AGES = (("age", "age_B"), ("return", "return_B"))
 #: copies from which on several threads share them
-_MANY = 1024
+_MANY = 8192
 
 
 def look_up(env: Any, path: Path) -> Any:
