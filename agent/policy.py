@@ -91,6 +91,12 @@ class Policy(nn.Module):
         self.tasks = tasks
         self.distribution: Distribution = distribution or distribution_of(action_space, config.squash)
         self.encoder: Encoder = registry.build("encoder", config.encoder, observation_space)
+        predicted, actions = self.encoder.predicted, getattr(self.distribution, "actions", 0)
+        if predicted not in (0, actions):
+            raise ValueError(
+                f"encoder {config.encoder['kind']} predicts {predicted} values, and the action space is "
+                f"{action_space}; use a task whose actions are the next values of what is observed"
+            )
         self.with_action = config.previous_action
         #: before every step the memory is reset, and with it the previous action and reward
         self.memoryless = config.reset_memory_on == "step"
@@ -154,6 +160,9 @@ class Policy(nn.Module):
         if self.values > 1:
             value = value.gather(-1, inputs.task.unsqueeze(-1))
         policy = self.actor.parameters_of(policy, inputs.task)
+        offset = self.encoder.offset(inputs.obs)
+        if offset is not None:
+            policy = torch.cat([policy[..., : offset.shape[-1]] + offset, policy[..., offset.shape[-1] :]], -1)
         if isinstance(self.distribution, EpsilonGreedy):
             return Outputs(*self.distribution.combined(policy, value.squeeze(-1), inputs.action_mask))
         if inputs.action_mask.shape[-1]:

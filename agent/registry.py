@@ -30,6 +30,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "identity": "lifelong.agent.modules.encoders:Identity",
         "mlp": "lifelong.agent.modules.encoders:MLP",
         "cnn": "lifelong.agent.modules.images:CNN",
+        "cycle": "lifelong.agent.modules.encoders:Cycle",
         "depth_recurrent": "lifelong.agent.modules.encoders:DepthRecurrent",
         "nature_cnn": "lifelong.agent.modules.images:NatureCNN",
         "impala_cnn": "lifelong.agent.modules.images:ImpalaCNN",

@@ -21,6 +21,7 @@ ENVIRONMENTS: dict[str, str] = {
     "RepeatPrevious": "lifelong.envs.memory.repeat_previous:RepeatPrevious",
     # prediction: the action is the prediction, info["target"] the truth
     "Copy": "lifelong.envs.prediction.copy:Copy",
+    "Series": "lifelong.envs.prediction.series:Series",
     "Parity": "lifelong.envs.prediction.parity:Parity",
     "ImageRows": "lifelong.envs.prediction.image_rows:ImageRows",
     "Lorenz": "lifelong.envs.prediction.lorenz:Lorenz",

@@ -24,6 +24,9 @@ PARTS: dict[str, Any] = dict(gpu.parts(CPU, ("torch",), TINY))
 @pytest.mark.parametrize("name", PARTS)
 def test_a_part_runs_and_passes(name: str) -> None:
     for row in gpu.isolated(name, PARTS[name]):
+        if name == "cartpole_step":  # there is a kernel for GPUs alone
+            assert row.status == "SKIP", row
+            continue
         assert row.status in ("PASS", "value"), row
         if row.status == "value":
             assert row.value is not None and math.isfinite(row.value) and row.value > 0

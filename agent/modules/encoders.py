@@ -24,6 +24,8 @@ Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
 Activation = Literal["tanh", "relu", "silu", "crelu", "rational"]
 #: how often a block is applied
 Depth = Annotated[int, Range(1, 1000)]
+#: steps of a pattern
+Period = Annotated[int, Range(2, 10_000)]
 #: between a layer and its activation
 Norm = Literal["none", "layer"]
 #: the same, and of the weights of a linear layer
@@ -180,6 +182,8 @@ class Encoder(nn.Module):
     """
 
     output_size: int
+    #: how many numbers `offset` adds to the mean of a prediction
+    predicted: int = 0
     #: the features of a vector observation are the observation itself
     transparent: bool = False
     #: it is made of linear and convolution layers in the order they are defined in, each with an activation after it,
@@ -216,6 +220,10 @@ class Encoder(nn.Module):
     def act_calls(self, obs: Tensor, features: Tensor) -> Calls:
         """`forward` of row t of the observations [T, B, ...] into that of `features` [T, B, F], for `kernels.loop`."""
         return Calls([], [place(obs, features)])
+
+    def offset(self, obs: Tensor) -> Tensor | None:
+        """What is added to the mean of a prediction, [..., A] of observations [..., *obs shape]; None: nothing."""
+        return None
 
     def prepare(self, obs: Tensor) -> Tensor:
         """Observations as floats; bytes are scaled to [0, 1] by the largest of the space, categories become one-hot."""
@@ -348,3 +356,34 @@ class DepthRecurrent(Encoder):
         for _ in range(self.depth):
             h = self.norm(h + self.outer(nn.functional.silu(self.inner(torch.cat([h, e], -1)))))
         return h
+
+
+class Cycle(Encoder):
+    """The cell reads x - Q[phase], and Q[phase + 1] is added to the mean of what it predicts: a pattern that repeats is
+    learned apart from what happens around it.
+
+    Lin et al. 2024, NeurIPS, arXiv 2409.18479, "CycleNet: Enhancing Time Series Forecasting through Modeling Periodic
+    Patterns", section 3.2, one step ahead. The last entry of an observation is the phase, an integer; the entries
+    before it are the values x, and actions are predictions of the next ones.
+
+    Args:
+        space: observation space of one copy.
+        period: steps after which the pattern comes again; phases are taken modulo it.
+    """
+
+    def __init__(self, space: Observations, *, period: Period = 24) -> None:
+        super().__init__(space)
+        if self.counts or self.largest or len(space.shape) != 1 or space.shape[0] < 2:
+            raise ValueError(f"encoder cycle reads a vector of values and, at last, a phase, not {space}")
+        self.period, self.output_size = period, space.shape[0] - 1
+        self.predicted = self.output_size
+        self.pattern = nn.Parameter(torch.zeros(period, self.output_size))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return obs[..., :-1] - self.pattern[self._phase(obs)]
+
+    def offset(self, obs: Tensor) -> Tensor:
+        return self.pattern[(self._phase(obs) + 1) % self.period]
+
+    def _phase(self, obs: Tensor) -> Tensor:
+        return obs[..., -1].long() % self.period

@@ -177,9 +177,14 @@ def test_every_operation_of_the_compiler(lines: range) -> None:
         assert_close(got, expected, TOLERANCE)
 
 
-@pytest.mark.parametrize(("T", "B", "G", "N", "D"), [(1, 2, 1, 5, 3), (3, 3, 2, 17, 70), (4, 1, 2, 40, 9)])
 @pytest.mark.parametrize(
-    ("stored", "parts"), [(torch.float32, 2), (torch.bfloat16, 2), (torch.float32, 3), (torch.float32, 8)]
+    ("T", "B", "G", "N", "D", "stored", "parts"),
+    [
+        (*shape, stored, parts)
+        for shape in ((1, 2, 1, 5, 3), (3, 3, 2, 17, 70), (4, 1, 2, 40, 9))
+        for stored, parts in ((torch.float32, 2), (torch.bfloat16, 2), (torch.float32, 3))
+    ]
+    + [(3, 2, 1, 6, 5, torch.float32, 8)],
 )
 def test_rtrl_block(T: int, B: int, G: int, N: int, D: int, stored: torch.dtype, parts: int) -> None:
     S, x = normal(B, parts, G, N, D).to(stored), normal(T, B, D)

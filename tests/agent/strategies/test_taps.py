@@ -58,6 +58,7 @@ ENCODERS: dict[str, tuple[dict[str, Any], gymnasium.Space[Any]]] = {
     "depth_recurrent": ({"kind": "depth_recurrent", "hidden": 20, "depth": 2}, Box(-10, 10, (12,), np.float32)),
     "nature_cnn": ({"kind": "nature_cnn", "hidden": 20}, Box(0, 1, (36, 36, 3), np.float32)),
     "impala_cnn": ({"kind": "impala_cnn", "channels": [4, 5], "hidden": 20}, Box(0, 1, (8, 8, 3), np.float32)),
+    "cycle": ({"kind": "cycle", "period": 5}, Box(-10, 10, (12,), np.float32)),
     OWN: ({"kind": OWN}, Box(-10, 10, (12,), np.float32)),
 }
 PAIRS = [(cell, "mlp") for cell in [*CELLS, *OWN_CELLS]] + [(c, e) for c in ("elstm", "lstm") for e in ENCODERS]
@@ -65,8 +66,13 @@ PAIRS = [(cell, "mlp") for cell in [*CELLS, *OWN_CELLS]] + [(c, e) for c in ("el
 
 def policy_with(cell: str, encoder: str, **options: Any) -> Policy:
     spec, space = ENCODERS[encoder]
+    if encoder == "cycle":  # which predicts what it reads
+        options["action"] = Box(-10, 10, (11,), np.float32)
     whole = {"kind": cell, "block": 1} if cell == "block_recurrent" else cell  # its memory acts after a block
-    return make_policy(whole, 24, observation=space, encoder=spec, **options)
+    policy = make_policy(whole, 24, observation=space, encoder=spec, **options)
+    if policy.actor.gaussian:
+        torch.nn.init.constant_(policy.actor.log_std, 0.1)
+    return policy
 
 
 def old_experience(policy: Policy) -> Experience:
@@ -135,7 +141,10 @@ def test_every_parameter_that_acting_uses_is_projected_or_has_no_subspace(cell: 
     expected = {f"cell.{name}" for name in policy.cell.elementwise_parameters()}
     for name, module in policy.encoder.named_modules():
         if not list(module.children()) and not isinstance(module, nn.Linear | nn.Conv2d):
-            expected |= {f"encoder.{name}.{parameter}" for parameter, _ in module.named_parameters()}
+            prefix = f"encoder.{name}." if name else "encoder."
+            expected |= {prefix + parameter for parameter, _ in module.named_parameters()}
+    if encoder == "cycle":
+        expected.add("actor.log_std")
     if encoder == OWN:
         expected |= {"encoder.grouped.weight", "encoder.grouped.bias"}
     assert {n for n in taps.rest() if parameters[n].numel()} == {n for n in expected if parameters[n].numel()}
