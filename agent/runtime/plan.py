@@ -68,7 +68,8 @@ def refusal(rollout: Any, learner: Learner, strategies: list[Strategy], *, watch
     policy, objective = learner.policy, learner.objective
     if type(rollout) is not Rollout or rollout.dense:
         return "acting elsewhere"
-    others = [hook for name in ("after_chunk", "on_clock") for hook in overrides(strategies, name)]
+    later = ("after_chunk", "on_clock")
+    others = [each for name in later for each in overrides(strategies, name) if name not in each.idle()]
     hooked = [type(strategy).__name__ for strategy in (strategies if learner.hooked else others)]
     checks = {
         "policy.weight_drop or rollout.initial_state": learner.changed is not None,

@@ -146,6 +146,10 @@ class Strategy:
         re-initialised, if any."""
         return None
 
+    def idle(self) -> tuple[str, ...]:
+        """Names of hooks that it has and that do nothing with its options; a run without hooks is faster."""
+        return ()
+
     def on_reset(self, ctx: Context, entries: Mapping[str, Tensor]) -> None:
         """Entries of parameters have been re-initialised (name -> bool mask); what is kept of them must go."""
 

@@ -57,6 +57,9 @@ class ResetOnTask(Redrawing):
         self.last_clock = ctx.step
         return self.reset(ctx)
 
+    def idle(self) -> tuple[str, ...]:
+        return () if self.every else ("after_chunk",)
+
     def report(self) -> dict[str, float]:
         return {"resets": float(self.resets)}
 

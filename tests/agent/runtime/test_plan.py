@@ -201,6 +201,18 @@ def test_numbers_that_are_not_finite_end_the_program_before_its_step(tmp_path: P
         assert torch.equal(value, before[name])
 
 
+@pytest.mark.parametrize("every", [0, 64])
+def test_a_hook_that_does_nothing_keeps_no_run_from_a_plan(every: int, tmp_path: Path) -> None:
+    strategy = [{"kind": "reset_on_task", "every": every}]
+    planned, eager = (make_trainer(tmp_path / name, strategy=strategy, log_every=10_000) for name in "ab")
+    assert (planned.planned.plan is None) == bool(every)
+    eager.planned.plan = None
+    run(planned)
+    run(eager)
+    assert planned.strategies[0].report()["resets"] == eager.strategies[0].report()["resets"] > 0
+    assert_close(planned.shared_state()["policy"], eager.shared_state()["policy"], 1e-2)
+
+
 MUTATIONS = ["pack", "carry", "gradient left over", "reset", "bootstrap", "final", "slope", "step"]
 
 
