@@ -60,6 +60,16 @@ CASES: dict[str, dict[str, Any]] = {
         "policy": {"encoder": MLP},
         "objective": {"kind": "ppo", "epochs": 2, "minibatches": 2},
     },
+    "schedules": {
+        "stream": {"tasks": CARTPOLE},
+        "optimizer": {"kind": "adam", "lr": {"from": 0.02, "to": 0.001, "over": 300}},
+        "objective": {"kind": "actor_critic", "entropy_weight": {"from": 0.1, "to": 0.0, "over": 200}},
+    },
+    "ppo, schedules": {
+        "stream": {"tasks": CARTPOLE},
+        "optimizer": {"kind": "adam", "lr": {"from": 0.02, "to": 0.001, "over": 300}},
+        "objective": {"kind": "ppo", "epochs": 2, "minibatches": 2, "clip": {"from": 0.3, "to": 0.01, "over": 200}},
+    },
     "adamw": {"stream": {"tasks": CARTPOLE}, "optimizer": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1}},
 }
 
@@ -98,7 +108,7 @@ def assert_close(got: Any, wanted: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("rounds", [1, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_rounds_are_the_chunks_one_by_one(case: str, rounds: int, tmp_path: Path) -> None:
-    rounds = 1 if case.startswith("ppo") else rounds
+    rounds = 1 if case.startswith("ppo") or case == "schedules" else rounds
     planned, eager = trainer(tmp_path / "a", case), trainer(tmp_path / "b", case, planned=False)
     planned.planned.rounds = lambda trainer: rounds  # type: ignore[method-assign]
     ended = 0

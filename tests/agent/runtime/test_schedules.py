@@ -60,6 +60,7 @@ def test_every_chunk_is_learned_with_the_value_of_the_step_it_begins_at(
         make_step(optimizer)
 
     monkeypatch.setattr(learner, "make_step", watched)
+    trainer.planned.plan = None  # a plan makes the steps itself (see test_plan)
     log = run(trainer)
     assert len(seen) == 12 * 16
     for index, (lr, clip, entropy) in enumerate(seen):
