@@ -281,7 +281,7 @@ def _finish(trainer: object, finished: bool) -> int:
         )
         return STOPPED
     print(session.gradient_report(trainer))
-    print(session.plan_report(trainer))
+    print(trainer.planned.report())
     tables.console().print(tables.table(load_summary(folder)))
     print(f"watch:  {_command('tensorboard')} --logdir {folder}")
     print(f"report: {_command('lifelong')} report {folder}")

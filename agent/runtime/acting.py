@@ -27,7 +27,8 @@ def compiled(policy: Policy) -> bool:
     drawn = type(distribution) in (Categorical, Gaussian)
     if isinstance(distribution, MultiCategorical):
         drawn = distribution.alike is not None
-    plain = policy.critic.weight.device.type == "cpu" and not policy.memoryless
+    weight = policy.critic.weight  # rewards are float32, and all calls are of one type
+    plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not policy.memoryless
     parts = policy.encoder.compiled() and policy.cell.compiled()
     return drawn and plain and parts and acting.available(policy.critic.weight)
 

@@ -29,20 +29,19 @@ from lifelong.agent.modules.heads import Categorical
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.objectives.ppo import PPO
-from lifelong.agent.runtime import backward, plan_ppo
+from lifelong.agent.runtime import backward
 from lifelong.agent.runtime.acting import Actions, CompiledActing, actions, compiled
 from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.learner import Learner
+from lifelong.agent.runtime.plan_actor_critic import OneUpdate
+from lifelong.agent.runtime.plan_ppo import Epochs
 from lifelong.agent.runtime.rollout import Experience, Rollout
-from lifelong.agent.runtime.step import adam_of
+from lifelong.agent.runtime.step import adam_of, tensors_of
 from lifelong.agent.strategies.base import Strategy, overrides
 from lifelong.envs.compiled import CompiledSteps
 from lifelong.kernels import acting, adam
-from lifelong.kernels.actor_critic_loss.cpu import loss_call
-from lifelong.kernels.advantages.cpu import vtrace_call
-from lifelong.kernels.categorical.cpu import log_prob_backward_call, log_prob_call
-from lifelong.kernels.dense import Dense, clear, copy
-from lifelong.kernels.loop import Call, Calls, Direct, Each, Segment, Watched, by_round, program
+from lifelong.kernels.dense import copy
+from lifelong.kernels.loop import Call, Calls, Direct, Each, Segment, Watched, program
 from lifelong.replay.chunk import Chunk
 
 if TYPE_CHECKING:
@@ -50,8 +49,8 @@ if TYPE_CHECKING:
 
 #: steps of all copies together that a program is made for at once, where nothing is due before
 ROWS = 4096
-#: what is logged of a round, as the learner names it
-METRICS = ("loss/total", "gradient/norm", "loss/policy", "loss/value", "loss/entropy", "loss/explained_variance")
+#: what learns from a chunk, by objective: its calls, what they leave, and whether `many` chunks are made at once
+UPDATES: dict[type, Any] = {ActorCritic: OneUpdate, PPO: Epochs}
 
 _log = logging.getLogger("lifelong.plan")
 
@@ -77,7 +76,7 @@ def refusal(rollout: Any, learner: Learner, strategies: list[Strategy], *, watch
         "a detector": watched,
         "several workers": learner.workers.count > 1,
         "on_nonfinite: skip": learner.finite.skip,
-        f"the objective {type(objective).__name__}": type(objective) not in (ActorCritic, PPO),
+        f"the objective {type(objective).__name__}": type(objective) not in UPDATES,
         "policy.reset_memory_on": rollout.reset_memory_on != "episode",
         "the policy's encoder or cell": not compiled(policy),
         "the action space": type(policy.distribution) is not Categorical,
@@ -86,8 +85,8 @@ def refusal(rollout: Any, learner: Learner, strategies: list[Strategy], *, watch
         "parameters that lie apart": not all(p.is_contiguous() for p in learner.parameters),
     }
     found = next((name for name, applies in checks.items() if applies), None)
-    if found is None and isinstance(objective, PPO):
-        found = plan_ppo.refusal(objective, rollout.env.num_envs)
+    if found is None:
+        found = UPDATES[type(objective)].refusal(objective, rollout.env.num_envs)
     return found or backward.refusal(policy.cell, learner.engine)
 
 
@@ -141,27 +140,17 @@ class Plan:
             rollout.generator,
             beyond=True,
         )
-        rows, ppo = Rounds(self, K, made, parts, acted), isinstance(self.learner.objective, PPO)
-        engine, past = self.learner.engine, slice(0, T)
-        trace = engine.trace(parts.x_TBD[past], parts.state_TBS[past], made.is_init[past]) if ppo else None
-        done = program(K, rows.segments, Watched(rows.guard, rows.numbers), self.dtype)
-        self._finish(rows, done)
-        if ppo:
-            engine.advance(trace)
+        rows = Rounds(self, K, made, parts, acted)
+        done = program(K, rows.segments, rows.watched, self.dtype)
+        self._finish(rows)
         last = rows.experience((K - 1) * T if done == K else done * T, T)
         if done < K:
             self.learner.finite.before_learning(last)
-            raise NotFinite(
-                "loss" if not rows.numbers[done if not ppo else slice(None), 0].isfinite().all() else "gradient"
-            )
-        seen = torch.cat([rows.numbers, rows.statistics], 1)
-        names: tuple[str, ...] = METRICS
-        if ppo:
-            seen = torch.stack([*seen]).cumsum(0)[-1:] / len(seen)
-            names = (*METRICS[:2], *[f"loss/{name}" for name in plan_ppo.METRICS])
-        return last, dict(zip(names, seen.unbind(1), strict=True)), rows.experience(0, K * T)
+            numbers = rows.update.numbers
+            raise NotFinite("loss" if not numbers.view(K, -1, 2)[done, :, 0].isfinite().all() else "gradient")
+        return last, rows.update.metrics(), rows.experience(0, K * T)
 
-    def _finish(self, rows: Rounds, done: int) -> None:
+    def _finish(self, rows: Rounds) -> None:
         """Put rollout and learner after the last round."""
         rollout, learner, made, last = self.rollout, self.learner, rows.made, rows.rounds * self.steps
         made.finish()
@@ -169,9 +158,8 @@ class Plan:
         rollout.state_BS = rows.parts.state_TBS[last].clone()
         action, reward = rows.parts.shown(rollout.inputs())
         rollout.previous_action, rollout.previous_reward = action[last].clone(), reward[last].clone()
-        if not isinstance(learner.objective, PPO):
-            rows.cell.finish()
-        learner.steps += done if not isinstance(learner.objective, PPO) else len(rows.numbers)
+        rows.update.finish()
+        learner.steps += len(rows.update.numbers)
         torch.autograd.graph.increment_version(learner.parameters)
 
 
@@ -190,14 +178,22 @@ class Planned:
         if not self.why:
             assert isinstance(trainer.rollout, Rollout)
             self.plan = Plan(trainer.rollout, trainer.learner, trainer.steps)
-        _log.info("no plan: %s" if self.why else "planned%s", self.why)
+        _log.info(self.report())
+
+    def report(self) -> str:
+        """How the chunks are made, and what keeps them from being one program."""
+        return f"chunks are made one by one: {self.why}" if self.why else "chunks are one program of compiled calls"
 
     def rounds(self, trainer: Trainer) -> int:
         """Chunks until something is due, all of which see the same tasks and hyper-parameters; at most `ROWS` steps."""
         config, stream, step = trainer.config, trainer.stream, trainer.step
         frames = trainer.copies * trainer.chunk.steps
-        alone = isinstance(trainer.learner.objective, PPO)  # its updates are many enough
-        if alone or trainer.schedules.ramps or trainer.schedules.lengths or stream.smooth:
+        if (
+            not UPDATES[type(trainer.learner.objective)].many
+            or trainer.schedules.ramps
+            or trainer.schedules.lengths
+            or stream.smooth
+        ):
             return 1
         every = config.log_every, config.evaluation.every, config.checkpoint.every
         ends = [(step // each + 1) * each for each in every]
@@ -234,34 +230,19 @@ class Rounds:
         self.plan, self.rounds, self.made, self.parts, self.acted = plan, rounds, made, parts, acted
         self.learner, self.policy, T = plan.learner, plan.learner.policy, plan.steps
         B, K = made.reward.shape[1], rounds
-        self.B, self.M, self.dtype = B, T * B, plan.dtype
-        self.numbers, self.statistics = self.empty(K, 2), self.empty(K, 4)
+        self.B, self.dtype = B, plan.dtype
         self.log_prob, self.final_value = self.empty(K * T, B), torch.zeros(K * T, B, dtype=self.dtype)
         self._gradients()
-        gate = parts.kept[0] if parts.kept else None
-        rows = backward.CellRows(K, parts.x_TBD[: K * T], parts.state_TBS, made.is_init, gate)
-        assert isinstance(self.policy.cell, backward.ElementwiseCell)
-        self.cell = backward.CellBackward(self.policy.cell, self.learner.engine, rows)
-        final = self._final()
-        bootstrap = [_shifted(call, T) for call in parts.before[:-1]]
-        self.read_pack = [*parts.pack[:4]]  # what makes the read-out of actor and critic
-        self.guard = 4
+        self.update = UPDATES[type(self.learner.objective)](self)
+        final, before = self._final(), [*parts.before, *made.calls, *parts.after]
         self.segments = [
-            Segment([*parts.pack, *self.cell.pack, *self.read.pack(forward=False), *final.pack]),
-            Segment([*parts.before, *made.calls, *parts.after], T),
-            Segment(bootstrap),
+            Segment([*parts.pack, *self.update.pack, *final.pack]),
+            Segment(before, T),
+            Segment([_shifted(call, T) for call in parts.before[:-1]]),
             Segment(final.step, where=(made.truncated.flatten(), made.terminated.flatten())),
+            *self.update.segments,
         ]
-        objective = self.learner.objective
-        if isinstance(objective, PPO):
-            self.epochs = plan_ppo.Epochs(self, plan_ppo.orders_of(objective, self.learner.orders(B), B))
-            self.segments += self.epochs.segments
-            self.guard, self.numbers, self.statistics = 5, self.epochs.numbers, self.epochs.statistics
-        else:
-            # the carry's calls read the weights too, so they have to be there before `pack` is
-            learn = self._learn()
-            self.segments[0] = Segment([*parts.pack, *self.cell.pack, *self.read.pack(forward=False), *final.pack])
-            self.segments += [Segment(learn), Segment([self.step()])]
+        self.watched = Watched(len(self.segments) - len(self.update.segments) + self.update.guard, self.update.numbers)
 
     def fixed(self, call: Call | Direct) -> Call | Direct:
         """The call on the first row of everything, whatever the step."""
@@ -280,7 +261,6 @@ class Rounds:
         self.grads = {name: piece.view_as(named[name]) for name, piece in zip(names, pieces, strict=True)}
         outputs = actor.out_features + critic.out_features
         weight = self.flat[: outputs * actor.in_features].view(outputs, -1)
-        self.read = Dense(*self.parts.read_out)
         self.read_grads = weight, self.flat[weight.numel() : weight.numel() + outputs]
 
     def below(self, prefix: str) -> dict[str, Tensor]:
@@ -319,57 +299,12 @@ class Rounds:
         calls.append(copy(one.value_TB[0], Each(self.final_value.view(n, 1))))
         return Calls(one.pack, calls)
 
-    def _learn(self) -> list[Call | Direct]:
-        made, parts, K, T, B, M = self.made, self.parts, self.rounds, self.plan.steps, self.B, self.M
-        objective, policy = self.learner.objective, self.policy
-        assert isinstance(objective, ActorCritic)
-        rows = K * T
-
-        def each(tensor: Tensor) -> Each:
-            return Each(tensor[:rows].unflatten(0, (K, T)))
-
-        logits, action, value = by_round(parts.policy_TBP, K, T), each(self.acted.drawn_TB), each(parts.value_TB)
-        A = parts.policy_TBP.shape[-1]
-        log_prob, bootstrap = each(self.log_prob), Each(parts.value_TB[T::T])
-        entropy, size, target, advantage, error = (self.empty(M) for _ in range(5))
-        ones, zero, total = torch.ones(M, dtype=self.dtype), torch.zeros(M, dtype=self.dtype), self.empty(1).fill_(M)
-        slopes = [self.empty(M) for _ in range(3)]
-        d_logits, d_read, dy = self.empty(M, A), self.empty(M, A + 1), self.empty(M, policy.cell.output_size)
-        ended = each(made.terminated), each(made.truncated), each(self.final_value)
-        numbers = Each(self.numbers[:, :1]), Each(self.numbers[:, 1:])
-        weights = objective.value_weight, objective.entropy_weight
-        gammas = objective.gamma, objective.lam, objective.rho_bar, objective.c_bar, objective.advantage_lam
-        calls: list[Call | Direct] = [
-            clear(self.flat),
-            log_prob_call(M, A, logits, action, log_prob, entropy, size),
-            vtrace_call(T, B, gammas, zero, each(made.reward), value, bootstrap, *ended, target, advantage),
-            loss_call(
-                M,
-                weights,
-                (log_prob, entropy, value, advantage, target, ones, total),
-                (numbers[0], Each(self.statistics), error, *slopes),
-            ),
-            log_prob_backward_call(M, A, logits, action, entropy, size, slopes[0], slopes[1], d_logits),
-            acting.place_rows(d_logits, d_read[:, :A]),
-            acting.place_rows(slopes[2][:, None], d_read[:, A:]),
-            *self.cell.before,
-            *self.read.backward(self.cell.outputs, d_read, d_read, d_read, *self.read_grads, dy, add=False),
-        ]
-        encoder = self.parts.encoder.backward
-        dx = self.empty(M, policy.cell.input_size) if encoder else None
-        calls += self.cell.backward(dy, self.below("cell."), dx)
-        if encoder and dx is not None:
-            calls += encoder(K, dx[:, : policy.encoder.output_size], self.below("encoder."))
-        return [*calls, adam.clip_call(self.flat, self.learner.max_grad_norm, numbers[1])]
-
-    def step(self) -> Direct:
-        """Adam on all parameters."""
-        group = adam_of(self.learner.optimizer)
-        assert group is not None
-        parameters, states = self.learner.parameters, self.learner.optimizer.state
+    def step(self, watched: Each) -> Direct:
+        """Adam on all parameters, unless a number that is watched is not finite."""
+        numbers = adam_of(self.learner.optimizer)
+        assert numbers is not None
         grads = [self.grads[name] for name in self.learner.named]
-        state = [[states[p][name] for p in parameters] for name in ("exp_avg", "exp_avg_sq", "step")]
-        return adam.step_call([p.detach() for p in parameters], grads, *state, **group)
+        return adam.step_call(tensors_of(self.learner.optimizer, self.learner.parameters, grads), numbers, watched)
 
     def experience(self, first: int, steps: int) -> Experience:
         """Steps of all rounds as they were acted."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from lifelong.agent.modules.heads import NEGATIVE
+from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.objectives.ppo import PPO
 from lifelong.agent.runtime import backward
 from lifelong.kernels import acting, adam
@@ -15,36 +16,63 @@ from lifelong.kernels.advantages.cpu import gae_call
 from lifelong.kernels.categorical.cpu import log_prob_backward_call, log_prob_call
 from lifelong.kernels.dense import Dense, clear, gather, standardize
 from lifelong.kernels.loop import Call, Direct, Each, Segment
+from lifelong.kernels.ppo_loss import Statistics
 from lifelong.kernels.ppo_loss.cpu import loss_call
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.plan import Rounds
 
-#: what is logged of an update, as the learner names it
-METRICS = ("policy", "value", "entropy", "explained_variance", "approximate_kl", "clip_fraction", "max_ratio_error")
+#: what is logged of a chunk, means over its updates, as the learner names it
+METRICS = ("loss/total", "gradient/norm", *(f"loss/{name}" for name in Statistics._fields))
 
 
 class Epochs:
     """The updates of one chunk.
 
     Args:
-        rows: the chunk, acted but not learned from.
-        orders: the copies of every minibatch, int64 [updates, b].
+        rows: one round, acted but not learned from.
 
     Attributes:
+        pack: nothing beside what acting reads; every update packs for itself.
+        segments: the advantages, then the updates; the numbers have to be finite after the one at `guard`, and an
+            update whose numbers are not makes no step.
         numbers: loss and norm of the gradient of every update, [updates, 2].
-        statistics: `METRICS` of every update, [updates, 7].
-        segments: the advantages, then the updates.
     """
 
-    def __init__(self, rows: Rounds, orders: Tensor) -> None:
-        self.rows, self.orders = rows, orders
-        self.T, self.B = rows.plan.steps, rows.B
-        updates, self.b = orders.shape
+    many: ClassVar[bool] = False  # the updates of one chunk are many enough
+    guard: ClassVar[int] = 1
+
+    def __init__(self, rows: Rounds) -> None:
+        self.rows, self.T, self.B = rows, rows.plan.steps, rows.B
+        self.pack: list[Call | Direct] = []
+        objective, made, past = rows.learner.objective, rows.made, slice(0, self.T)
+        assert isinstance(objective, PPO)
+        orders = rows.learner.orders(self.B)
+        if orders is None:
+            orders = torch.arange(self.B).expand(objective.epochs, -1)
+        #: the copies of every minibatch, int64 [updates, b]
+        self.orders = orders.reshape(objective.epochs * objective.minibatches, -1).contiguous()
+        # the carry is moved by the parameters that acted
+        self.trace = rows.learner.engine.trace(rows.parts.x_TBD[past], rows.parts.state_TBS[past], made.is_init[past])
+        updates, self.b = self.orders.shape
         self.M = self.T * self.b
         self.numbers, self.statistics = rows.empty(updates, 2), rows.empty(updates, 7)
         self.advantage, self.target = rows.empty(self.T, self.B), rows.empty(self.T, self.B)
         self.segments = [Segment(self._advantages()), Segment(self._update(), updates)]
+
+    @staticmethod
+    def refusal(objective: PPO, copies: int) -> str | None:
+        """What keeps the objective from a plan."""
+        return "minibatches of different size" if copies % objective.minibatches else None
+
+    def metrics(self) -> Metrics:
+        """Scalars of the chunk, [1] each."""
+        seen = torch.cat([self.numbers, self.statistics], 1)
+        return dict(zip(METRICS, (seen.cumsum(0)[-1:] / len(seen)).unbind(1), strict=True))
+
+    def finish(self) -> None:
+        """After the last update."""
+        self.rows.learner.engine.advance(self.trace)
 
     def _advantages(self) -> list[Call | Direct]:
         rows, made, parts, T, B = self.rows, self.rows.made, self.rows.parts, self.T, self.B
@@ -80,7 +108,7 @@ class Epochs:
         # forward
         below: list[Call | Direct] = []
         encoder = None
-        pack = [*rows.read_pack]
+        pack = [*parts.pack[:4]]  # what makes the read-out of actor and critic
         if policy.encoder.output_size and not policy.encoder.transparent:
             seen = rows.made.obs
             obs = seen.new_empty(T, b, *seen.shape[2:])
@@ -127,7 +155,7 @@ class Epochs:
             back_cell += [rows.fixed(call) for call in encoder.backward(1, features_dx, rows.below("encoder."))]
         everything = [clear(rows.flat), *calls, *pack, *below, *forward, read.forward(outputs, said), *loss, *back]
         norm = adam.clip_call(rows.flat, learner.max_grad_norm, Each(self.numbers[:, 1:]))
-        return [*everything, *[_kept(call, index) for call in back_cell], norm, rows.step()]
+        return [*everything, *[_kept(call, index) for call in back_cell], norm, rows.step(Each(self.numbers))]
 
 
 def _kept(call: Call | Direct, index: Each) -> Call | Direct:
@@ -137,15 +165,3 @@ def _kept(call: Call | Direct, index: Each) -> Call | Direct:
         return argument.rows[0] if isinstance(argument, Each) and argument.rows is not index.rows else argument
 
     return call._replace(arguments=tuple(map(fix, call.arguments)))  # type: ignore[arg-type]
-
-
-def orders_of(objective: PPO, orders: Tensor | None, copies: int) -> Tensor:
-    """The copies of every update, int64 [updates, b], from what `Learner.orders` gives."""
-    if orders is None:
-        orders = torch.arange(copies).expand(objective.epochs, -1)
-    return orders.reshape(objective.epochs * objective.minibatches, -1).contiguous()
-
-
-def refusal(objective: PPO, copies: int) -> str | None:
-    """What keeps the objective from a plan."""
-    return "minibatches of different size" if copies % objective.minibatches else None

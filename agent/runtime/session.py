@@ -199,12 +199,6 @@ def gradient_report(trainer: Trainer) -> str:
     return "\n".join(lines)
 
 
-def plan_report(trainer: Trainer) -> str:
-    """How the chunks are made, and what keeps them from being one program."""
-    why = trainer.planned.why
-    return f"chunks are made one by one: {why}" if why else "chunks are one program of compiled calls"
-
-
 def summary(trainer: Trainer, steps_per_second: float) -> dict[str, Any]:
     """What `summary.json` holds: performance when each task's training ended and at the end, and what it ran on."""
     evaluations = trainer.evaluations
@@ -224,7 +218,7 @@ def summary(trainer: Trainer, steps_per_second: float) -> dict[str, Any]:
         "backward_transfer": float(backward_transfer(evaluations)),
         "segments": [{"start": s.start, "end": s.end, "task": s.task} for s in trainer.stream.segments],
         "changes": changes.read(trainer.record.folder),
-        "plan": plan_report(trainer),
+        "plan": trainer.planned.report(),
         "exact_environment_state": trainer.rollout.env.exact_state,
         "versions": trainer.record.versions,
         "machine": {"device": device, "threads": config.runtime.threads, **machine(device)},

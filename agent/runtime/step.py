@@ -40,32 +40,32 @@ def make_step(optimizer: torch.optim.Optimizer) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
         if not parameters:
             continue
-        states = [optimizer.state[p] for p in parameters]
-        adam.step(
-            [p.detach() for p in parameters],
-            [p.grad for p in parameters if p.grad is not None],
-            *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")),
-            **_numbers(optimizer, group),
-        )
+        grads = [p.grad for p in parameters if p.grad is not None]
+        adam.step(tensors_of(optimizer, parameters, grads), _numbers(optimizer, group))
         torch.autograd.graph.increment_version(parameters)
 
 
-def adam_of(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """What `kernels.adam` needs to know of torch's Adam or AdamW with one group of parameters; None for all else."""
+def tensors_of(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], grads: Sequence[Tensor]
+) -> adam.Tensors:
+    """What a step of torch's Adam or AdamW reads and writes."""
+    states = [optimizer.state[p] for p in parameters]
+    kept = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+    return adam.Tensors([p.detach() for p in parameters], grads, *kept)
+
+
+def adam_of(optimizer: torch.optim.Optimizer) -> adam.Adam | None:
+    """The numbers of torch's Adam or AdamW with one group of parameters; None for all else."""
     plain = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and len(optimizer.param_groups) == 1
     if not plain or not _plain(optimizer.param_groups[0]):
         return None
     return _numbers(optimizer, optimizer.param_groups[0])
 
 
-def _numbers(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "lr": float(group["lr"]),
-        "betas": group["betas"],
-        "eps": group["eps"],
-        "weight_decay": group["weight_decay"],
-        "decoupled": group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)),
-    }
+def _numbers(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> adam.Adam:
+    decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+    first, second = group["betas"]
+    return adam.Adam(float(group["lr"]), first, second, group["eps"], group["weight_decay"], decoupled)
 
 
 def _plain(group: dict[str, Any]) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lifelong.kernels.dispatch import Op
-from lifelong.kernels.loop import Direct, Each, Held
+from lifelong.kernels.loop import Direct, Each, Held, loop
 
 _OP = Op("adam", "lifelong.kernels.adam", backends=("cpu",))
 
@@ -34,27 +34,30 @@ def clip(grads: Sequence[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-def step(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    means: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    decoupled: bool,
-) -> None:
-    """A step in place, with the state as torch has it: exp_avg, exp_avg_sq and step (a float32 scalar) of each.
+class Adam(NamedTuple):
+    """Numbers of a step; weight decay is added to the gradients, or taken off the weights if `decoupled` (AdamW)."""
 
-    `weight_decay` is added to the gradients, or taken off the weights if `decoupled` (AdamW).
-    """
-    tensors = [_addresses(each) for each in (params, grads, means, squares, steps)]
-    numbers = lr, *betas, eps, weight_decay
-    sizes, dtype = _sizes(params), params[0].dtype
-    _OP.module("cpu", params[0]).ADAM[dtype](len(params), decoupled, *numbers, sizes, *tensors)
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decoupled: bool
+
+
+class Tensors(NamedTuple):
+    """What a step reads and writes; state as torch has it: exp_avg, exp_avg_sq and step (a float32 scalar)."""
+
+    params: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    means: Sequence[Tensor]
+    squares: Sequence[Tensor]
+    steps: Sequence[Tensor]
+
+
+def step(tensors: Tensors, numbers: Adam) -> None:
+    """A step in place."""
+    loop(1, [step_call(tensors, numbers)], tensors.params[0].dtype)
 
 
 def clip_call(flat: Tensor, max_norm: float, norm: Each) -> Direct:
@@ -64,24 +67,13 @@ def clip_call(flat: Tensor, max_norm: float, norm: Each) -> Direct:
     return Direct(entry, (1, max_norm, Held(sizes), Held(pointers), norm))
 
 
-def step_call(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    means: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    decoupled: bool,
-) -> Direct:
-    """`step` as a call for `kernels.loop`."""
-    tensors = [Held(_addresses(each)) for each in (params, grads, means, squares, steps)]
-    numbers = lr, *betas, eps, weight_decay
-    entry = _OP.module("cpu", params[0]).ADAM[params[0].dtype]
-    return Direct(entry, (len(params), int(decoupled), *numbers, Held(_sizes(params)), *tensors))
+def step_call(tensors: Tensors, numbers: Adam, watched: Each | None = None) -> Direct:
+    """`step` as a call for `kernels.loop`; nothing is done where one of the numbers `watched` is not finite."""
+    sample = tensors.params[0]
+    count = 0 if watched is None else watched.rows[0].numel()
+    sizes, addresses = Held(_sizes(tensors.params)), [Held(_addresses(each)) for each in tensors]
+    entry = _OP.module("cpu", sample).ADAM[sample.dtype]
+    return Direct(entry, (len(tensors.params), int(numbers.decoupled), count, *numbers[:5], watched, sizes, *addresses))
 
 
 def _sizes(tensors: Sequence[Tensor]) -> Any:

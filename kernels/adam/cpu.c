@@ -25,10 +25,13 @@ void FN(clip)(i64 count, double max_norm, const i64 *sizes, real *const *grads, 
     }
 }
 
-/* steps [1] each, in float, are counted up. Weight decay is added to the gradient, or `decoupled` taken off the weights. */
-void FN(adam)(i64 count, i64 decoupled, double lr, double beta1, double beta2, double eps, double decay, const i64 *sizes,
-              real *const *params, const real *const *grads, real *const *means, real *const *squares,
+/* steps [1] each, in float, are counted up. Weight decay is added to the gradient, or `decoupled` taken off the weights.
+   Nothing is done if one of `many` watched numbers is not finite. */
+void FN(adam)(i64 count, i64 decoupled, i64 many, double lr, double beta1, double beta2, double eps, double decay,
+              const real *watched, const i64 *sizes, real *const *params, const real *const *grads, real *const *means, real *const *squares,
               float *const *steps) {
+    for (i64 i = 0; i < many; i++)
+        if (!isfinite(watched[i])) return;
     for (i64 k = 0; k < count; k++) {
         const double step = *steps[k] += 1;
         const double root = sqrt(1 - pow(beta2, step)); /* of both terms below the bar: one division */

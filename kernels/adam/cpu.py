@@ -5,4 +5,4 @@ from __future__ import annotations
 from lifelong.kernels import build
 
 CLIP = build.function("lifelong.kernels.adam", "clip", "id" + "p" * 3)
-ADAM = build.function("lifelong.kernels.adam", "adam", "ii" + "d" * 5 + "p" * 6)
+ADAM = build.function("lifelong.kernels.adam", "adam", "iii" + "d" * 5 + "p" * 7)

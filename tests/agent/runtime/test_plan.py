@@ -199,14 +199,15 @@ def test_what_keeps_a_run_from_having_a_plan_is_told(changes: dict[str, Any], na
     assert made.planned.plan is None and named.lower() in made.planned.why.lower()
 
 
-def test_numbers_that_are_not_finite_end_the_program_before_its_step(tmp_path: Path) -> None:
-    made = trainer(tmp_path, "encoder")
+@pytest.mark.parametrize("case", ["encoder", "ppo, encoder"])
+def test_numbers_that_are_not_finite_end_the_program_before_its_step(case: str, tmp_path: Path) -> None:
+    made = trainer(tmp_path, case)
     with torch.no_grad():
         made.rollout.policy.critic.bias.fill_(float("inf"))
     before = {name: value.clone() for name, value in made.learner.named.items()}
     assert made.planned.plan is not None
     with pytest.raises(NotFinite):
-        made.planned.plan.run(3)
+        made.planned.plan.run(3 if case == "encoder" else 1)
     for name, value in made.learner.named.items():
         assert torch.equal(value, before[name])
 
