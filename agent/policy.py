@@ -16,7 +16,7 @@ from lifelong.agent.cells.base import Acted, Cell
 from lifelong.agent.config import PolicyConfig
 from lifelong.agent.modules.encoders import Encoder
 from lifelong.agent.modules.heads import ActorHead, Distribution, distribution_of
-from lifelong.agent.modules.values import EpsilonGreedy
+from lifelong.agent.modules.values import EpsilonGreedy, Predictions
 from lifelong.replay.chunk import Chunk
 
 
@@ -163,6 +163,8 @@ class Policy(nn.Module):
         offset = self.encoder.offset(inputs.obs)
         if offset is not None:
             policy = torch.cat([policy[..., : offset.shape[-1]] + offset, policy[..., offset.shape[-1] :]], -1)
+        if isinstance(self.distribution, Predictions):
+            return Outputs(policy, policy[..., 0])
         if isinstance(self.distribution, EpsilonGreedy):
             return Outputs(*self.distribution.combined(policy, value.squeeze(-1), inputs.action_mask))
         if inputs.action_mask.shape[-1]:
