@@ -121,6 +121,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "packnet": "lifelong.agent.strategies.packnet:PackNet",
         "dst": "lifelong.agent.strategies.dst:DST",
         "progressive": "lifelong.agent.strategies.progressive:Progressive",
+        "componet": "lifelong.agent.strategies.componet:CompoNet",
         "hypernet": "lifelong.agent.strategies.hypernet:Hypernet",
         "sharp": "lifelong.agent.strategies.sharp:Sharp",
         "nmc": "lifelong.agent.strategies.nmc:NMC",
