@@ -19,6 +19,7 @@ ENVIRONMENTS: dict[str, str] = {
     # memory: the observation alone is never enough
     "TMaze": "lifelong.envs.memory.tmaze:TMaze",
     "RepeatPrevious": "lifelong.envs.memory.repeat_previous:RepeatPrevious",
+    "MemoryChain": "lifelong.envs.memory.memory_chain:MemoryChain",
     "RepeatFirst": "lifelong.envs.memory.repeat_first:RepeatFirst",
     "Autoencode": "lifelong.envs.memory.autoencode:Autoencode",
     "CountRecall": "lifelong.envs.memory.count_recall:CountRecall",
@@ -40,6 +41,7 @@ ENVIRONMENTS: dict[str, str] = {
     "Parity": "lifelong.envs.prediction.parity:Parity",
     "ImageRows": "lifelong.envs.prediction.image_rows:ImageRows",
     "Lorenz": "lifelong.envs.prediction.lorenz:Lorenz",
+    "TraceConditioning": "lifelong.envs.prediction.trace_conditioning:TraceConditioning",
     # adapters: other people's environments under the same contract
     "gymnasium": "lifelong.envs.adapters.gymnasium:GymnasiumEnv",
     "envpool": "lifelong.envs.adapters.envpool:EnvPoolEnv",
