@@ -196,7 +196,7 @@ class OnlineAgent:
                 trainer.advance()
             except NonFiniteError:  # life can go on, from an empty memory
                 everyone_B, rollout = torch.ones_like(self._rollout.is_init), self._rollout
-                trainer.learner.engine.reset(everyone_B)
+                trainer.learner.reset(everyone_B)
                 rollout.restart(everyone_B)
                 rollout.over_B = rollout.nowhere
                 raise
