@@ -32,6 +32,14 @@ def refusal(cell: Cell, engine: GradientEngine) -> str | None:
     """Why there are no such calls for a cell and an engine; None if there are."""
     if type(engine) not in (RTRL, BPTT):
         return f"the engine {type(engine).__name__}"
+    found = cell_refusal(cell)
+    if found is None and isinstance(engine, RTRL) and engine.weight_BGND.dtype != engine.small_BMN.dtype:
+        return "a carry in bfloat16"
+    return found
+
+
+def cell_refusal(cell: Cell) -> str | None:
+    """Why there are no such calls for the backward pass of a cell; None if there are."""
     if not isinstance(cell, ElementwiseCell) or cell.PARTS != 1 or cell.solver is not None or not cell.compiled():
         return f"the cell {type(cell).__name__}"
     if type(cell).spread is not ElementwiseCell.spread or type(cell).fold is not ElementwiseCell.fold:
@@ -39,8 +47,6 @@ def refusal(cell: Cell, engine: GradientEngine) -> str | None:
     impl, program = _implementation(cell), cell.compiled_recurrence().program
     if not isinstance(impl, Compiled) or program is None or program.extra or impl.kept or not cell.VECTORS:
         return f"the recurrence of {type(cell).__name__}"
-    if isinstance(engine, RTRL) and engine.weight_BGND.dtype != cell.bias.dtype:
-        return "a carry in bfloat16"
     return None
 
 
@@ -63,18 +69,18 @@ class CellBackward:
     """The calls for one cell.
 
     Args:
-        cell: `refusal` found nothing.
-        engine: its carry is moved in place.
+        cell: `cell_refusal` found nothing.
         rows: what acting left.
         again: let `forward` compute the states again.
 
     Attributes:
         pack: what reads the parameters.
         outputs: what the heads read [T * B, N], once the calls of `before` have been made.
+        first_slopes: the gradient of the state before the first step [B, N], once those of `backward` have been made.
     """
 
-    def __init__(self, cell: ElementwiseCell, engine: GradientEngine, rows: CellRows, *, again: bool = False) -> None:
-        self.cell, self.engine, self.rows = cell, engine, rows
+    def __init__(self, cell: ElementwiseCell, rows: CellRows, *, again: bool = False) -> None:
+        self.cell, self.rows = cell, rows
         K, N = rows.rounds, cell.size
         self.T, self.B, self.D = len(rows.x_TBD) // K, rows.x_TBD.shape[1], rows.x_TBD.shape[2]
         self.M, self.dtype = self.T * self.B, cell.bias.dtype
@@ -95,20 +101,16 @@ class CellBackward:
             self.pack += [*self.from_input.pack(forward=again), *self.from_state.pack(forward=again)]
             self.outputs = self._empty(self.M, N)
             self.before.append(multiply(self.gate, self.after, self.outputs))
+        self.first_slopes = self._empty(self.B, N)
         #: of the carry's part of the last round: the largest entries of |dstate_t/dstate_{t-1}|
         self.top: Tensor | None = None
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype)
 
-    def backward(
-        self, slopes: Tensor, grads: Mapping[str, Tensor], dx: Tensor | None, copies: Each | None = None
-    ) -> list[Call | Direct]:
+    def backward(self, slopes: Tensor, grads: Mapping[str, Tensor], dx: Tensor | None) -> list[Call | Direct]:
         """From the gradients `slopes` [T * B, N] of the output: adds those of the parameters to `grads`, by name in the
-        cell, and writes that of the input to `dx` [T * B, D] if it is given.
-
-        The carry is read and moved; or, if the rows are those of some `copies` (int64 [B]), only read.
-        """
+        cell, and writes that of the input to `dx` [T * B, D] if it is given. The state before is a constant."""
         calls: list[Call | Direct] = []
         cell, T, B, N = self.cell, self.T, self.B, self.cell.size
         program, impl = cell.compiled_recurrence().program, _implementation(cell)
@@ -122,7 +124,7 @@ class CellBackward:
             calls += self.from_state.backward(self.after, self.after, dgate, dgate, *names, e, add=True)
         calls.append(self.drive.forward(self.x, u))
         w, partial = self._empty(max(1, impl.hoisted) * N), self._empty(-(-B // ROWS), program.vectors, N)
-        dv, dfirst, zero = self._empty(program.vectors, N), self._empty(B, N), zeros(N, self.dtype)
+        dv, zero = self._empty(program.vectors, N), zeros(N, self.dtype)
         errors = Held((ctypes.c_void_p * 1)(e.data_ptr()))
         self.held = e
         threads = torch.get_num_threads()
@@ -131,7 +133,7 @@ class CellBackward:
                 impl.call["backward"],
                 (
                     *(T, B, N, threads, u, self.v, w, self.first, self.init, zero, self.after, None),
-                    *(errors, None, du, partial, dv, dfirst),
+                    *(errors, None, du, partial, dv, self.first_slopes),
                 ),
             )
         )
@@ -139,10 +141,8 @@ class CellBackward:
         calls.append(add_groups(dv[None], grads["weight_recurrent"]))
         if self.rows.gate_TBN is not None:
             calls += self.from_input.backward(self.x, dgate, dgate, dgate, grads["output_input"], None, dx, add=True)
-        return [
-            *calls,
-            *(self._carry(u, w, dfirst, grads) if copies is None else self._boundary(dfirst, grads, copies)),
-        ]
+        self._drive, self._hoisted = u, w
+        return calls
 
     def forward(self) -> list[Call | Direct]:
         """The states and the output gate anew, from the inputs and the first state: what acting left otherwise."""
@@ -159,9 +159,9 @@ class CellBackward:
             calls.append(gate_call(self.after, self.gate, self.outputs))
         return calls
 
-    def _boundary(self, boundary: Tensor, grads: Mapping[str, Tensor], copies: Each) -> list[Call | Direct]:
-        """Adds the carry's part of the `copies` to the gradients; the carry stays where it is."""
-        engine = self.engine
+    def boundary(self, engine: GradientEngine, grads: Mapping[str, Tensor], copies: Each) -> list[Call | Direct]:
+        """After `backward`: adds the part that the carry of the `copies` (int64 [B]) has in the gradients."""
+        boundary = self.first_slopes
         if not isinstance(engine, RTRL):
             return []
         S, s, G = engine.weight_BGND, engine.small_BMN, len(self.cell.GATES)
@@ -175,9 +175,10 @@ class CellBackward:
             add_groups(small[:, G:], grads["weight_recurrent"]),
         ]
 
-    def _carry(self, u: Tensor, w: Tensor, boundary: Tensor, grads: Mapping[str, Tensor]) -> list[Call | Direct]:
-        """Adds the carry's part to the gradients and moves the carry over the round."""
-        engine, T, B, D, N = self.engine, self.T, self.B, self.D, self.cell.size
+    def carry(self, engine: GradientEngine, grads: Mapping[str, Tensor]) -> list[Call | Direct]:
+        """After `backward`: adds the carry's part to the gradients and moves the carry, in place, over the round."""
+        T, B, D, N = self.T, self.B, self.D, self.cell.size
+        u, w, boundary = self._drive, self._hoisted, self.first_slopes
         if not isinstance(engine, RTRL):
             return []
         S, s, impl = engine.weight_BGND, engine.small_BMN, _implementation(self.cell)
@@ -220,7 +221,7 @@ class CellBackward:
             ]
         return [*calls, add_groups(small[:, :G], grads["bias"]), add_groups(small[:, G:], grads["weight_recurrent"])]
 
-    def finish(self) -> None:
+    def finish(self, engine: GradientEngine) -> None:
         """After the last round: what the engine reports."""
-        if isinstance(self.engine, RTRL) and self.top is not None:
-            self.engine.max_jacobian = self.top.max()
+        if isinstance(engine, RTRL) and self.top is not None:
+            engine.max_jacobian = self.top.max()

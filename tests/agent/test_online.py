@@ -27,7 +27,7 @@ from lifelong.agent.runtime.build import build, subseed
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context, Source, Strategy
-from tests.agent.support import assert_identical, make_config
+from tests.agent.support import assert_identical, make_config, one_by_one
 
 ROOT = Path(__file__).parents[2]
 SPACES = Box(-10, 10, (3,), np.float32), Discrete(3)
@@ -108,7 +108,7 @@ def twins(tmp_path: Path, task: dict[str, Any], **changes: Any) -> tuple[Trainer
     raw |= {"policy": policy, "rollout": rollout}
     stream = {"tasks": [task], "task_id": "hidden", "steps_per_task": 10**6}
     trainer = build(make_config(**raw, stream=stream), tmp_path)
-    trainer.planned.plan = None
+    one_by_one(trainer, compiled=True)
     env = trainer.rollout.env
     agent = OnlineAgent(env.single_observation_space, env.single_action_space, raw, copies=4)  # type: ignore[attr-defined]
     return trainer, agent
