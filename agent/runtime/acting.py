@@ -126,8 +126,10 @@ class CompiledActing:
         self.noise: Tensor | None = None
         self._draw(border, apart=beyond)
 
-    def begin(self, inputs: Inputs, state_BS: Tensor, is_init_B: Tensor, scale_B: Tensor | None = None) -> None:
-        """Put in place what the first step reads, and draw random numbers for all."""
+    def begin(
+        self, inputs: Inputs, state_BS: Tensor, is_init_B: Tensor, scale_B: Tensor | None = None, *, draw: bool = True
+    ) -> None:
+        """Put in place what the first step reads, and `draw` random numbers for all."""
         self.obs_TB[0], self.is_init_TB[0], self.state_TBS[0] = inputs.obs, is_init_B, state_BS
         if self.action_TBF is not None:
             self.action_TBF[0] = inputs.previous_action
@@ -140,7 +142,7 @@ class CompiledActing:
             self.mask_BA.copy_(inputs.action_mask)
         if scale_B is not None:
             self.scale_B.copy_(scale_B)
-        if self.noise is None:
+        if self.noise is None or not draw:
             return
         if isinstance(self.policy.distribution, Gaussian):
             for row in self.noise:  # torch's normal numbers depend on how many are drawn at once

@@ -62,7 +62,14 @@ def refusal(rollout: Any, learner: Learner, strategies: list[Strategy], *, watch
         strategies: all of them.
         watched: whether somebody looks at every chunk.
     """
-    policy, objective = learner.policy, learner.objective
+    found = hook_refusal(learner, strategies, watched=watched)
+    if found is None and learner.finite.skip:
+        return "on_nonfinite: skip"
+    return found or update_refusal(learner, rollout.env.num_envs) or rows.refusal(rollout)
+
+
+def hook_refusal(learner: Learner, strategies: list[Strategy], *, watched: bool) -> str | None:
+    """What has to be asked between acting and the optimiser's step."""
     later = ("after_chunk", "on_clock")
     others = [each for name in later for each in overrides(strategies, name) if name not in each.idle()]
     hooked = [type(strategy).__name__ for strategy in (strategies if learner.hooked else others)]
@@ -71,16 +78,37 @@ def refusal(rollout: Any, learner: Learner, strategies: list[Strategy], *, watch
         f"the strategy {', '.join(hooked)}": bool(hooked),
         "a detector": watched,
         "several workers": learner.workers.count > 1,
-        "on_nonfinite: skip": learner.finite.skip,
+    }
+    return next((name for name, applies in checks.items() if applies), None)
+
+
+def update_refusal(learner: Learner, copies: int) -> str | None:
+    """What keeps an update from being calls."""
+    policy, objective = learner.policy, learner.objective
+    checks = {
         f"the objective {type(objective).__name__}": type(objective) not in UPDATES,
         "the action space": type(policy.distribution) is not Categorical,
         "heads per task": policy.actor.tasks > 1 or policy.values > 1,
         "the optimiser": adam_of(learner.optimizer) is None,
     }
-    found = next((name for name, applies in checks.items() if applies), None) or rows.refusal(rollout)
-    if found is None:
-        found = UPDATES[type(objective)].refusal(objective, rollout.env.num_envs)
+    found = next((name for name, applies in checks.items() if applies), None)
+    found = found or UPDATES[type(objective)].refusal(objective, copies)
     return found or backward.refusal(policy.cell, learner.engine)
+
+
+def ready(rollout: Rollout, learner: Learner) -> bool:
+    """Whether the next round can be made: the optimiser has its state, and actions are the environment's own."""
+    return all(learner.optimizer.state.get(p) for p in learner.parameters) and rows.ready(rollout)
+
+
+def key_of(rollout: Rollout, learner: Learner, rounds: int, steps: int) -> tuple[Any, ...]:
+    """All that rounds are built for."""
+    state = learner.optimizer.state
+    moments = [state[p][name].data_ptr() for p in learner.parameters for name in ("exp_avg", "exp_avg_sq", "step")]
+    carry = [tensor.data_ptr() for tensor in learner.engine.state_dict().values()]
+    numbers = [each for each in vars(learner.objective).values() if isinstance(each, int | float)]
+    options = adam_of(learner.optimizer), learner.max_grad_norm
+    return *rows.key_of(rollout, rounds, steps), *moments, *carry, *numbers, *options
 
 
 class Plan:
@@ -95,20 +123,6 @@ class Plan:
     def __init__(self, rollout: Rollout, learner: Learner, steps: int) -> None:
         self.rollout, self.learner, self.steps = rollout, learner, steps
         self.kept: Kept[Rounds] = Kept()
-
-    def ready(self) -> bool:
-        """Whether the next round can be made: the optimiser has its state, and actions are the environment's own."""
-        made = all(self.learner.optimizer.state.get(p) for p in self.learner.parameters)
-        return made and rows.ready(self.rollout)
-
-    def _key(self, rounds: int) -> tuple[Any, ...]:
-        """All that rounds are built for."""
-        learner, state = self.learner, self.learner.optimizer.state
-        moments = [state[p][name].data_ptr() for p in learner.parameters for name in ("exp_avg", "exp_avg_sq", "step")]
-        carry = [tensor.data_ptr() for tensor in learner.engine.state_dict().values()]
-        numbers = [each for each in vars(learner.objective).values() if isinstance(each, int | float)]
-        options = adam_of(learner.optimizer), learner.max_grad_norm
-        return *rows.key_of(self.rollout, rounds, self.steps), *moments, *carry, *numbers, *options
 
     def _build(self, rounds: int) -> Rounds | None:
         acted = ActedRows.build(self.rollout, rounds, self.steps)
@@ -126,7 +140,7 @@ class Plan:
             NotFinite: a loss or a gradient is not.
         """
         learner, K, T = self.learner, rounds, self.steps
-        key = self._key(rounds)
+        key = key_of(self.rollout, learner, K, T)
         if key in self.kept and not self.kept[key].acted.made.fits():
             del self.kept[key]
         made = self.kept.get_or_build(key, lambda: self._build(rounds))
@@ -140,7 +154,8 @@ class Plan:
             learner.finite.before_learning(last)
             numbers = made.update.numbers
             raise NotFinite("loss" if not numbers.view(K, -1, 2)[done, :, 0].isfinite().all() else "gradient")
-        return last, made.update.metrics(), made.experience(0, K * T)
+        metrics = dict(zip(made.update.METRICS, made.update.scalars().unbind(1), strict=True))
+        return last, metrics, made.experience(0, K * T)
 
 
 class Planned:
@@ -190,7 +205,7 @@ class Planned:
         Raises:
             NotFinite: see `Plan.run`.
         """
-        if self.plan is None or not self.plan.ready():
+        if self.plan is None or not ready(self.plan.rollout, self.plan.learner):
             return None
         rounds, self.plan.steps = self.rounds(trainer), trainer.chunk.steps
         made = self.plan.run(rounds)

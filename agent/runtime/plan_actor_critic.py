@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.objectives.actor_critic import ActorCritic
-from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.runtime import backward
 from lifelong.kernels import acting, adam
 from lifelong.kernels.actor_critic_loss.cpu import loss_call
@@ -19,9 +18,6 @@ from lifelong.kernels.loop import Call, Direct, Each, Segment, by_round
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.plan import Rounds
-
-#: what is logged of an update, as the learner names it
-METRICS = ("loss/total", "gradient/norm", "loss/policy", "loss/value", "loss/entropy", "loss/explained_variance")
 
 
 class OneUpdate:
@@ -36,6 +32,10 @@ class OneUpdate:
         numbers: loss and norm of the gradient of every update, [K, 2].
     """
 
+    #: what is logged of an update, as the learner names it
+    METRICS: ClassVar[tuple[str, ...]] = (
+        *("loss/total", "gradient/norm", "loss/policy", "loss/value", "loss/entropy", "loss/explained_variance"),
+    )
     many: ClassVar[bool] = True
     guard: ClassVar[int] = 0
 
@@ -57,9 +57,9 @@ class OneUpdate:
         """What keeps the objective from a plan: nothing."""
         return None
 
-    def metrics(self) -> Metrics:
-        """Scalars of every round, [K] each."""
-        return dict(zip(METRICS, torch.cat([self.numbers, self.statistics], 1).unbind(1), strict=True))
+    def scalars(self) -> Tensor:
+        """What is logged of every round, [K, n]."""
+        return torch.cat([self.numbers, self.statistics], 1)
 
     def begin(self) -> None:
         """Before the first round: nothing is left of earlier ones."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.modules.heads import NEGATIVE
-from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.objectives.ppo import PPO
 from lifelong.agent.runtime import backward
 from lifelong.kernels import acting, adam
@@ -21,9 +20,6 @@ from lifelong.kernels.ppo_loss.cpu import loss_call
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.plan import Rounds
-
-#: what is logged of a chunk, means over its updates, as the learner names it
-METRICS = ("loss/total", "gradient/norm", *(f"loss/{name}" for name in Statistics._fields))
 
 
 class Epochs:
@@ -39,6 +35,8 @@ class Epochs:
         numbers: loss and norm of the gradient of every update, [updates, 2].
     """
 
+    #: what is logged of a chunk, means over its updates, as the learner names it
+    METRICS: ClassVar[tuple[str, ...]] = ("loss/total", "gradient/norm", *(f"loss/{n}" for n in Statistics._fields))
     many: ClassVar[bool] = False  # the updates of one chunk are many enough
     guard: ClassVar[int] = 1
 
@@ -61,10 +59,10 @@ class Epochs:
         """What keeps the objective from a plan."""
         return "minibatches of different size" if copies % objective.minibatches else None
 
-    def metrics(self) -> Metrics:
-        """Scalars of the chunk, [1] each."""
+    def scalars(self) -> Tensor:
+        """What is logged of the chunk, [1, n]."""
         seen = torch.cat([self.numbers, self.statistics], 1)
-        return dict(zip(METRICS, (seen.cumsum(0)[-1:] / len(seen)).unbind(1), strict=True))
+        return seen.cumsum(0)[-1:] / len(seen)
 
     def begin(self) -> None:
         """Before the first update."""

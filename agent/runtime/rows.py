@@ -36,9 +36,9 @@ KEPT = 6
 Made = TypeVar("Made")
 
 
-def refusal(rollout: Any) -> str | None:
-    """What keeps the steps of a rollout from such a program, in a few words; None if nothing does."""
-    if type(rollout) is not Rollout or rollout.dense:
+def refusal(rollout: Any, kind: type[Rollout] = Rollout) -> str | None:
+    """What keeps the steps of a rollout of some kind from such a program, in a few words; None if nothing does."""
+    if not isinstance(rollout, kind) or type(rollout) is not kind or rollout.dense:
         return "acting elsewhere"
     checks = {
         "policy.reset_memory_on": rollout.reset_memory_on != "episode",
@@ -137,6 +137,10 @@ class ActedRows:
         self.made.begin()
         self.first = rollout.inputs()
         self.parts.begin(self.first, rollout.state_BS, rollout.is_init, env.reward_scale_B if env.scaled else None)
+        self.renew()
+
+    def renew(self) -> None:
+        """What `begin` does beside reading where rollout and environment are."""
         for now, rows in self._of_copies:
             rows.copy_(now)
         self.final_value.zero_()

@@ -265,11 +265,14 @@ def test_a_saved_agent_goes_on_bit_for_bit_in_another_process(tmp_path: Path, ch
 
 
 def test_saving_is_whole_or_not_at_all_and_changes_nothing(tmp_path: Path) -> None:
-    world = World(agent_for())
-    world.run(10)
-    before = world.agent._trainer.state_dict()
+    world, other = World(agent_for()), World(agent_for())
+    for each in (world, other):
+        each.run(10)
     world.agent.save(tmp_path / "agent.pt")
-    assert_identical(before, world.agent._trainer.state_dict())
+    for each in (world, other):
+        each.run(25)
+        each.agent.save(tmp_path / "agent.pt")
+    assert_identical(world.agent._trainer.state_dict(), other.agent._trainer.state_dict())
     assert [path.name for path in tmp_path.iterdir()] == ["agent.pt"]
     with pytest.raises(LifelongError, match="cannot write"):
         world.agent.save(tmp_path / "nowhere/agent.pt")
