@@ -244,7 +244,7 @@ class OnlineAgent:
             yield
         except NonFiniteError:
             everyone_B, rollout = torch.ones_like(self._rollout.is_init), self._rollout
-            self._trainer.learner.engine.reset(everyone_B)
+            self._trainer.learner.reset(everyone_B)
             rollout.restart(everyone_B)
             rollout.over_B = rollout.nowhere
             raise

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from lifelong.agent import registry
 from lifelong.agent.cells.base import Acted, Cell
 from lifelong.agent.config import PolicyConfig
+from lifelong.agent.modules.composed import ComposedHead
 from lifelong.agent.modules.encoders import Encoder
 from lifelong.agent.modules.heads import ActorHead, Distribution, distribution_of
-from lifelong.agent.modules.values import EpsilonGreedy
+from lifelong.agent.modules.values import EpsilonGreedy, Predictions
 from lifelong.replay.chunk import Chunk
 
 
@@ -69,6 +70,7 @@ class Policy(nn.Module):
         tasks: number of tasks of the stream.
         task_observed: give the cell the task id as one-hot.
         distribution: of the actions, if the objective has one of its own; else that of the action space.
+        composed: the actor composes the policies of earlier tasks (see `ComposedHead`).
     """
 
     #: a cache of values computed from parameters (see `agent.runtime.capture`)
@@ -82,9 +84,10 @@ class Policy(nn.Module):
         tasks: int = 1,
         task_observed: bool = False,
         distribution: Distribution | None = None,
+        composed: bool = False,
     ) -> None:
         super().__init__()
-        self._made_of = config, observation_space, action_space, tasks, task_observed, distribution
+        self._made_of = config, observation_space, action_space, tasks, task_observed, distribution, composed
         #: of one copy: what is read, what is done
         self.spaces = observation_space, action_space
         #: of the stream
@@ -105,10 +108,14 @@ class Policy(nn.Module):
         input_size = self.encoder.output_size + self.tasks_shown + int(self.with_reward)
         input_size += self.distribution.feature_size if self.with_action else 0
         self.cell: Cell = registry.build("cell", config.cell, input_size)
-        self.actor = ActorHead(self.cell.output_size, self.distribution, tasks if config.heads == "per_task" else 1)
+        self.composed = composed
+        width, heads = self.cell.output_size, tasks if config.heads == "per_task" else 1
+        self.actor = (
+            ComposedHead(width, self.distribution, tasks) if composed else ActorHead(width, self.distribution, heads)
+        )
         #: of the critic, one for all tasks or one a task
         self.values = tasks if config.critics == "per_task" else 1
-        self.critic = nn.Linear(self.cell.output_size, self.values)
+        self.critic = nn.Linear(width, self.values)
         nn.init.orthogonal_(self.critic.weight, 1.0)
         nn.init.zeros_(self.critic.bias)
         # a plain tuple: looking four parameters up through three modules costs more than a read-out of 64 copies
@@ -166,6 +173,8 @@ class Policy(nn.Module):
         offset = self.encoder.offset(inputs.obs)
         if offset is not None:
             policy = torch.cat([policy[..., : offset.shape[-1]] + offset, policy[..., offset.shape[-1] :]], -1)
+        if isinstance(self.distribution, Predictions):
+            return Outputs(policy, policy[..., 0])
         if isinstance(self.distribution, EpsilonGreedy):
             return Outputs(*self.distribution.combined(policy, value.squeeze(-1), inputs.action_mask))
         if inputs.action_mask.shape[-1]:

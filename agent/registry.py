@@ -88,6 +88,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "ppo": "lifelong.agent.objectives.ppo:PPO",
         "q_learning": "lifelong.agent.objectives.q_learning:QLearning",
         "supervised": "lifelong.agent.objectives.supervised:Supervised",
+        "td": "lifelong.agent.objectives.td:TD",
+        "q_lambda": "lifelong.agent.objectives.q_lambda:QLambda",
+        "ac_lambda": "lifelong.agent.objectives.ac_lambda:ACLambda",
     },
     "strategy": {
         "finetune": "lifelong.agent.strategies.finetune:Finetune",
@@ -118,6 +121,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "packnet": "lifelong.agent.strategies.packnet:PackNet",
         "dst": "lifelong.agent.strategies.dst:DST",
         "progressive": "lifelong.agent.strategies.progressive:Progressive",
+        "componet": "lifelong.agent.strategies.componet:CompoNet",
         "hypernet": "lifelong.agent.strategies.hypernet:Hypernet",
         "sharp": "lifelong.agent.strategies.sharp:Sharp",
         "nmc": "lifelong.agent.strategies.nmc:NMC",
@@ -154,6 +158,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "rmsprop": "torch.optim:RMSprop",
         "schedule_free": "lifelong.agent.optimizers.schedule_free:ScheduleFree",
         "nt_asgd": "lifelong.agent.optimizers.nt_asgd:NTASGD",
+        "obgd": "lifelong.agent.optimizers.obgd:ObGD",
+        "intentional": "lifelong.agent.optimizers.intentional:Intentional",
+        "autostep": "lifelong.agent.optimizers.autostep:Autostep",
     },
 }
 

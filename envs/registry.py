@@ -19,12 +19,14 @@ ENVIRONMENTS: dict[str, str] = {
     # memory: the observation alone is never enough
     "TMaze": "lifelong.envs.memory.tmaze:TMaze",
     "RepeatPrevious": "lifelong.envs.memory.repeat_previous:RepeatPrevious",
+    "MemoryChain": "lifelong.envs.memory.memory_chain:MemoryChain",
     # prediction: the action is the prediction, info["target"] the truth
     "Copy": "lifelong.envs.prediction.copy:Copy",
     "Series": "lifelong.envs.prediction.series:Series",
     "Parity": "lifelong.envs.prediction.parity:Parity",
     "ImageRows": "lifelong.envs.prediction.image_rows:ImageRows",
     "Lorenz": "lifelong.envs.prediction.lorenz:Lorenz",
+    "TraceConditioning": "lifelong.envs.prediction.trace_conditioning:TraceConditioning",
     # adapters: other people's environments under the same contract
     "gymnasium": "lifelong.envs.adapters.gymnasium:GymnasiumEnv",
     "envpool": "lifelong.envs.adapters.envpool:EnvPoolEnv",

@@ -31,6 +31,9 @@ class SequenceReplay:
         folder: for the place `disk`.
     """
 
+    #: rows that are read at once where all are
+    READ = 1024
+
     def __init__(
         self,
         capacity: int,
@@ -54,9 +57,8 @@ class SequenceReplay:
         self.size = 0  # rows in use
         self.seen = 0  # sequences offered so far
         self.stamp = torch.zeros(capacity, dtype=torch.int64)  # environment step at which a row was written
-        #: whether the tasks of sequences are asked for, for which the host waits for the device
-        self.by_task = writing.by_task or sampling.by_task
-        self.task = torch.full((capacity,), -1)  # of a row in its last step, -1: not in use
+        self.kind = torch.full((capacity,), -1)  # of a row to the write policy, -1: not in use
+        self.task = torch.full((capacity,), -1)  # of a row in its last step, if the sampling policy asks
         self.linked = linked
         self.serial = torch.full((capacity,), -1)  # of a row's sequence among all that were offered, if `linked`
         self.row_of: dict[int, int] = {}  # serial -> row
@@ -69,8 +71,8 @@ class SequenceReplay:
     def write(self, chunk: Chunk, step: int, *, in_order: bool = True) -> None:
         """Offer every copy of `chunk` (made at environment step `step`) to the buffer; `in_order`: as it goes on where
         the last one ended, if that was made just before."""
-        task = self._tasks(chunk)
-        rows = self.writing.rows(task, self.task, self.seen, self.generator)
+        kind, task = self.writing.kinds(chunk), self._tasks(chunk)
+        rows = self.writing.rows(kind, self.kind, self.seen, self.generator)
         first, self.seen = self.seen, self.seen + chunk.copies
         # a row that two copies of this chunk claim goes to the later one
         last = {row: copy for copy, row in enumerate(rows.tolist()) if row >= 0}
@@ -81,7 +83,7 @@ class SequenceReplay:
         written = list(last)
         self.rows.put(written, chunk)
         self.stamp[written] = step
-        self.task[written] = task[list(last.values())]
+        self.kind[written], self.task[written] = kind[list(last.values())], task[list(last.values())]
         self.size = max(self.size, int(max(last)) + 1)
         self.sampling.written(written, self.capacity)
         if self.linked:
@@ -123,6 +125,7 @@ class SequenceReplay:
             "seen": self.seen,
             "stamp": self.stamp,
             "serial": self.serial,
+            "kind": {type(self.writing).__name__: self.kind},
             "generator": self.generator.get_state(),
             "writing": self.writing.state_dict(),
             "sampling": self.sampling.state_dict(),
@@ -146,16 +149,17 @@ class SequenceReplay:
         self.writing.load_state_dict(saved["writing"])
         had = len(saved["stamp"])
         rows = torch.arange(saved["size"])
-        held = torch.zeros_like(rows)
-        if storage is not None and self.by_task:
-            held = storage["task"][-1].cpu().long()
+        held, task = torch.zeros_like(rows), torch.zeros_like(rows)
+        if storage is not None:
+            held = self._kinds(storage, saved.get("kind", {}).get(type(self.writing).__name__), len(rows))
+            task = storage["task"][-1].cpu().long() if self.sampling.by_task else task
         if had != self.capacity:
             rows, self.seen = self.writing.resized(held, saved["seen"], had, self.capacity, self.generator)
         self.size = len(rows)
         self.stamp = torch.zeros(self.capacity, dtype=torch.int64)
         self.stamp[: self.size] = saved["stamp"][rows]
-        self.task = torch.full((self.capacity,), -1)
-        self.task[: self.size] = held[rows]
+        self.kind, self.task = torch.full((self.capacity,), -1), torch.full((self.capacity,), -1)
+        self.kind[: self.size], self.task[: self.size] = held[rows], task[rows]
         self.sampling.load_state_dict(saved.get("sampling", {}), rows, self.capacity)
         self.serial = torch.full((self.capacity,), -1)
         if self.linked and had == self.capacity and "serial" in saved:
@@ -166,4 +170,12 @@ class SequenceReplay:
 
     def _tasks(self, chunk: Chunk) -> Tensor:
         """The task of every sequence in its last step, int64 [B] on the host, or zeros where nobody asks."""
-        return chunk.task[-1].cpu() if self.by_task else torch.zeros(chunk.copies, dtype=torch.int64)
+        return chunk.task[-1].cpu() if self.sampling.by_task else torch.zeros(chunk.copies, dtype=torch.int64)
+
+    def _kinds(self, storage: dict[str, Tensor], saved: Tensor | None, size: int) -> Tensor:
+        """The kinds of stored sequences: as they were saved, or found anew where another policy wrote them."""
+        if saved is not None:
+            return saved[:size]
+        chunk, some = Chunk(**storage), torch.arange(size).split(self.READ)
+        device = chunk.reward.device
+        return torch.cat([self.writing.kinds(chunk.select(rows.to(device))) for rows in some])

@@ -57,7 +57,13 @@ class GTF(BPTT):
     def setup(self, policy: Policy) -> None:
         head, cell = policy.actor, policy.cell
         predicts = isinstance(policy.distribution, Gaussian) and not isinstance(policy.distribution, TanhGaussian)
-        if not predicts or head.tasks > 1 or head.outputs != cell.input_size or not policy.encoder.transparent:
+        if (
+            not predicts
+            or head.tasks > 1
+            or policy.composed
+            or head.outputs != cell.input_size
+            or not policy.encoder.transparent
+        ):
             raise ConfigError(
                 "gradient gtf needs one head that predicts the next observation, which the cell reads as it is: policy."
                 "encoder identity, nothing beside the observation, and an action of its size; the cell reads "

@@ -29,6 +29,7 @@ def compiled(policy: Policy) -> bool:
         drawn = distribution.alike is not None
     weight = policy.critic.weight  # rewards are float32, and all calls are of one type
     plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and not policy.memoryless
+    plain = plain and not policy.composed
     parts = policy.encoder.compiled() and policy.cell.compiled()
     return drawn and plain and parts and acting.available(policy.critic.weight)
 

@@ -28,6 +28,7 @@ from lifelong.agent.runtime.checks import (
     check_runners,
     check_skip,
     check_strategies,
+    check_streaming,
     check_workers,
 )
 from lifelong.agent.runtime.detection import Detection
@@ -201,6 +202,12 @@ def build_env(
     )
 
 
+def composing(config: Config) -> str:
+    """The strategy that wants an actor which composes policies, by its name; empty if there is none."""
+    kinds = (spec["kind"] for spec in config.strategy)
+    return next((kind for kind in kinds if registry.load("strategy", kind).composes), "")
+
+
 def build_policy(config: Config, env: TaskEnv) -> Policy:
     """The policy for the spaces and tasks of `env`.
 
@@ -211,13 +218,16 @@ def build_policy(config: Config, env: TaskEnv) -> Policy:
     for key in ("heads", "critics"):
         if getattr(config.policy, key) == "per_task" and not observed:
             raise ConfigError(f"policy.{key} is per_task, but stream.task_id is hidden; set it to observed")
+    composed = composing(config)
+    if composed and config.policy.heads == "per_task":
+        raise ConfigError(f"policy.heads is per_task, but strategy {composed} composes heads; set it to shared")
     spec = config.objective
     objective, options = registry.load("objective", spec["kind"]), {k: v for k, v in spec.items() if k != "kind"}
     registry.check_options("objective", spec["kind"], objective, options, {})
     spaces = env.single_observation_space, env.single_action_space
     try:
         distribution = objective.acts_by(spaces[1], config.policy.squash, options)
-        return Policy(config.policy, *spaces, len(env.tasks), observed, distribution)
+        return Policy(config.policy, *spaces, len(env.tasks), observed, distribution, bool(composed))
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -355,6 +365,7 @@ def _build(
     check_runners(config, objective)
     optimizer = build_optimizer(config, policy)
     check_optimizer(config, optimizer, strategies)
+    check_streaming(config, objective, optimizer)
 
     def generator(name: str) -> torch.Generator:
         return torch.Generator(device=device).manual_seed(own_seed(name))

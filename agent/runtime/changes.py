@@ -116,7 +116,7 @@ RULES: dict[str, Rule] = {
     "detector.*": Rule(fresh="what the detector knows"),
     "max_grad_norm": APPLIES,
     "on_nonfinite": APPLIES,
-    "strategy": APPLIES,
+    "strategy": Rule("one of the two has an actor of its own; start a new run", check="actor"),
     "strategy.*.*": APPLIES,
     "strategy_options.*.*": Rule("that strategy has options of its own; set strategy.N.OPTION", check="named"),
     "rollout.copies": Rule(fresh="episodes, memory and carry"),
@@ -184,7 +184,19 @@ def _is_in_use(change: Change, old: Config, new: Config, step: int) -> bool:
     return kind in {s["kind"] for s in old.strategy} & {s["kind"] for s in new.strategy}
 
 
-_CHECKS = {"past": _changes_the_past, "option": _is_option, "scale": _was_zero, "named": _is_in_use}
+def _is_another_actor(change: Change, old: Config, new: Config, step: int) -> bool:
+    found = [{s["kind"] for s in config.strategy if not registry.is_foreign(s)} for config in (old, new)]
+    before, after = (any(registry.load("strategy", kind).composes for kind in kinds) for kinds in found)
+    return before != after
+
+
+_CHECKS = {
+    "past": _changes_the_past,
+    "option": _is_option,
+    "scale": _was_zero,
+    "named": _is_in_use,
+    "actor": _is_another_actor,
+}
 
 
 # ---- what was changed ------------------------------------------------------------------------------------------------

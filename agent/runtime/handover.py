@@ -17,7 +17,7 @@ from lifelong.agent.growth import grown
 from lifelong.agent.moments import beginning
 from lifelong.agent.optimizers.base import build_optimizer
 from lifelong.agent.policy import Policy
-from lifelong.agent.runtime.build import subseed
+from lifelong.agent.runtime.build import composing, subseed
 from lifelong.agent.runtime.changes import Change
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.envs.tasks import environment_class
@@ -60,7 +60,8 @@ def _add_tasks(saved: dict[str, Any], old: Config, trainer: Trainer) -> None:
     """New heads and task inputs, whose optimiser state and carry is zero. What was there keeps every bit."""
     policy = trainer.rollout.policy
     observed = old.stream.task_id == "observed"
-    before = Policy(old.policy, *policy.spaces, len(old.stream.tasks), observed).state_dict()
+    composed = bool(composing(old))
+    before = Policy(old.policy, *policy.spaces, len(old.stream.tasks), observed, composed=composed).state_dict()
     for name, tensor in saved["policy"].items():
         if name not in before or before[name].shape != tensor.shape:
             sizes = f"{name} has shape {list(tensor.shape)}, and would need {list(before[name].shape)}"

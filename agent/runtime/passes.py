@@ -8,12 +8,14 @@ the strategies do, at the read-out:
     (torch)     distribution, loss, what strategies add to it             `loss.backward()`
     backward    read-out, cell, encoder                                   `Passes.backward`
 
-Every objective, distribution, strategy and engine has the gradient that it would have without, to rounding: an engine's
-carry is a node of autograd on the first state, as ever, and terms that reach parameters on other ways are added.
+Every distribution, engine, objective and strategy of ours has the gradient that it would have without, to rounding: an
+engine's carry is a node of autograd on the first state, as ever, and terms that reach parameters on other ways are
+added.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -23,21 +25,34 @@ from torch import Tensor, nn
 from lifelong.agent.cells.base import Acted
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.modules.learning_pass import LearningPass
+from lifelong.agent.objectives.base import Objective
 from lifelong.agent.policy import Inputs, Outputs, Policy, inputs_of
 from lifelong.agent.runtime import backward
 from lifelong.agent.runtime.acting import read_out
 from lifelong.agent.runtime.rows import ActedInRows, ActedRows, Kept
 from lifelong.agent.runtime.step import FlatGradients
+from lifelong.agent.strategies.base import Strategy, overrides
 from lifelong.kernels import acting
 from lifelong.kernels.dense import Dense, clear
 from lifelong.kernels.loop import Call, Calls, Direct, Each, Prepared, fixed
 from lifelong.replay.chunk import Chunk
 
 
-def refusal(policy: Policy, engine: GradientEngine, changed: LearningPass | None) -> str | None:
+def own_gradients(objective: Objective, strategies: Sequence[Strategy]) -> str:
+    """Who may take gradients of its own from the outputs to the parameters, which end at the read-out here: objectives
+    that say so, and parts of the user's own, of which nobody knows. Empty if nobody does."""
+    if objective.streaming:
+        return f"the objective {type(objective).__name__}"
+    parts = [objective, *overrides(list(strategies), "extra_loss")]
+    foreign = [type(part).__name__ for part in parts if not type(part).__module__.startswith("lifelong.")]
+    return f"{foreign[0]}, which is not ours" if foreign else ""
+
+
+def refusal(policy: Policy, engine: GradientEngine, changed: LearningPass | None, own: str) -> str | None:
     """What keeps a policy from such passes, in a few words; None if nothing does."""
     weight = policy.critic.weight
     checks = {
+        own: bool(own),
         "policy.weight_drop or rollout.initial_state": changed is not None,
         f"the engine {type(engine).__name__}": type(engine).sequence is not GradientEngine.sequence,
         "the device": weight.device.type != "cpu" or not acting.available(weight),
@@ -53,15 +68,16 @@ class Passes:
         policy: whose.
         engine: through whose cell is learned.
         changed: the forward pass of the cell, where it is another one than in acting.
+        own: who takes gradients of its own (see `own_gradients`).
     """
 
     #: what was built (see `agent.runtime.capture`)
     TRANSIENT: ClassVar[tuple[str, ...]] = ("_kept", "_made")
 
-    def __init__(self, policy: Policy, engine: GradientEngine, changed: LearningPass | None) -> None:
+    def __init__(self, policy: Policy, engine: GradientEngine, changed: LearningPass | None, own: str = "") -> None:
         self.policy, self.through = policy, (changed or engine).sequence
         #: why they are torch's, for the log; empty if they are compiled
-        self.why = refusal(policy, engine, changed) or ""
+        self.why = refusal(policy, engine, changed, own) or ""
         self.parameters = list(policy.parameters())
         self._kept: Kept[CompiledPass] = Kept()
         self._made: CompiledPass | None = None

@@ -69,6 +69,8 @@ class Strategy:
     clock_option: ClassVar[str] = "every"
     #: the task id must be observed
     needs_task_id: bool = False
+    #: the policy's actor must be one that composes the policies of tasks (see `agent.modules.composed`)
+    composes: ClassVar[bool] = False
     #: it must know which task is in training: boundaries given, or the task id observed
     needs_task: bool = False
     #: the objective must correct for data of older policies

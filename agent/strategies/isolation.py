@@ -44,6 +44,8 @@ class Isolation(Redrawing):
     needs_boundaries = True
     needs_task = True
     clock_option: ClassVar[str] = ""
+    #: beginnings of names of parameters that exist once a task and begin anew with each
+    ANEW: ClassVar[tuple[str, ...]] = ("actor.", "critic.")
 
     def __init__(self, *, critic: Critic = "own") -> None:
         choice("critic of an isolating strategy", critic, ("own", "free"))
@@ -77,7 +79,7 @@ class Isolation(Redrawing):
         everything = dict(ctx.policy.named_parameters())
         #: those that a view is made of
         self.parameters = {n: p for n, p in everything.items() if self.critic == "own" or not n.startswith("critic.")}
-        self.anew = [name for name in self.parameters if name.startswith(("actor.", "critic."))]
+        self.anew = [name for name in self.parameters if name.startswith(self.ANEW)]
         self.owned = [name for name in self.parameters if name in {*self.anew, *self.has_own(ctx.policy)}]
 
     def view(self, task: int) -> dict[str, Tensor]:

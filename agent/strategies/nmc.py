@@ -45,6 +45,8 @@ class NMC(Strategy):
     def setup(self, ctx: Context, seed: int) -> None:
         if type(ctx.policy.distribution) is not Categorical:
             raise ValueError("it has a mean for every class, so it needs Discrete actions and an actor of their logits")
+        if ctx.policy.composed:
+            raise ValueError("it writes the actor's rows, and an actor that composes policies has none a class")
         classes, size = ctx.policy.distribution.size, ctx.policy.cell.output_size
         self.sums = torch.zeros(classes, size, dtype=torch.float64, device=ctx.device)
         self.counts = torch.zeros(classes, dtype=torch.float64, device=ctx.device)

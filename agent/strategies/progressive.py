@@ -43,10 +43,11 @@ class Progressive(Masked):
         self.policy = ctx.policy
         self.lay_out(self.columns or ctx.policy.tasks)
 
-    def lay_out(self, count: int) -> None:
-        """Share the units out to so many columns."""
+    def columns_of(self, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The columns, of so many, that entries of parameters make, and that they read; -1 where that is no unit of a
+        layer. They have the parameter's shape or can be expanded to it."""
         like = self.policy.critic.weight
-        writes = {name: torch.zeros((), dtype=torch.int16, device=like.device) for name in self.parameters}
+        writes = {name: torch.full((), -1, dtype=torch.int16, device=like.device) for name in self.parameters}
         reads = dict(writes)
         for layer in layers_of(self.policy):
             if layer.size < count:
@@ -57,16 +58,20 @@ class Progressive(Masked):
                     if part.parameter not in self.parameters:  # a free critic
                         continue
                     shape = self.parameters[part.parameter].shape
-                    line = torch.zeros(shape[part.dim], dtype=torch.int16, device=like.device)
+                    line = torch.full((shape[part.dim],), -1, dtype=torch.int16, device=like.device)
                     line[part.index] = column.unsqueeze(1).expand_as(part.index)
                     found[part.parameter] = line.view([-1 if d == part.dim else 1 for d in range(len(shape))])
+        return writes, reads
+
+    def lay_out(self, count: int) -> None:
+        """Share the units out to so many columns."""
+        writes, reads = self.columns_of(count)
         #: the column from which on an entry is read; what belongs to no unit of a layer is the first task's
         self.level: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            level = reads[name]
+            level, column = reads[name].clamp(min=0), writes[name].clamp(min=0)
             if name not in self.anew:  # a head belongs to its task
-                never = torch.full_like(level, NEVER)
-                level = torch.where(reads[name] <= writes[name], writes[name], never)
+                level = torch.where(level <= column, column, torch.full_like(level, NEVER))
             self.level[name] = level.expand(parameter.shape)
         self.count = count
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lifelong.agent.modules.heads import Categorical
 from lifelong.agent.policy import Outputs, inputs_of
 from lifelong.agent.runtime.memory import sequence_bytes
 from lifelong.agent.runtime.rollout import Experience
@@ -36,8 +37,10 @@ class Replaying(Strategy):
         capacity: sequences kept, by all workers together; each keeps its own.
         mib: keep about as many as fit into so many MiB instead; 0: `capacity`.
         ratio: replayed copies per live copy; 1 is half and half.
-        writing: what is kept: `reservoir` (every sequence alike), `ring` (the newest) or `task_quota` (equally many of
-            every task seen, a reservoir within it; needs the task id).
+        writing: what is kept: `reservoir` (every sequence alike), `ring` (the newest), or equally many of every kind,
+            a reservoir within it: `task_quota` (of every task seen; needs the task id), `class_quota` (of every class
+            that is a target) or `novelty_quota` (of every region of what was observed).
+        regions: of `novelty_quota`, at most.
         sampling: what is replayed: `uniform`, `power_law` (age^-age_exponent), `task_balanced` (every task in the
             buffer alike; needs the task id), `prioritised` (where the objective was wrong) or `inscl` (more of tasks
             that are unlike the one in training; needs the task id).
@@ -66,7 +69,8 @@ class Replaying(Strategy):
         capacity: Annotated[int, Range(1, LARGEST)] = 8192,
         ratio: Annotated[float, Range(0.0, 1000.0, above=True)] = 1.0,
         mib: Annotated[int, Range(0, 10**9)] = 0,
-        writing: Literal["reservoir", "ring", "task_quota"] = "reservoir",
+        writing: Literal["reservoir", "ring", "task_quota", "class_quota", "novelty_quota"] = "reservoir",
+        regions: Count = 32,
         sampling: Literal["uniform", "power_law", "task_balanced", "prioritised", "inscl"] = "uniform",
         age_exponent: Weight = 0.5,
         priority_exponent: Weight = 0.9,
@@ -83,7 +87,7 @@ class Replaying(Strategy):
         self.capacity, self.mib, self.ratio, self.burn_in, self.start = capacity, mib, ratio, burn_in, start
         self.priority_mix, self.refresh = priority_mix, refresh
         self.compact, self.place = storage == "compact", place
-        self.writing = WRITING[writing]()
+        self.writing = WRITING[writing](*((regions,) if writing == "novelty_quota" else ()))
         arguments = {"power_law": (age_exponent,), "prioritised": (priority_exponent, importance_exponent)}
         self.sampling = SAMPLING[sampling](*arguments.get(sampling, ()))
         self.needs_task_id = self.writing.by_task or self.sampling.by_task
@@ -105,6 +109,13 @@ class Replaying(Strategy):
         workers = ctx.workers.count
         if self.sampling.by_error and not ctx.objective.says_error:
             raise ValueError("sampling prioritised needs an objective that says how wrong it was at each step")
+        if self.writing.by_class and not (
+            ctx.objective.needs_target and isinstance(ctx.policy.distribution, Categorical)
+        ):
+            raise ValueError(
+                "writing class_quota needs prediction tasks whose target is one class a step; use novelty_quota or "
+                "task_quota"
+            )
         if self.mib:
             each = sequence_bytes(ctx.policy, ctx.steps, 1, self.replay_memories(), compact=self.compact)
             self.capacity = self.mib * 2**20 // each

@@ -41,6 +41,8 @@ class UER(Replaying):
         distribution = ctx.policy.distribution
         if not isinstance(distribution, (Categorical, MultiCategorical)) or isinstance(distribution, EpsilonGreedy):
             raise ValueError("uer takes the logits of discrete actions apart, and this policy has none")
+        if ctx.policy.composed:
+            raise ValueError("uer takes the actor's rows apart, and an actor that composes policies has none an action")
         super().setup(ctx, seed)
 
     def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:

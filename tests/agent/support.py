@@ -194,6 +194,7 @@ def make_policy(
     tasks: int = 1,
     task_observed: bool = False,
     seed: int = 0,
+    composed: bool = False,
     **options: Any,
 ) -> Policy:
     """A small policy; the heads are enlarged, so that probabilities and values differ from step to step."""
@@ -202,7 +203,7 @@ def make_policy(
     options = {"encoder": {"kind": "identity"}, **options}
     spec = {"kind": cell} if isinstance(cell, str) else cell
     config = PolicyConfig(cell={"size": size, **spec}, **options)
-    policy = Policy(config, space, action or Discrete(3), tasks, task_observed)
+    policy = Policy(config, space, action or Discrete(3), tasks, task_observed, composed=composed)
     with torch.no_grad():
         for name, parameter in policy.cell.named_parameters():
             if name.endswith("weight_input") and not parameter.any():  # it begins as if it heard nothing

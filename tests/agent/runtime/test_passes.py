@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.config import merge
+from lifelong.agent.policy import Outputs
 from lifelong.agent.registry import REGISTRY
 from lifelong.agent.runtime.passes import CompiledPass
 from lifelong.agent.runtime.trainer import Trainer
+from lifelong.agent.strategies.base import Context, Strategy
+from lifelong.replay.chunk import Chunk
 from tests.agent.strategies.test_conformance import AT_WORK
 from tests.agent.support import leaves, make_trainer, one_by_one
 
@@ -98,11 +101,28 @@ def test_a_run_with_a_strategy_is_that_of_torch(name: str, tmp_path: Path) -> No
     ("changes", "named"),
     [
         ({"policy": {"cell": "gru"}, "gradient": "bptt"}, "GRU"),
+        ({"objective": "ac_lambda", "rollout": {"steps": 1}, "max_grad_norm": 0.0}, "ACLambda"),
+        ({"strategy": [f"{__name__}:Own"]}, "Own, which is not ours"),
         ({"policy": {"weight_drop": 0.3, "cell": "rnn"}, "gradient": "bptt"}, "weight_drop"),
     ],
 )
 def test_what_keeps_a_policy_from_compiled_passes_is_told(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
     assert named in make_trainer(tmp_path, **changes).learner.passes.why
+
+
+class Own(Strategy):
+    """A strategy of the user's, with a gradient of its own."""
+
+    def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor:
+        weight = ctx.policy.cell.get_parameter("weight_input")
+        (slope,) = torch.autograd.grad(outputs.value.sum(), weight, retain_graph=True)
+        return 1e-3 * (slope * weight).sum()
+
+
+def test_a_strategy_of_the_users_own_reaches_the_parameters_from_the_outputs(tmp_path: Path) -> None:
+    made = make_trainer(tmp_path, strategy=[f"{__name__}:Own"])
+    made.advance()
+    assert made.learner.steps == 1
 
 
 MUTATIONS = ["stale weights", "reset missed", "carry left out", "features left out", "old gradient", "other slopes"]

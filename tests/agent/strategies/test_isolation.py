@@ -22,6 +22,7 @@ from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.strategies.base import Context, Strategy
+from lifelong.agent.strategies.componet import CompoNet
 from lifelong.agent.strategies.dst import DST
 from lifelong.agent.strategies.isolation import Isolation, Masked
 from lifelong.agent.strategies.packnet import PackNet
@@ -47,11 +48,13 @@ MASKED: dict[str, Callable[[], Masked]] = {
     "packnet": lambda: PackNet(keep=0.4),
     "dst": lambda: DST(density=0.4, period=2),
     "progressive": lambda: Progressive(columns=4),
+    "componet": lambda: CompoNet(columns=4),
 }
 SPECS: dict[str, dict[str, Any]] = {
     "packnet": {"kind": "packnet", "prune_after": 96},
     "dst": {"kind": "dst", "density": 0.4, "period": 3, "growth": "set"},
     "progressive": {"kind": "progressive"},
+    "componet": {"kind": "componet"},
 }
 every_mask = pytest.mark.parametrize("name", MASKED)
 MLP = {"encoder": {"kind": "mlp", "hidden": [9, 8]}}
@@ -63,7 +66,8 @@ class Life:
     def __init__(
         self, strategies: list[Strategy], cell: str = "elstm", tasks: int = 4, optimizer: str = "adamw", **options: Any
     ) -> None:
-        self.policy = make_policy(cell, 8, tasks=tasks, **{**MLP, **options})
+        composed = any(strategy.composes for strategy in strategies)
+        self.policy = make_policy(cell, 8, tasks=tasks, composed=composed, **{**MLP, **options})
         make = {
             "adamw": lambda p: torch.optim.AdamW(p, 0.02, weight_decay=0.1),
             "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01),
@@ -320,6 +324,10 @@ def test_hidden_boundaries_are_refused_in_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SPECS)
 def test_the_returns_of_a_task_never_change_once_it_was_left(name: str, heads: str, tmp_path: Path) -> None:
     """Every evaluation draws the same episodes, so equal views get equal returns to the last bit."""
+    if name == "componet" and heads == "per_task":
+        with pytest.raises(ConfigError, match=r"policy\.heads is per_task, but strategy componet composes heads"):
+            make_trainer(tmp_path, strategy=[SPECS[name]], policy={"heads": heads})
+        return
     trainer = make_trainer(
         tmp_path,
         strategy=[SPECS[name], "l2_init"],
@@ -358,7 +366,7 @@ def test_two_workers_have_the_same_views(tmp_path: Path) -> None:
 def test_the_gradient_of_what_may_move_is_exact_in_a_later_view(name: str, cell: str) -> None:
     """One graph over three chunks in the view of the second task, resets inside and on a border; BPTT is truncated."""
     strategy = MASKED[name]()
-    if name == "progressive" and cell in CELLS and cell not in UNIT_CELLS:
+    if name in ("progressive", "componet") and cell in CELLS and cell not in UNIT_CELLS:
         with pytest.raises(ValueError, match="hear each other"):
             lived(strategy, [0, 1], cell=cell, encoder={"kind": "identity"})
         return
@@ -429,7 +437,8 @@ def test_a_task_added_to_a_finished_run_is_trained_and_changes_no_return_of_the_
 
 def grown_policy(policy: Policy, **options: Any) -> Policy:
     """A policy with another task, whose old entries are those of `policy` (as `resume --add` makes it)."""
-    new = make_policy("elstm", 8, tasks=policy.tasks + 1, task_observed=True, heads="per_task", seed=5, **MLP)
+    options = {"task_observed": True, "composed": policy.composed, **options, **MLP}
+    new = make_policy("elstm", 8, tasks=policy.tasks + 1, seed=5, **options)
     for name, parameter in policy.named_parameters():
         with torch.no_grad():
             new.get_parameter(name)[tuple(slice(0, n) for n in parameter.shape)] = parameter
@@ -438,9 +447,10 @@ def grown_policy(policy: Policy, **options: Any) -> Policy:
 
 @every_mask
 def test_a_policy_that_gets_a_task_keeps_its_views_and_trains_the_new_one(name: str) -> None:
-    life, said = lived(MASKED[name](), [0, 1, 2], tasks=3, heads="per_task", task_observed=True)
-    later = Life([MASKED[name]()], tasks=4, heads="per_task", task_observed=True)
-    new = grown_policy(life.policy)
+    heads = "shared" if name == "componet" else "per_task"
+    life, said = lived(MASKED[name](), [0, 1, 2], tasks=3, heads=heads, task_observed=True)
+    later = Life([MASKED[name]()], tasks=4, heads=heads, task_observed=True)
+    new = grown_policy(life.policy, heads=heads)
     later.policy.load_state_dict(new.state_dict())
     later.segment = life.segment
     strategy: Any = later.strategies[0]
@@ -454,4 +464,5 @@ def test_a_policy_that_gets_a_task_keeps_its_views_and_trains_the_new_one(name: 
     later.train(3)
     for task, then in exact.items():
         assert torch.equal(later.seen(task), then)
-    assert not torch.equal(later.policy.actor.linear.weight[9:], head[9:])
+    new_rows = slice(len(head) // 4 * 3, None)
+    assert not torch.equal(later.policy.actor.linear.weight[new_rows], head[new_rows])
