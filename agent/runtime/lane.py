@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lifelong.agent.cells.base import ElementwiseCell
 from lifelong.agent.runtime import rows
 from lifelong.agent.runtime.acting import actions
 from lifelong.agent.runtime.finite import NotFinite
@@ -274,7 +275,8 @@ class LiveRows:
         parts = self.acted.parts
         made = {"action": self.acted.actions.drawn_TB[t], "policy": parts.policy_TBP[t], "value": parts.value_TB[t]}
         made |= {"x": parts.x_TBD[t]}
-        kept = tuple(each[t].clone() for each in parts.kept)
+        again = isinstance(self.rollout.policy.cell, ElementwiseCell)  # others keep nothing in torch
+        kept = tuple(each[t].clone() for each in parts.kept) if again else ()
         return {**{name: tensor.clone() for name, tensor in made.items()}, "kept": kept}
 
     def record(self, t: int) -> dict[str, Any]:

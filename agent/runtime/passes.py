@@ -112,29 +112,26 @@ class CompiledPass:
 
     def __init__(self, policy: Policy, batch: Chunk, rows: ActedRows | None = None) -> None:
         self.policy, self.rows, cell = policy, rows, policy.cell
-        assert isinstance(cell, backward.ElementwiseCell)
         (T, B), D, F = batch.reward.shape, cell.input_size, policy.encoder.output_size
         M, weight = T * B, policy.critic.weight
         self.encoded = policy.encoder.compiled()
         below, pack = Calls([], []), list[Call | Direct]()
         if rows is None:
-            self.x_TBD, self.state_TBS = weight.new_empty(T, B, D), weight.new_empty(T + 1, B, cell.size)
-            self.is_init_TB = torch.empty(T, B, dtype=torch.bool)
-            gate = weight.new_empty(T, B, cell.size) if isinstance(cell, backward.ELSTM) else None
+            seen = backward.room(cell, T, B)
             read_weights, reads = read_out(policy)
             pack += reads
             if self.encoded:
                 self.obs_TB = torch.empty_like(batch.obs, memory_format=torch.contiguous_format)
                 obs = self.obs_TB.view(1, M, *batch.obs.shape[2:])
-                below = policy.encoder.act_calls(obs, self.x_TBD.view(1, M, D)[..., :F])
+                below = policy.encoder.act_calls(obs, seen.x_TBD.view(1, M, D)[..., :F])
             self.read_TBR = weight.new_empty(T, B, len(read_weights[0]))
         else:
             parts = rows.parts
-            self.x_TBD, self.state_TBS, self.is_init_TB = parts.x_TBD[:T], parts.state_TBS, rows.made.is_init[:T]
-            gate, read_weights, below = parts.kept[0][:T] if parts.kept else None, parts.read_out, parts.encoder
+            init, read_weights, below = rows.made.is_init[:T], parts.read_out, parts.encoder
+            seen = backward.CellRows(1, parts.x_TBD[:T], parts.state_TBS, init, parts.kept)
             self.read_TBR = parts.read_TBR[:T]
-        seen = backward.CellRows(1, self.x_TBD, self.state_TBS, self.is_init_TB, gate)
-        self.cell = backward.CellBackward(cell, seen, again=rows is None)
+        self.x_TBD, self.state_TBS, self.is_init_TB = seen.x_TBD, seen.state_TBS, seen.is_init_TB
+        self.cell = backward.calls_of(cell, seen, again=rows is None)
         read, y = Dense(*read_weights, rows=M), self.cell.outputs
         y = y.rows[0] if isinstance(y, Each) else y
         self.y_TBH, said, self.d_read = y.view(T, B, -1), self.read_TBR.flatten(0, 1), weight.new_empty(M, read.units)
@@ -145,7 +142,11 @@ class CompiledPass:
             forward += self.cell.before
         self._forward = Prepared([*map(fixed, forward)], weight.dtype)
         # the gradients of the read-out, and then those of the cell's output from elsewhere, come between these
-        self.gradients, self.dy, self.dx = FlatGradients(self._learned()), torch.empty_like(y), weight.new_empty(M, D)
+        self.gradients, self.dy, self.dx = (
+            FlatGradients(self._learned()),
+            weight.new_empty(y.shape),
+            weight.new_empty(M, D),
+        )
         first = read.backward(y, said, self.d_read, self.d_read, *self.gradients.read, self.dy, add=False)
         self._first = Prepared([clear(self.gradients.flat), *first], weight.dtype)
         needs_x = not self.encoded or below.backward is not None

@@ -42,11 +42,9 @@ class OneUpdate:
     def __init__(self, rows: Rounds) -> None:
         self.rows, K = rows, rows.rounds
         self.numbers, self.statistics = rows.empty(K, 2), rows.empty(K, 4)
-        parts, cell = rows.acted.parts, rows.policy.cell
-        gate = parts.kept[0] if parts.kept else None
-        seen = backward.CellRows(K, parts.x_TBD[: K * rows.steps], parts.state_TBS, rows.acted.made.is_init, gate)
-        assert isinstance(cell, backward.ElementwiseCell)
-        self.cell = backward.CellBackward(cell, seen)
+        parts, made = rows.acted.parts, rows.acted.made
+        seen = backward.CellRows(K, parts.x_TBD[: K * rows.steps], parts.state_TBS, made.is_init, parts.kept)
+        self.cell = backward.calls_of(rows.policy.cell, seen)
         self.read = Dense(*parts.read_out)
         learn = self._learn()  # adds to what has to be packed
         self.pack = [*self.cell.pack, *self.read.pack(forward=False)]

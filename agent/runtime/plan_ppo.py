@@ -95,11 +95,12 @@ class Epochs:
     def _update(self) -> list[Call | Direct]:
         rows, parts, T, b, M = self.rows, self.rows.acted.parts, self.T, self.b, self.M
         policy, objective, learner, index = rows.policy, rows.learner.objective, rows.learner, Each(self.orders)
-        assert isinstance(objective, PPO) and isinstance(policy.cell, backward.ElementwiseCell)
-        D, N, A = policy.cell.input_size, policy.cell.size, parts.policy_TBP.shape[-1]
+        assert isinstance(objective, PPO)
+        D, A = policy.cell.input_size, parts.policy_TBP.shape[-1]
         # the minibatch
-        x, state = rows.empty(T, b, D), rows.empty(T + 1, b, N)
-        is_init, action = torch.empty(T, b, dtype=torch.bool), torch.empty(T, b, dtype=torch.int64)
+        some = backward.room(policy.cell, T, b)
+        x, state, is_init = some.x_TBD, some.state_TBS, some.is_init_TB
+        action = torch.empty(T, b, dtype=torch.int64)
         known, advantage, target = (rows.empty(T, b) for _ in range(3))
         calls: list[Call | Direct] = [
             gather(index, parts.x_TBD[:T], x),
@@ -122,9 +123,7 @@ class Epochs:
             encoder = policy.encoder.act_calls(obs.view(1, M, *seen.shape[2:]), features)
             pack += encoder.pack
             below = [fixed(call) for call in encoder.step]
-        gate = rows.empty(T, b, N) if parts.kept else None
-        cell_rows = backward.CellRows(1, x, state, is_init, gate)
-        cell = backward.CellBackward(policy.cell, cell_rows, again=True)
+        cell = backward.calls_of(policy.cell, some, again=True)
         read, said = Dense(*parts.read_out, rows=M), rows.empty(M, A + 1)
         forward = [fixed(call) for call in cell.forward()]
         outputs = cell.outputs.rows[0] if isinstance(cell.outputs, Each) else cell.outputs
@@ -132,11 +131,11 @@ class Epochs:
         # loss
         log_prob, entropy, size, value = (rows.empty(M) for _ in range(4))
         slopes, logits = [rows.empty(M) for _ in range(3)], rows.empty(M, A)
-        some = torch.empty(T, b, self.mask_TBA.shape[-1], dtype=torch.bool)
+        masked = torch.empty(T, b, self.mask_TBA.shape[-1], dtype=torch.bool)
         if self.mask_TBA.shape[-1]:
-            calls.append(gather(index, self.mask_TBA, some))
+            calls.append(gather(index, self.mask_TBA, masked))
         task = torch.zeros(M, dtype=torch.int64)
-        heads = acting.heads(said[None], task, some.view(M, -1), None, (1, 1), NEGATIVE, logits[None], value[None])
+        heads = acting.heads(said[None], task, masked.view(M, -1), None, (1, 1), NEGATIVE, logits[None], value[None])
         ones, total = torch.ones(M, dtype=rows.dtype), rows.empty(1).fill_(M)
         d_logits, d_read, dy = rows.empty(M, A), rows.empty(M, A + 1), rows.empty(M, policy.cell.output_size)
         numbers = objective.clip, objective.value_weight, objective.entropy_weight

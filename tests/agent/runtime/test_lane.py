@@ -25,6 +25,8 @@ CASES: dict[str, dict[str, Any]] = {
     "encoder": {"policy": {"encoder": MLP, "cell": CELL}, "rollout": {"steps": 5}},
     "previous": {"policy": {"encoder": MLP, "cell": CELL, "previous_action": True, "previous_reward": True}},
     "diagonal": {"policy": {"encoder": MLP, "cell": {"kind": "diagonal_gru", "size": 7}, "previous_reward": True}},
+    "gru": {"policy": {"encoder": MLP, "cell": {"kind": "gru", "size": 6}}, "gradient": "bptt"},
+    "lstm": {"policy": {"cell": {"kind": "lstm", "size": 6}, "previous_reward": True}, "gradient": "bptt"},
     "ppo": {"objective": {"kind": "ppo", "epochs": 3, "minibatches": 1}, "rollout": {"steps": 6}},
     "adamw": {"optimizer": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1}},
 }
@@ -76,7 +78,7 @@ def test_an_agent_lives_in_the_lane_as_outside_of_it(case: str, tmp_path: Path) 
     compare(tmp_path, 59, **CASES[case])
 
 
-@pytest.mark.parametrize("case", ["every step", "some steps", "previous", "ppo"])
+@pytest.mark.parametrize("case", ["every step", "some steps", "previous", "lstm", "ppo"])
 def test_saved_at_any_step_it_goes_on_to_the_bit(case: str, tmp_path: Path) -> None:
     for steps in (*range(21, 30), 43):
         world = World(agent_for(**CASES[case]))

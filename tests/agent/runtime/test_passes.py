@@ -50,6 +50,14 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "diagonal": {"policy": {"cell": {"kind": "diagonal_gru", "size": 9}}},
     "its state": {"policy": {"cell": {"kind": "indrnn", "size": 9}, "encoder": MLP}},
+    "gru": {"gradient": "bptt", "policy": {"cell": {"kind": "gru", "size": 9}, "encoder": MLP}},
+    "lstm": {"gradient": "bptt", "policy": {"cell": {"kind": "lstm", "size": 9}, "previous_action": True}},
+    "gru, dense engine": {"gradient": "snap1", "policy": {"cell": {"kind": "gru", "size": 5}}},
+    "lstm, replay": {
+        "gradient": "bptt",
+        "policy": {"cell": {"kind": "lstm", "size": 9}, "encoder": MLP},
+        "strategy": [{"kind": "er", "capacity": 24, "start": 8}],
+    },
     "approximate engine": {"gradient": "uoro"},
     "weight decay": {"optimizer": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1}},
 }
@@ -100,7 +108,7 @@ def test_a_run_with_a_strategy_is_that_of_torch(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"policy": {"cell": "gru"}, "gradient": "bptt"}, "GRU"),
+        ({"policy": {"cell": "rnn"}, "gradient": "bptt"}, "RNN"),
         ({"objective": "ac_lambda", "rollout": {"steps": 1}, "max_grad_norm": 0.0}, "ACLambda"),
         ({"strategy": [f"{__name__}:Own"]}, "Own, which is not ours"),
         ({"policy": {"weight_drop": 0.3, "cell": "rnn"}, "gradient": "bptt"}, "weight_drop"),

@@ -33,6 +33,28 @@ CASES: dict[str, dict[str, Any]] = {
         "policy": {"encoder": MLP, "cell": {"kind": "diagonal_gru", "size": 9}},
     },
     "its state": {"stream": {"tasks": CARTPOLE}, "policy": {"encoder": DEEP, "cell": {"kind": "indrnn", "size": 9}}},
+    "gru": {
+        "stream": {"tasks": CARTPOLE},
+        "gradient": "bptt",
+        "policy": {"encoder": MLP, "cell": {"kind": "gru", "size": 9}},
+    },
+    "lstm": {
+        "stream": {"tasks": CARTPOLE},
+        "gradient": "bptt",
+        "policy": {"cell": {"kind": "lstm", "size": 9}, "previous_action": True},
+    },
+    "ppo, gru": {
+        "stream": {"tasks": CARTPOLE},
+        "gradient": "bptt",
+        "policy": {"cell": {"kind": "gru", "size": 9}},
+        "objective": {"kind": "ppo", "epochs": 2, "minibatches": 4},
+    },
+    "ppo, lstm": {
+        "stream": {"tasks": CARTPOLE},
+        "gradient": "bptt",
+        "policy": {"encoder": MLP, "cell": {"kind": "lstm", "size": 9}},
+        "objective": {"kind": "ppo", "epochs": 2, "minibatches": 2},
+    },
     "previous": {
         "stream": {"tasks": SCALED},
         "policy": {"previous_action": True, "previous_reward": True, "encoder": MLP},
@@ -182,7 +204,7 @@ def test_a_run_that_is_stopped_and_resumed_is_that_of_one_piece(tmp_path: Path) 
         ({"strategy": "clear"}, "CLEAR"),
         ({"objective": "q_learning"}, "QLearning"),
         ({"objective": {"kind": "ppo", "minibatches": 3}}, "minibatches"),
-        ({"policy": {"cell": {"kind": "gru", "size": 4}}, "gradient": "bptt"}, "GRU"),
+        ({"policy": {"cell": {"kind": "diagonal_lstm", "size": 4}}}, "DiagonalLSTM"),
         ({"policy": {"heads": "per_task"}}, "heads"),
         ({"optimizer": {"kind": "sgd", "lr": 0.1}}, "optimiser"),
         ({"gradient": {"kind": "rtrl", "carry_dtype": "bfloat16"}}, "bfloat16"),
