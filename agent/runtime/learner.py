@@ -109,6 +109,7 @@ class Learner:
             self.engine.advance(trace)
             self.objective.reset()
             return {}, []
+        self.objective.begin(self.engine, trace, extra=bool(self.loss_hooks))
         if self.changed:
             self.changed.draw()
         with torch.no_grad():
@@ -182,7 +183,8 @@ class Learner:
             live if current and not self.objective.reads_after else 0
         )  # copies whose values in the chunk are those of the current critic
         acted, through = acted if batch is chunk else None, (self.changed or self.engine).sequence
-        outputs = self.policy.sequence(batch, state, acted, current=known, through=through)
+        with self.objective.watching():
+            outputs = self.policy.sequence(batch, state, acted, current=known, through=through)
         loss, metrics = self.objective.loss(outputs, batch, prepared)
         for strategy in self.loss_hooks:
             extra = strategy.extra_loss(ctx, batch, outputs, live)
