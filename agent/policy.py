@@ -141,14 +141,17 @@ class Policy(nn.Module):
             features = self.encoder(obs)
         else:
             features = self.encoder(obs.reshape(-1, *obs.shape[len(lead) :])).view(*lead, -1)
-        parts = [features]
-        if self.with_action:
-            parts.append(inputs.previous_action.to(features.dtype))
-        if self.with_reward:
-            parts.append(inputs.previous_reward.unsqueeze(-1).to(features.dtype))
-        if self.tasks_shown:
-            parts.append(nn.functional.one_hot(inputs.task, self.tasks_shown).to(features.dtype))
+        parts = [features, *(part.to(features.dtype) for part in self.beside(inputs))]
         return torch.cat(parts, -1) if len(parts) > 1 else features
+
+    def beside(self, inputs: Inputs) -> list[Tensor]:
+        """What the cell reads beside the features, [..., n] each."""
+        parts = [inputs.previous_action] if self.with_action else []
+        if self.with_reward:
+            parts.append(inputs.previous_reward.unsqueeze(-1))
+        if self.tasks_shown:
+            parts.append(nn.functional.one_hot(inputs.task, self.tasks_shown))
+        return parts
 
     def task_heads(self) -> list[tuple[nn.Parameter, int]]:
         """The parameters of actor and critic, each with the number of tasks whose rows it has one after the other."""

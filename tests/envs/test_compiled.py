@@ -105,6 +105,7 @@ def test_rows_of_compiled_steps_are_the_eager_steps(name: str, copies: int) -> N
     action_TB = torch.stack([torch.as_tensor(slow.action_space.sample()) for _ in range(T)])
     made = quick.compiled_steps(action_TB)
     assert made is not None
+    made.begin()
     made.obs[0] = obs
     made.is_init[0] = True
     loop(T, made.calls, torch.float32)
