@@ -11,26 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 
 from lifelong.agent import config as configs
 from lifelong.agent import registry
+from lifelong.agent.apart import Apart
 from lifelong.agent.config import Config
-from lifelong.agent.errors import ConfigError, EnvError, choice, unknown_name
+from lifelong.agent.errors import ConfigError, choice, unknown_name
 from lifelong.agent.files import make_folder, write
+from lifelong.agent.runtime import lane
 from lifelong.agent.runtime.appended import present
 from lifelong.agent.runtime.converter import Converter
-from lifelong.agent.runtime.given import Given, check_start, chosen, of_info, rewards, task_of
-from lifelong.agent.runtime.lanes import Ticket
-from lifelong.agent.runtime.learning import MODES, WAITING, Gathered, Learn, Learning, check_apart
+from lifelong.agent.runtime.finite import NotFinite
+from lifelong.agent.runtime.given import Given, check_start, of_info, task_of
+from lifelong.agent.runtime.lane import Lane
+from lifelong.agent.runtime.learning import MODES, Gathered, Learn, Learning
 from lifelong.agent.runtime.logging import Progress, RunLog
 from lifelong.agent.runtime.machine import versions
 from lifelong.agent.runtime.outside import FORMAT, OutsideRollout, Told, as_outside, built, saved_agent
+from lifelong.agent.runtime.rescue import drop
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.envs.adapters.outside import KIND, describe
 
+#: what needs no second look
+_FLAGS, _NUMBERS = (bool, np.bool_), (float, int, np.floating, np.integer)
 
-class OnlineAgent:
+
+class OnlineAgent(Apart):
     """Acts in, and learns from, an environment that the caller steps:
 
         agent = lifelong.OnlineAgent(env.observation_space, env.action_space)
@@ -127,6 +135,8 @@ class OnlineAgent:
         if alone:
             agent._frozen, agent._steps, agent._boundary = own["frozen"], own["steps"], own["boundary"]
             agent._given.masked, agent._log_sizes = own.get("masked"), own.get("log")
+            if own.get("lane") and agent._lane is not None and agent._lane.ready():
+                agent._lane.enter(agent._steps)
         return agent
 
     def _setup(self, trainer: Trainer, copies: int | None, learn: str) -> None:
@@ -148,6 +158,10 @@ class OnlineAgent:
         self._log: RunLog | None = None
         self._log_sizes: dict[str, Any] | None = None  # of the log when it was saved
         self._learning = Learning(trainer, rollout, choice("learn", learn, MODES))
+        #: the fast way, where there is one
+        self._lane = Lane(trainer) if copies is None and learn == "now" and not lane.refusal(trainer) else None
+        #: whether observations are read as they are
+        self._plain = self._lane is not None and self._converter.plain()
 
     # ---- acting --------------------------------------------------------------------------------------------------
 
@@ -189,6 +203,17 @@ class OnlineAgent:
             NonFiniteError: a loss or gradient is not finite and `on_nonfinite` is stop. Nothing was learned from the
                 chunk; `act(obs)` alone goes on, with an empty memory.
         """
+        fast = self._lane
+        if fast is not None and fast.running:
+            if info is None and target is None and ids is None:
+                return self._act(fast, obs, reward, terminated, truncated, final_obs)
+            found, task = of_info(info), self._task()
+            self._hear_task(found)
+            self._given.mask(found, obs, self._lead, task)
+            if fast.running and target is None and ids is None:
+                final_obs = found.get("final_obs") if final_obs is None else final_obs
+                return self._act(fast, obs, reward, terminated, truncated, final_obs)
+            self._leave()
         given = {"reward": reward, "terminated": terminated, "truncated": truncated, "target": target}
         if ids is not None or self._rollout.lanes is not None:
             stepped = self._some(obs, given, info, final_obs, ids, late=False)
@@ -211,117 +236,61 @@ class OnlineAgent:
                 self._finish()
             if not batch and over:
                 return None
+        rollout.mask_BA = mask
+        return self._next()
+
+    def _next(self) -> Any:
+        """The next action, all that came of the last one having been heard."""
+        rollout, fast, task = self._rollout, self._lane, self._task()
         if self._boundary is not None:
             self._cross()
         if not self._steps:
             self._start()
-        rollout.mask_BA = mask
+            if fast is not None and not self._frozen and rollout.mask_BA is None and fast.ready():
+                fast.enter(self._steps)
+                return self._converter.actions(fast.decide(), task, self._lead)
         with torch.no_grad():
             decided = rollout.decided = rollout.decide()
             clipped = rollout.policy.distribution.clip(decided["action"])
-        return self._converter.actions(clipped, task, lead)
+        return self._converter.actions(clipped, task, self._lead)
 
-    def act_later(
-        self,
-        obs: Any,
-        terminated: Any = False,
-        truncated: Any = False,
-        info: Any = None,
-        *,
-        final_obs: Any = None,
-        ids: Any = None,
-    ) -> Ticket | None:
-        """The next action, where the reward of the last one is not known yet (see `act`).
-
-        Returns:
-            A ticket with the `action`, for `feedback`; None where `act` returns None.
-
-        Raises:
-            EnvError: as `act`; too many actions wait for their rewards.
-            ConfigError: a policy that reads the last reward, or an objective or a strategy that cannot wait.
-        """
-        given = {"reward": None, "terminated": terminated, "truncated": truncated, "target": None}
-        stepped = self._some(obs, given, info, final_obs, ids, late=True)
-        return None if stepped is None else Ticket(*stepped)
-
-    def feedback(self, ticket: Ticket, reward: Any) -> None:
-        """The reward of the action of a ticket, or None: it will never come, and the step does not count. Rewards may
-        come in any order; the agent learns from a chunk when it has all of them and knows what came next.
-
-        Raises:
-            EnvError: a reward that does not fit, or was given before; nothing has changed.
-        """
-        rollout, lanes = self._rollout, self._rollout.lanes
-        rows = None if reward is None else rewards(reward, ticket.lead, rollout.return_B.dtype)
-        if lanes is None or not all(map(lanes.knows, ticket.copies, ticket.serials)):
-            raise EnvError("the action of this ticket does not wait for a reward: it had one, or a boundary came since")
-        self._learning.go_on()
-        for place, (copy, serial) in enumerate(zip(ticket.copies, ticket.serials, strict=True)):
-            one = None if rows is None else rows[place : place + 1]
-            scaled = None if one is None else one * rollout.env.reward_scale_B[copy]
-            lanes.settle(copy, serial, one, scaled)
-        self._finish_ready()
-
-    def _some(
-        self, obs: Any, given: dict[str, Any], info: Any, final_obs: Any, ids: Any, *, late: bool
-    ) -> tuple[Any, tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
-        """`act` for some copies, each with steps of its own: `(action, copies, serial numbers, lead)`."""
-        copies = chosen(ids, self._copies)
-        check_apart(self._trainer, late=late)
-        self._learning.go_on()
-        rollout, lead, found = self._rollout, self._lead if ids is None else (len(copies),), of_info(info)
-        self._hear_task(found)
-        task = self._task()
-        read = self._converter.observations(obs, task, lead)
-        mask = self._given.mask(found, obs, lead, task)
-        waits = [rollout.waits(copy) for copy in copies]
-        if any(waits) and not all(waits):
-            new = [copy for copy, waiting in zip(copies, waits, strict=True) if not waiting]
-            raise EnvError(
-                f"no action of copy {new[0]} waits for its outcome, and of others there is one; call it apart"
-            )
-        index = torch.tensor(copies)
-        over = False
-        if not any(waits):
-            check_start(given["reward"], given["terminated"], given["truncated"])
-            self._part()
-            rollout.obs = rollout.obs.index_copy(0, index, read)
-        else:
-            over_B = rollout.over_B[index]
-            heard = self._given.outcome(given, found, obs, lead, task, final_obs, late or bool(over_B.all()))
-            self._part()
-            over = heard.last is None and bool(((heard.terminated | heard.truncated) & ~over_B).any())
-            reward = None if late else heard.reward
-            batch = self._copies is not None
-            rollout.hear_some(copies, read, reward, *heard[1:], acts_on=batch)
-        self._finish_ready()
-        if self._copies is None and over:
+    def _act(self, fast: Lane, obs: Any, reward: Any, terminated: Any, truncated: Any, final_obs: Any) -> Any:
+        """`act` in the lane."""
+        live, task = fast.rows, self._task()
+        if not fast.waiting:
+            check_start(reward, terminated, truncated)
+            if not (self._plain and live.put(fast.t, obs)):
+                live.acted.made.obs[fast.t] = self._converter.observations(obs, task, self._lead)
+            return self._converter.actions(fast.decide(), task, self._lead)
+        flags = isinstance(terminated, _FLAGS) and isinstance(truncated, _FLAGS)
+        if not (flags and isinstance(reward, _NUMBERS) and not isinstance(reward, bool) and abs(reward) < 1e38):
+            given = {"reward": reward, "terminated": terminated, "truncated": truncated, "target": None}
+            heard = self._given.outcome(given, {}, obs, self._lead, task, None, False)
+            reward, terminated, truncated = (x.item() for x in heard[:3])  # type: ignore[union-attr]
+        done = terminated or truncated
+        following = None
+        if done and final_obs is not None:  # `obs` is the first of the next episode
+            following, obs = self._converter.observations(obs, task, self._lead), final_obs
+        if not (self._plain and live.put(fast.t + 1, obs)):
+            live.acted.made.obs[fast.t + 1] = self._converter.observations(obs, task, self._lead)
+        try:
+            fast.hear(reward, terminated, truncated)
+        except NotFinite as found:
+            self._steps = 0
+            with self._learning.cleared():
+                drop(self._trainer, found)
+        if self._log is not None and not fast.t:
+            self._write()
+        if following is not None:
+            if fast.running:
+                live.acted.made.obs[fast.t] = following
+            else:
+                self._rollout.obs = following
+        elif done:
             return None
-        if self._boundary is not None:
-            self._cross()
-        if not self._steps:
-            self._start()
-        lanes = rollout.lanes
-        assert lanes is not None
-        if late and lanes.longest() > WAITING * self._steps:
-            raise EnvError(
-                f"{lanes.longest()} actions wait to be learned from, since the reward of an old one is missing; give "
-                "it, or feedback(ticket, None) if it will never come"
-            )
-        if mask is not None:
-            everything = rollout.env.num_envs, mask.shape[1]
-            known = torch.ones(everything, dtype=torch.bool) if rollout.mask_BA is None else rollout.mask_BA
-            rollout.mask_BA = known.index_copy(0, index, mask)
-        action, serials = rollout.decide_some(copies)
-        made = self._converter.actions(rollout.policy.distribution.clip(action), task, lead)
-        return made, tuple(copies), tuple(serials), lead
-
-    def _part(self) -> None:
-        """Every copy has steps of its own from now on; those of a chunk under way are not learned from."""
-        if self._rollout.lanes is None:
-            if self._rollout.records:
-                self._live_through(None)
-            self._rollout.part()
+        if not fast.running:
+            return self._next()
+        return self._converter.actions(fast.decide(), task, self._lead)
 
     # ---- chunks --------------------------------------------------------------------------------------------------
 
@@ -346,17 +315,13 @@ class OnlineAgent:
             self._live_through(None)
         else:
             self._live_through(lanes.ready(steps), steps)
-        due = self._trainer.step - self._trainer.logged >= self._trainer.config.log_every
-        if due and self._log is not None and not self._learning.busy:
-            self._trainer.log(self._log, self._clock)
+        if self._log is not None and not self._learning.busy:
+            self._write()
 
-    def _finish_ready(self) -> None:
-        """Learn from the copies that have a chunk."""
-        lanes = self._rollout.lanes
-        if lanes is not None and not self._steps and any(lanes.rows):
-            self._start()
-        if lanes is not None and self._steps and lanes.ready(self._steps):
-            self._finish()
+    def _write(self) -> None:
+        """A line of the log, if it is due."""
+        if self._log is not None and self._trainer.step - self._trainer.logged >= self._trainer.config.log_every:
+            self._trainer.log(self._log, self._clock)
 
     def _live_through(self, copies: list[int] | None, steps: int = 0) -> None:
         rollout, trainer = self._rollout, self._trainer
@@ -396,6 +361,7 @@ class OnlineAgent:
 
     def _goes_over(self, name: str) -> None:
         """The boundary comes before the next action."""
+        self._leave()
         tasks, now = self._trainer.config.stream.tasks, self._trainer.stream.schedule.segments[-1].task or 0
         envs = [tasks[index].env for index in (now, self._index(name, now))]
         if envs[0] != envs[1] and any(map(self._rollout.waits, range(_count(self._copies)))):
@@ -430,16 +396,22 @@ class OnlineAgent:
 
     def reset_memory(self) -> None:
         """Forget what was seen so far, before the next action; the parameters stay."""
+        self._leave()
         self._rollout.forgets = True
 
     def freeze(self) -> None:
         """Learn nothing from now on. The memory goes on, and the carry with it, so `learn` may follow at any time."""
+        self._leave()
         self._learning.finish()
         self._frozen = True
 
     def learn(self) -> None:
         """Learn again, the chunk under way included."""
         self._frozen = False
+
+    def _leave(self) -> None:
+        if self._lane is not None:
+            self._lane.leave()
 
     # ---- keeping -------------------------------------------------------------------------------------------------
 
@@ -457,6 +429,9 @@ class OnlineAgent:
             "steps": self._steps,
             "boundary": self._boundary,
         }
+        own["lane"] = self._lane is not None and self._lane.running
+        if self._lane is not None:
+            self._lane.sync()
         own |= {"masked": self._given.masked, "learn": self._learning.mode, "log": self._log_sizes}
         if self._log is not None:
             own["log"] = {"folder": str(self._log.folder.absolute()), "sizes": self._log.sizes()}

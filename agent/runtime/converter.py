@@ -58,6 +58,18 @@ class Converter:
         made = self.env.read(self.env.group_of[task], read).to(self.device)
         return made.to(self.dtype) if made.is_floating_point() else made
 
+    def plain(self) -> bool:
+        """Whether observations of every task are read as they are given, in the policy's type of numbers."""
+        for task in range(len(self.env.group_of)):
+            space = self._outside(task).given
+            if not isinstance(space, Box) or space.dtype.kind != "f":
+                return False
+            seen = np.linspace(0.1, 0.9, math.prod(space.shape)).astype(space.dtype).reshape(space.shape)
+            read = self.observations(seen, task, ())
+            if read.shape[1:] != seen.shape or not np.array_equal(read[0].numpy(), seen.astype(read.numpy().dtype)):
+                return False
+        return True
+
     def actions(self, action: Tensor, task: int, lead: tuple[int, ...]) -> Any:
         """Clipped actions [B, ...] of the policy as the environment's `step` takes them: an array of its space's type,
         with a leading axis for a batch; an int for one environment with a Discrete space."""

@@ -17,6 +17,7 @@ from lifelong.agent.objectives.base import Metrics, Objective
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.finite import FiniteCheck
+from lifelong.agent.runtime.passes import Passes, own_gradients
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.runtime.step import clip_norm, make_step
 from lifelong.agent.strategies.base import Context, Strategy, overrides
@@ -72,6 +73,7 @@ class Learner:
         self.hooked = any((*hooks, self.learn_hooks, self.reward_hooks, changed))
         self.named = dict(policy.named_parameters())
         self.parameters = list(self.named.values())
+        self.passes = Passes(policy, engine, changed, own_gradients(objective, strategies))
         self.finite = FiniteCheck(self.parameters[0].device, skip)
         self.heads = Heads(policy.task_heads())
         #: optimiser's steps so far
@@ -112,6 +114,7 @@ class Learner:
             self.engine.advance(trace)
             self.objective.reset()
             return {}, []
+        self.objective.begin(self.engine, trace, extra=bool(self.loss_hooks))
         if self.changed:
             self.changed.draw()
         with torch.no_grad():
@@ -187,8 +190,8 @@ class Learner:
         known = (
             live if current and not self.objective.reads_after else 0
         )  # copies whose values in the chunk are those of the current critic
-        acted, through = acted if batch is chunk else None, (self.changed or self.engine).sequence
-        outputs = self.policy.sequence(batch, state, acted, current=known, through=through)
+        with self.objective.watching():
+            outputs = self.passes.sequence(batch, state, acted if batch is chunk else None, known)
         loss, metrics = self.objective.loss(outputs, batch, prepared)
         for strategy in self.loss_hooks:
             extra = strategy.extra_loss(ctx, batch, outputs, live)
@@ -199,6 +202,7 @@ class Learner:
         self.pause()
         if loss.requires_grad:
             loss.backward()
+        self.passes.backward()
         self.pause()
         self.objective.add_gradients(self.optimizer)
         self.workers.mean_([p.grad for p in self.parameters if p.grad is not None])

@@ -68,7 +68,7 @@ class Learning:
         Raises:
             NonFiniteError: see `OnlineAgent.act`; also of the update before, in these three.
         """
-        with self._cleared():
+        with self.cleared():
             if self._background is None:
                 self.trainer.advance()
             else:
@@ -80,14 +80,14 @@ class Learning:
     def go_on(self) -> None:
         """A call has begun."""
         if self._background is not None and self._background.busy:
-            with self._cleared():
+            with self.cleared():
                 self._background.step()
             self._see()
 
     def finish(self) -> None:
         """Nothing is under way any more."""
         if self._background is not None:
-            with self._cleared():
+            with self.cleared():
                 self._background.finish()
             self._see()
 
@@ -113,7 +113,7 @@ class Learning:
                 tensor.copy_(learned[name])
 
     @contextmanager
-    def _cleared(self) -> Iterator[None]:
+    def cleared(self) -> Iterator[None]:
         """If a number is not finite, life can go on, from an empty memory."""
         try:
             yield

@@ -37,9 +37,9 @@ def transpose(matrix: Tensor, to: Tensor) -> Direct:
 
 def copy(tensor: Rows, to: Rows) -> Direct:
     """As many numbers as `tensor` has, or its rows have, of any type."""
-    rows, sample = _rows(tensor), _rows(to)
+    rows = _rows(tensor)
     count = rows[0].numel() if isinstance(tensor, Each) else rows.numel()
-    entry = _OP.module("cpu", sample).COPY_BYTES[torch.float32]
+    entry = _OP.module("cpu", torch.empty(0)).COPY_BYTES[torch.float32]
     return Direct(entry, (count * rows.element_size(), tensor, to))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.toy_text.taxi import TaxiEnv
 from gymnasium.spaces import Box
 from torch import Tensor
 
