@@ -37,8 +37,9 @@ class Outputs:
     """What the policy says: distribution parameters [..., P] and values [...].
 
     On a chunk, `after` gives its values of what came after the steps (see `Policy.after`); None: those in the chunk are
-    of these parameters. `features` [T, B, H] is what the heads read there. The objective leaves in `error` [T, B] how
-    wrong these outputs were at each step.
+    of these parameters. `features` [T, B, H] is what the heads read there, `heard` [T, B, D] what the cell read, `read`
+    what the heads say before it is parameters and values, and `memory` [B, S] what the last step left. The objective
+    leaves in `error` [T, B] how wrong these outputs were at each step.
     """
 
     policy: Tensor
@@ -46,6 +47,9 @@ class Outputs:
     after: Callable[..., tuple[Tensor, Tensor]] | None = None
     features: Tensor | None = None
     error: Tensor | None = None
+    heard: Tensor | None = None
+    read: Tensor | None = None
+    memory: Tensor | None = None
 
 
 class Step(NamedTuple):
@@ -212,8 +216,9 @@ class Policy(nn.Module):
         inputs = inputs_of(chunk)
         x_TBD = self.encode(inputs)
         y_TBH, last_BS = (through or self.cell.sequence)(x_TBD, state_BS, chunk.is_init, acted)
-        outputs = self.heads(y_TBH, inputs)
-        outputs.features = y_TBH
+        read = nn.functional.linear(y_TBH, *self.read_out())
+        outputs = self.outputs(read, inputs)
+        outputs.features, outputs.heard, outputs.read, outputs.memory = y_TBH, x_TBD, read, last_BS
         if current < chunk.copies:
 
             def memory(copies: Tensor) -> Tensor:
@@ -249,7 +254,7 @@ class Policy(nn.Module):
         """
         rest = slice(current, None)
         is_init_B = chunk.next_is_init[rest]
-        inputs = self._following(chunk, chunk.next_obs[rest], (-1, rest))
+        inputs = self.following(chunk, chunk.next_obs[rest], (-1, rest))
         if self.with_action:
             inputs.previous_action = inputs.previous_action.masked_fill(is_init_B.unsqueeze(-1), 0.0)
         if self.with_reward:
@@ -275,7 +280,7 @@ class Policy(nn.Module):
         copy = copies[index]
         step = step_KB[slot, copy]
         row = step.clamp(max=T - 1)  # what is read for an empty slot goes to a row that nobody sees
-        inputs = self._following(chunk, chunk.final_obs[slot, copy], (row, copy))
+        inputs = self.following(chunk, chunk.final_obs[slot, copy], (row, copy))
         if self.memoryless:
             inputs.previous_action = torch.zeros_like(inputs.previous_action)
             inputs.previous_reward = torch.zeros_like(inputs.previous_reward)
@@ -285,7 +290,7 @@ class Policy(nn.Module):
         final_TB[step, copy] = said.value if read is None else read(said)
         return bootstrap_B, final_TB[:-1]
 
-    def _following(self, chunk: Chunk, obs: Tensor, at: tuple[Any, Any]) -> Inputs:
+    def following(self, chunk: Chunk, obs: Tensor, at: tuple[Any, Any]) -> Inputs:
         """The inputs after the steps `at` (time, copy) of a chunk, in the same episode."""
         action = chunk.previous_action[at]  # not read, or
         if self.with_action:

@@ -90,6 +90,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "supervised": "lifelong.agent.objectives.supervised:Supervised",
         "td": "lifelong.agent.objectives.td:TD",
         "q_lambda": "lifelong.agent.objectives.q_lambda:QLambda",
+        "qrc_lambda": "lifelong.agent.objectives.qrc_lambda:QRCLambda",
         "ac_lambda": "lifelong.agent.objectives.ac_lambda:ACLambda",
     },
     "strategy": {

@@ -17,6 +17,8 @@ from lifelong.agent.policy import Outputs
 from lifelong.envs.options import Range, Share, Weight
 from lifelong.replay.chunk import Chunk
 
+Temperature = Annotated[float, Range(0.0, 1e6, above=True)]
+
 
 class QLambda(Streaming):
     """Semi-gradient Q(lambda), acted epsilon-greedily, with a dueling architecture:
@@ -46,11 +48,11 @@ class QLambda(Streaming):
         lam: Share = LAMBDA,
         epsilon: Share = 0.1,
         ladder: Weight = 0.0,
-        temperature: Annotated[float, Range(0.0, 1e6, above=True)] = 0.1,
+        temperature: Temperature = 0.1,
     ) -> None:
         super().__init__(distribution, gamma=gamma, lam=lam)
         if not isinstance(distribution, EpsilonGreedy):
-            raise ValueError("q_lambda needs a distribution of values")
+            raise ValueError("an objective of action values needs a distribution of values")
         self.by_values = distribution
         self.by_values.ladder, self.by_values.temperature = ladder, temperature
         self.epsilon = epsilon

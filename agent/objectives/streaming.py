@@ -14,12 +14,15 @@ trace ends with its episode, where its copy gets another task, and in Q-learning
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lifelong.agent.gradients.base import GradientEngine
+from lifelong.agent.gradients.per_copy import PerCopy, refusal
 from lifelong.agent.modules.heads import Distribution
 from lifelong.agent.objectives.base import Metrics, Objective
 from lifelong.agent.optimizers.step_size import StepSize, Streamed
@@ -64,6 +67,8 @@ class Streaming(Objective):
 
     streaming: ClassVar[bool] = True
     says_error: ClassVar[bool] = True
+    #: whether a step is delta z and nothing else, so that step-size rules can bound it
+    scalable: ClassVar[bool] = True
     #: predictions of a copy
     predictions: int = 1
 
@@ -75,11 +80,24 @@ class Streaming(Objective):
         self.goes_on_B = self.task_B = torch.empty(0)
 
     def setup(self, policy: Policy) -> None:
+        self.policy = policy
         self.parameters: list[nn.Parameter] = list(policy.parameters())
         self.streamed: Streamed | None = None
+        #: takes the gradients of all copies at once, where that can be done; of the engine of the last step
+        self.per_copy: PerCopy | None = None
+        self.engine: GradientEngine | None = None
+
+    def begin(self, engine: GradientEngine, trace: Any, *, extra: bool) -> None:
+        if self.engine is not engine:
+            self.engine = engine
+            self.per_copy = None if refusal(self.policy, engine) else PerCopy(self.policy, engine)
+        self.engine_trace, self.at_once = trace, self.per_copy is not None and not extra
+
+    def watching(self) -> AbstractContextManager[None]:
+        return self.per_copy.watching() if self.per_copy and self.at_once else nullcontext()
 
     def passes(self, copies: int, *, extra: bool) -> int:
-        return self.predictions * copies + extra
+        return 2  # the carry is not moved by a backward pass
 
     def rows(self, outputs: Outputs, chunk: Chunk) -> tuple[Rows, Metrics]:
         """What is predicted, and scalars for the log."""
@@ -90,7 +108,11 @@ class Streaming(Objective):
         rows, metrics = self.rows(outputs, chunk)
         mean = self.mean(chunk)
         weight_B = mean.weight[0]
-        slope_RP = self._slopes((rows.score_BK * weight_B.unsqueeze(1)).flatten())
+        score_BK = rows.score_BK * weight_B.unsqueeze(1)
+        if self.per_copy and self.at_once:
+            slope_RP = self.per_copy(score_BK, outputs, chunk, self.engine_trace).flatten(0, 1)
+        else:
+            slope_RP = self.slopes(score_BK.flatten())
         with torch.no_grad():
             keep_R = (rows.keep_BK * self._live(chunk).unsqueeze(1)).flatten()
             self.trace_RP = torch.addcmul(slope_RP, keep_R.unsqueeze(1), self._trace(slope_RP))
@@ -101,7 +123,14 @@ class Streaming(Objective):
             self.streamed = Streamed(error_R, share_R, self.trace_RP, slope_RP, decay, self.parameters)
             outputs.error = rows.error_BK.mean(1).unsqueeze(0)
             loss = 0.5 * mean(rows.error_BK.square().sum(1).unsqueeze(0))
+        self.beside_RP = self.beside(outputs, chunk, rows, keep_R, slope_RP)
+        with torch.no_grad():
             return loss, {"td_error": mean(rows.error_BK.abs().mean(1).unsqueeze(0)), **metrics}
+
+    def beside(self, outputs: Outputs, chunk: Chunk, rows: Rows, keep_R: Tensor, slope_RP: Tensor) -> Tensor | None:
+        """What is added to delta z, [R, P], if anything is; `keep_R` is what was left of the traces, `slope_RP` the
+        gradients of the scores."""
+        return None
 
     def add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Add minus the step that is asked for to the gradients."""
@@ -110,7 +139,10 @@ class Streaming(Objective):
         factor_R = streamed.share_R * streamed.error_R
         if isinstance(optimizer, StepSize):
             factor_R = factor_R * optimizer.scales(streamed, self.workers)
-        for parameter, step in zip(self.parameters, streamed.split(factor_R @ streamed.trace_RP), strict=True):
+        step_P = factor_R @ streamed.trace_RP
+        if self.beside_RP is not None:
+            step_P = step_P + streamed.share_R @ self.beside_RP
+        for parameter, step in zip(self.parameters, streamed.split(step_P), strict=True):
             parameter.grad = step.neg() if parameter.grad is None else parameter.grad - step
 
     def reset(self, mask_B: Tensor | None = None) -> None:
@@ -136,7 +168,7 @@ class Streaming(Objective):
         """The discounts as a tensor [K], or [1]."""
         return torch.tensor(self.discounts, dtype=like.dtype, device=like.device)
 
-    def _slopes(self, score_R: Tensor) -> Tensor:
+    def slopes(self, score_R: Tensor) -> Tensor:
         """The gradient of each row by all parameters, [R, P]."""
         slopes = []
         for row in score_R.unbind():

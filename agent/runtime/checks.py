@@ -96,10 +96,12 @@ def check_streaming(config: Config, objective: Objective, optimizer: torch.optim
     kind, rollout = config.objective["kind"], config.rollout
     if objective.streaming and rollout.steps != 1:
         raise ConfigError(f"objective {kind} learns from every step, and rollout.steps is {rollout.steps}; set it to 1")
-    if isinstance(optimizer, StepSize) and not objective.streaming:
-        valid = [name for name in registry.REGISTRY["objective"] if registry.load("objective", name).streaming]
+    if isinstance(optimizer, StepSize) and not (objective.streaming and objective.scalable):
+        every = {name: registry.load("objective", name) for name in registry.REGISTRY["objective"]}
+        valid = [name for name, part in every.items() if part.streaming and part.scalable]
+        what = "whose steps are more than that" if objective.streaming else "which objective {kind} has none of"
         raise ConfigError(
-            f"optimizer {config.optimizer['kind']} sizes steps along traces, which objective {kind} has none of; use "
+            f"optimizer {config.optimizer['kind']} sizes steps along traces, {what.format(kind=kind)}; use "
             f"optimizer adam or sgd, or objective {' or '.join(valid)}"
         )
 

@@ -111,6 +111,7 @@ class Learner:
             self.engine.advance(trace)
             self.objective.reset()
             return {}, []
+        self.objective.begin(self.engine, trace, extra=bool(self.loss_hooks))
         if self.changed:
             self.changed.draw()
         with torch.no_grad():
@@ -183,7 +184,8 @@ class Learner:
         known = (
             live if current and not self.objective.reads_after else 0
         )  # copies whose values in the chunk are those of the current critic
-        outputs = self.passes.sequence(batch, state, acted if batch is chunk else None, known)
+        with self.objective.watching():
+            outputs = self.passes.sequence(batch, state, acted if batch is chunk else None, known)
         loss, metrics = self.objective.loss(outputs, batch, prepared)
         for strategy in self.loss_hooks:
             extra = strategy.extra_loss(ctx, batch, outputs, live)

@@ -271,13 +271,144 @@ def test_another_task_ends_the_traces(tmp_path: Path) -> None:
     assert seen[9] > 2 * seen[10]  # the eleventh step is the first of b
 
 
+# ---- QRC(lambda) -----------------------------------------------------------------------------------------------------
+
+QRC = {"kind": "qrc_lambda", "gamma": GAMMA, "lam": LAM, "epsilon": 0.4, "h_lr": 0.1, "beta": 0.3}
+
+
+def corrected(life: Life) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """The gradient of every step of QRC(lambda) from its equations, by autograd over the whole history, and h."""
+    policy = life.agent._rollout.policy
+    named, state = dict(policy.named_parameters()), policy.cell.initial_state(life.chunks[0].copies)
+    B = life.chunks[0].copies
+    h = torch.zeros(3, policy.cell.output_size + 1)
+    z = [{n: torch.zeros_like(p) for n, p in named.items()} for _ in range(B)]
+    z_h, e, lives, steps = [torch.zeros_like(h) for _ in range(B)], [0.0] * B, [False] * B, []
+
+    def gradient(x: Tensor) -> dict[str, Tensor]:
+        grads = torch.autograd.grad(x, list(named.values()), retain_graph=True, allow_unused=True)
+        return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), grads, strict=True)}
+
+    for chunk in life.chunks:
+        now = inputs_of(chunk)
+        fields = ("obs", "previous_action", "previous_reward", "task", "action_mask")
+        x = policy.encode(Inputs(*(getattr(now, n)[0] for n in fields)))
+        y, state = policy.cell.step(x, state * (~chunk.is_init[0]).unsqueeze(1))
+        q = policy.heads(y, Inputs(*(getattr(now, n)[0] for n in fields))).policy
+        following, cut = chunk.next_obs.clone(), chunk.truncated[0]
+        if chunk.slots:
+            following[cut] = chunk.final_obs[0][cut]
+        action = policy.distribution.features(chunk.action[0])
+        seen = Inputs(following, action, chunk.reward[0], now.task[0], now.action_mask[0])
+        later = policy.heads(policy.cell.step(policy.encode(seen), state)[0], seen).policy.max(1).values
+        step, moved = {n: torch.zeros_like(p) for n, p in named.items()}, torch.zeros_like(h)
+        for b in range(B):
+            a, live = int(chunk.action[0, b]), float(~chunk.terminated[0, b])
+            delta = chunk.reward[0, b] + GAMMA * live * later[b] - q[b, a]
+            slope, of_delta = gradient(q[b, a]), gradient(delta)
+            keep = GAMMA * LAM * lives[b] * (int(q[b].argmax()) == a)
+            of_h = torch.zeros_like(h)
+            of_h[a] = torch.cat([y[b].detach(), torch.ones(1)])
+            h_now = (of_h * h).sum()
+            z[b] = {n: keep * z[b][n] + slope[n] for n in named}
+            z_h[b], e[b] = keep * z_h[b] + of_h, keep * e[b] + h_now
+            for n in named:
+                step[n] -= (delta.detach() * z[b][n] - h_now * slope[n] - e[b] * of_delta[n]) / B
+            moved += (delta.detach() * z_h[b] - h_now * of_h) / B
+            lives[b] = not bool(chunk.terminated[0, b] | chunk.truncated[0, b])
+        h = h + 0.1 * (moved - 0.3 * h)
+        steps.append(step)
+    return steps, h
+
+
+@pytest.mark.parametrize(("cell", "copies"), [("elstm", 2), ("rtu", 1)])
+def test_qrc_follows_its_equations_over_the_whole_history(cell: str, copies: int) -> None:
+    policy = {"encoder": "identity", "cell": {"kind": cell, "size": 5}, "previous_action": True}
+    with double():
+        life = live("q_lambda", 20, copies, objective=QRC, policy=policy)
+        exact, h = corrected(life)
+        for t, step in enumerate(life.steps):
+            for n, gradient in exact[t].items():
+                assert float((step[n] - gradient).abs().max()) <= 1e-10, (t, n)
+        objective: Any = life.agent._trainer.learner.objective
+        torch.testing.assert_close(objective.h_AH, h, rtol=0, atol=1e-10)
+        plain = live("q_lambda", 20, copies, objective=QRC | {"h_lr": 0.0}, policy=policy)
+        semi = live("q_lambda", 20, copies, policy=policy)
+    assert float(h.abs().max()) > 1e-2
+    for n, gradient in semi.steps[-1].items():
+        torch.testing.assert_close(plain.steps[-1][n], gradient)  # h is zero: the same as q_lambda
+        assert not torch.allclose(life.steps[-1][n], gradient)
+
+
+# ---- all copies at once ----------------------------------------------------------------------------------------------
+
+POLICIES: list[dict[str, Any]] = [
+    {"encoder": {"kind": "mlp", "hidden": [7, 6], "norm": "layer"}, "cell": {"kind": "elstm", "size": 5}},
+    {"encoder": {"kind": "mlp", "activation": "crelu", "hidden": [7]}, "cell": {"kind": "lru", "size": 5}},
+    {"encoder": {"kind": "depth_recurrent", "hidden": 5}, "cell": {"kind": "diagonal_gru", "size": 4}},
+    {"encoder": {"kind": "mlp", "hidden": [7]}, "cell": {"kind": "rtu", "size": 5, "form": "nonlinear"}},
+    {"encoder": {"kind": "mlp", "hidden": [7]}, "cell": {"kind": "qrnn", "size": 5}},
+]
+
+
+@pytest.mark.parametrize("engine", ["rtrl", "bptt"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_gradients_of_all_copies_at_once_are_those_one_by_one(policy: dict[str, Any], engine: str) -> None:
+    with double():
+        names = ["ac_lambda", "horde"] if policy is POLICIES[0] else ["ac_lambda"]
+        for name in names:
+            policy = {**policy, "previous_action": True}
+            at_once = live(name, 9, policy=policy, gradient=engine)
+            assert at_once.agent._trainer.learner.objective.per_copy is not None  # type: ignore[attr-defined]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("lifelong.agent.objectives.streaming.refusal", lambda *_: "a test")
+                one_by_one = live(name, 9, policy=policy, gradient=engine)
+            assert one_by_one.agent._trainer.learner.objective.per_copy is None  # type: ignore[attr-defined]
+            for a, b in zip(at_once.steps, one_by_one.steps, strict=True):
+                for n in a:
+                    assert float((a[n] - b[n]).abs().max()) <= 1e-12, n
+            assert_identical(
+                at_once.agent._trainer.learner.engine.state_dict(),
+                one_by_one.agent._trainer.learner.engine.state_dict(),
+            )
+
+
+def test_a_gaussian_policy_and_a_policy_that_is_not_known_through_and_through(tmp_path: Path) -> None:
+    """A free standard deviation has its gradient; a dense cell is differentiated copy by copy."""
+    tasks = [{"name": "p", "env": {"kind": "Pendulum", "max_episode_steps": 20}}]
+    steps = {}
+    for cell, engine in (("elstm", "rtrl"), ("gru", "snap1")):
+        for at_once in (True, False):
+            with pytest.MonkeyPatch.context() as patch:
+                if not at_once:
+                    patch.setattr("lifelong.agent.objectives.streaming.refusal", lambda *_: "a test")
+                trainer = make_trainer(
+                    tmp_path / f"{cell}{at_once}",
+                    stream={"tasks": tasks, "steps_per_task": 1000},
+                    policy={"cell": {"kind": cell, "size": 5}},
+                    gradient=engine,
+                    objective={"kind": "ac_lambda"},
+                    optimizer=STILL,
+                    rollout={"copies": 3, "steps": 1},
+                )
+                for _ in range(5):
+                    trainer.advance()
+            objective: Any = trainer.learner.objective
+            assert (objective.per_copy is not None) == (at_once and cell == "elstm")
+            steps[cell, at_once] = objective.trace_RP
+        assert float(steps[cell, True].abs().sum()) > 0
+        torch.testing.assert_close(steps[cell, True], steps[cell, False], rtol=1e-4, atol=1e-5)
+
+
 # ---- as part of a run ------------------------------------------------------------------------------------------------
 
 SMALL = {"rollout": {"copies": 2, "steps": 1}, "stream": {"steps_per_task": 60}}
 RULES = ["sgd", "adam", "obgd", "intentional", "autostep"]
 
 
-@pytest.mark.parametrize(("name", "rule"), [("ac_lambda", rule) for rule in RULES] + [("q_lambda", "obgd")])
+@pytest.mark.parametrize(
+    ("name", "rule"), [("ac_lambda", rule) for rule in RULES] + [("q_lambda", "obgd"), ("qrc_lambda", "sgd")]
+)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, name: str, rule: str) -> None:
     options = {"objective": {"kind": name}, "optimizer": {"kind": rule, "lr": 0.01}, **SMALL}
     whole, part, rest = (make_trainer(tmp_path / folder, **options) for folder in ("whole", "part", "part"))
@@ -333,6 +464,7 @@ def test_losses_of_strategies_are_added(tmp_path: Path) -> None:
 REFUSED = [
     ({"rollout": {"steps": 4}, "objective": "ac_lambda"}, "set it to 1"),
     ({"objective": "actor_critic", "optimizer": "obgd"}, "optimizer obgd sizes steps along traces"),
+    ({"objective": "qrc_lambda", "optimizer": "obgd", "rollout": {"steps": 1}}, "whose steps are more than that"),
     ({"objective": "td", "rollout": {"steps": 1}}, "one-dimensional Box"),
     ({"objective": "ac_lambda", "rollout": {"steps": 1}, "strategy": "clear"}, "replays old data"),
 ]
