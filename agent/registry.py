@@ -73,6 +73,8 @@ REGISTRY: dict[str, dict[str, str]] = {
     "gradient": {
         "bptt": "lifelong.agent.gradients.bptt:BPTT",
         "rtrl": "lifelong.agent.gradients.rtrl:RTRL",
+        "online_rtrl": "lifelong.agent.gradients.online_rtrl:OnlineRTRL",
+        "immediate": "lifelong.agent.gradients.immediate:Immediate",
         "exact": "lifelong.agent.gradients.exact:Exact",
         "snap1": "lifelong.agent.gradients.snap1:SnAp1",
         "snap2": "lifelong.agent.gradients.snap2:SnAp2",
