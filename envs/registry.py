@@ -35,6 +35,12 @@ ENVIRONMENTS: dict[str, str] = {
     "NoisyPositionOnlyPendulum": "lifelong.envs.memory.hidden_pendulum:NoisyPositionOnlyPendulum",
     "LabyrinthExplore": "lifelong.envs.memory.labyrinth:LabyrinthExplore",
     "LabyrinthEscape": "lifelong.envs.memory.labyrinth:LabyrinthEscape",
+    # arcade: the games of MinAtar
+    "Asterix": "lifelong.envs.arcade.asterix:Asterix",
+    "Breakout": "lifelong.envs.arcade.breakout:Breakout",
+    "Freeway": "lifelong.envs.arcade.freeway:Freeway",
+    "Seaquest": "lifelong.envs.arcade.seaquest:Seaquest",
+    "SpaceInvaders": "lifelong.envs.arcade.space_invaders:SpaceInvaders",
     # prediction: the action is the prediction, info["target"] the truth
     "Copy": "lifelong.envs.prediction.copy:Copy",
     "Series": "lifelong.envs.prediction.series:Series",
