@@ -133,6 +133,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "ideal_continual_learner": "lifelong.agent.strategies.ideal_continual_learner:IdealContinualLearner",
         "explore": "lifelong.agent.strategies.explore:Explore",
         "recode": "lifelong.agent.strategies.recode:Recode",
+        "normalize_rewards": "lifelong.agent.strategies.normalize_rewards:NormalizeRewards",
         "shrink_perturb": "lifelong.agent.strategies.shrink_perturb:ShrinkPerturb",
         "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
         "freeze_at": "lifelong.agent.strategies.freeze_at:FreezeAt",
