@@ -140,6 +140,7 @@ class Learner:
                 torch.autograd.graph.increment_version(self.parameters)
         self.pause()
         self.engine.advance(trace)
+        self.policy.see(chunk, self.workers)
         for units in reset_units:
             self.reset_units(units)
         updates = self.objective.epochs * self.objective.minibatches
