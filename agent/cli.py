@@ -27,12 +27,14 @@ from lifelong.agent.errors import (
     ConfigError,
     DiskError,
     EnvError,
+    ExportError,
     LedgerError,
     NonFiniteError,
     PartError,
     unknown_name,
 )
 from lifelong.agent.registry import REGISTRY
+from lifelong.agent.trust import check_run, trusted
 
 STOPPED = 3
 
@@ -86,6 +88,12 @@ def parser() -> Parser:
         help="tasks to train after all others; may be repeated",
     )
 
+    export = commands.add_parser("export", help="write the policy of a run as a file that other programs execute")
+    export.add_argument("run", metavar="RUN", type=Path, help="run folder, or a file that OnlineAgent.save wrote")
+    export.add_argument("--format", choices=("onnx", "torchscript"), default="onnx", help="default onnx")
+    export.add_argument("--task", metavar="NAME", help="that it is to act in, where that makes a difference")
+    export.add_argument("--out", type=Path, metavar="FILE", help="default RUN/policy.onnx or RUN/policy.pt")
+
     report = commands.add_parser("report", help="tables, plots and an HTML page of one or more runs")
     report.add_argument("folders", metavar="RUN", type=Path, nargs="+", help="run folders, or folders of runs")
     report.add_argument("--out", type=Path, metavar="DIR", help="where the page goes; default: the first folder")
@@ -127,7 +135,7 @@ def parser() -> Parser:
     show = commands.add_parser("show", help="the resolved config: includes, defaults and overrides")
     show.add_argument("config", metavar="CONFIG")
 
-    for command in (run, resume, evaluate):
+    for command in (run, resume, evaluate, export):
         command.add_argument("--trust", action="store_true", help="import code that a run folder names")
     for command in (run, resume):
         command.add_argument(
@@ -139,7 +147,7 @@ def parser() -> Parser:
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
     for command in (run, resume, sweep, compare, again):
         command.add_argument("--quiet", action="store_true", help="no progress")
-    for command in (run, resume, evaluate, report, sweep, compare, again):
+    for command in (run, resume, evaluate, export, report, sweep, compare, again):
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands.add_parser("schema", help="the JSON schema of configs, for editors")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
@@ -179,7 +187,7 @@ def _main(arguments: Sequence[str] | None, closing: ExitStack) -> int:
     except (ConfigError, CheckpointError, EnvError) as error:
         _tell(error, arguments)
         return 2
-    except (DiskError, ClusterError, LedgerError, NonFiniteError, PartError) as error:
+    except (DiskError, ClusterError, ExportError, LedgerError, NonFiniteError, PartError) as error:
         _tell(error, arguments)
         return 1
     except KeyboardInterrupt:
@@ -245,7 +253,7 @@ def _submit(options: argparse.Namespace, config: configs.Config) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    _check_run(options.folder)
+    check_run(options.folder)
     return _go_on(options.folder, options)
 
 
@@ -254,7 +262,7 @@ def _go_on(folder: Path, options: argparse.Namespace) -> int:
 
     add = getattr(options, "add", [])
     config = adding.load(folder, options.overrides, add)
-    _trust(adding.load(folder), folder, options)  # what is named here is the user's choice
+    trusted(adding.load(folder), folder, options)  # what is named here is the user's choice
     configs.find_own_modules(config)  # before Ray starts, which hands the path to its processes
     connection = options.closing.enter_context(cluster.begun(config))
     from lifelong.agent import run
@@ -297,14 +305,27 @@ def _command(name: str) -> str:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    _check_run(options.folder)
+    check_run(options.folder)
     from lifelong.agent import run
     from lifelong.agent.report import tables
     from lifelong.agent.runtime import session
 
-    _trust(configs.load(str((options.folder / "config.yaml").resolve())), options.folder, options)
+    trusted(configs.load(str((options.folder / "config.yaml").resolve())), options.folder, options)
     trainer = run.evaluate(options.folder, options.overrides)
     tables.console().print(tables.table(session.summary(trainer, 0.0)))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    source: Path = options.run
+    if source.is_dir():
+        check_run(source)
+        trusted(configs.load(str((source / "config.yaml").resolve())), source, options)
+    from lifelong.agent.export import export
+
+    made = export(source, options.out, format=options.format, task=options.task)
+    print(f"policy: {made.path}")
+    print(f"largest difference from ours over {made.steps} steps with resets: {made.largest_difference:.1e}")
     return 0
 
 
@@ -391,24 +412,6 @@ def _verify(options: argparse.Namespace) -> int:
     return 0
 
 
-def _trust(config: configs.Config, where: Path, options: argparse.Namespace) -> None:
-    """Ask before code that a run folder names is imported: unlike a config, the user did not choose what is in it."""
-    foreign = configs.foreign_parts(config)
-    if not foreign or options.trust:
-        return
-    question = f"{where} names code that is not part of lifelong: {', '.join(foreign)}"
-    if sys.stdin is not None and sys.stdin.isatty():
-        print(f"{question}. It would be imported and run. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() in ("y", "yes"):
-            return
-    raise ConfigError(f"{question}; add --trust if you trust it")
-
-
-def _check_run(folder: Path) -> None:
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder} is no run: it has no config.yaml; runs are folders such as runs/quickstart/0")
-
-
 def _bench(options: argparse.Namespace) -> int:
     import runpy
 
@@ -467,6 +470,7 @@ COMMANDS = {
     "run": _run,
     "resume": _resume,
     "eval": _eval,
+    "export": _export,
     "report": _report,
     "compare": _compare,
     "sweep": _sweep,

@@ -12,6 +12,7 @@ __all__ = [
     "ConfigError",
     "DiskError",
     "EnvError",
+    "ExportError",
     "LedgerError",
     "LifelongError",
     "NonFiniteError",
@@ -44,6 +45,10 @@ class NonFiniteError(LifelongError, RuntimeError):
 
 class PartError(LifelongError, RuntimeError):
     """Code of an environment or of another part raised: file, line and message in one sentence (exit 1)."""
+
+
+class ExportError(LifelongError, RuntimeError):
+    """An exported policy that is not the same as ours, as one sentence; no file is written (exit 1)."""
 
 
 class DiskError(LifelongError, RuntimeError):

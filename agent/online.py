@@ -6,7 +6,8 @@ Nothing is done in a way of its own here. The steps that the program makes becom
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,19 @@ from lifelong.agent import config as configs
 from lifelong.agent.config import Config
 from lifelong.agent.errors import ConfigError, EnvError, NonFiniteError, unknown_name
 from lifelong.agent.files import write
+from lifelong.agent.runtime import lane
 from lifelong.agent.runtime.converter import Converter, plain_array
+from lifelong.agent.runtime.finite import NotFinite
+from lifelong.agent.runtime.lane import Lane
 from lifelong.agent.runtime.logging import NoLog, Progress
 from lifelong.agent.runtime.machine import versions
 from lifelong.agent.runtime.outside import FORMAT, OutsideRollout, Told, as_outside, built, saved_agent
+from lifelong.agent.runtime.rescue import drop
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.envs.adapters.outside import KIND, describe
+
+#: what needs no second look
+_FLAGS, _NUMBERS = (bool, np.bool_), (float, int, np.floating, np.integer)
 
 
 class OnlineAgent:
@@ -111,6 +119,8 @@ class OnlineAgent:
         agent._setup(built(as_outside(old, _count(had), device), old, saved, str(path), alone=alone), had)
         if alone:
             agent._frozen, agent._steps, agent._boundary = own["frozen"], own["steps"], own["boundary"]
+            if own["lane"] and agent._lane is not None and agent._lane.ready():
+                agent._lane.enter(agent._steps)
         return agent
 
     def _setup(self, trainer: Trainer, copies: int | None) -> None:
@@ -123,6 +133,10 @@ class OnlineAgent:
         self._frozen = False
         self._steps = 0  # T of the chunk under way; 0: none is
         self._boundary: str | None = None  # that comes before the next action
+        #: the fast way, where there is one
+        self._lane = Lane(trainer) if copies is None and not lane.refusal(trainer) else None
+        #: whether observations are read as they are
+        self._plain = self._lane is not None and self._converter.plain()
 
     # ---- acting --------------------------------------------------------------------------------------------------
 
@@ -155,6 +169,8 @@ class OnlineAgent:
             NonFiniteError: a loss or gradient is not finite and `on_nonfinite` is stop. Nothing was learned from the
                 chunk; `act(obs)` alone goes on, with an empty memory.
         """
+        if self._lane is not None and self._lane.running:
+            return self._act(self._lane, obs, reward, terminated, truncated, final_obs)
         rollout, task = self._rollout, self._task()
         read = self._converter.observations(obs, task, self._lead)
         if rollout.decided is None:
@@ -170,14 +186,68 @@ class OnlineAgent:
                 self._finish(learns=not self._frozen)
             if not batch and last is None and bool(done_B):
                 return None
+        return self._next()
+
+    def _next(self) -> Any:
+        """The next action, all that came of the last one having been heard."""
+        rollout, fast, task = self._rollout, self._lane, self._task()
         if self._boundary is not None:
             self._cross()
         if not self._steps:
             self._start()
+            if fast is not None and not self._frozen and fast.ready():
+                fast.enter(self._steps)
+                return self._converter.actions(fast.decide(), task, self._lead)
         with torch.no_grad():
             decided = rollout.decided = rollout.decide()
             clipped = rollout.policy.distribution.clip(decided["action"])
         return self._converter.actions(clipped, task, self._lead)
+
+    def _act(self, fast: Lane, obs: Any, reward: Any, terminated: Any, truncated: Any, final_obs: Any) -> Any:
+        """`act` in the lane."""
+        live, task = fast.rows, self._task()
+        if not fast.waiting:
+            self._check_start(reward, terminated, truncated)
+            if not (self._plain and live.put(fast.t, obs)):
+                live.acted.made.obs[fast.t] = self._converter.observations(obs, task, self._lead)
+            return self._converter.actions(fast.decide(), task, self._lead)
+        flags = isinstance(terminated, _FLAGS) and isinstance(truncated, _FLAGS)
+        if not (flags and isinstance(reward, _NUMBERS) and not isinstance(reward, bool) and abs(reward) < 1e38):
+            reward, terminated, truncated = (x.item() for x in self._outcome(reward, terminated, truncated))
+        done = terminated or truncated
+        following = None
+        if done and final_obs is not None:  # `obs` is the first of the next episode
+            following, obs = self._converter.observations(obs, task, self._lead), final_obs
+        if not (self._plain and live.put(fast.t + 1, obs)):
+            live.acted.made.obs[fast.t + 1] = self._converter.observations(obs, task, self._lead)
+        try:
+            fast.hear(reward, terminated, truncated)
+        except NotFinite as found:
+            self._steps = 0
+            with self._from_empty_memory():
+                drop(self._trainer, found)
+        if following is not None:
+            if fast.running:
+                live.acted.made.obs[fast.t] = following
+            else:
+                self._rollout.obs = following
+        elif done:
+            return None
+        if not fast.running:
+            return self._next()
+        return self._converter.actions(fast.decide(), task, self._lead)
+
+    @contextmanager
+    def _from_empty_memory(self) -> Iterator[None]:
+        """Let life go on from an empty memory after an error that is about numbers."""
+        try:
+            yield
+        except NonFiniteError:
+            everyone_B, rollout = torch.ones_like(self._rollout.is_init), self._rollout
+            self._trainer.learner.reset(everyone_B)
+            rollout.restart(everyone_B)
+            rollout.over_B = rollout.nowhere
+            raise
 
     def _start(self) -> None:
         """Begin a chunk: strategies hear of a boundary before the first action behind it."""
@@ -192,14 +262,8 @@ class OnlineAgent:
         """A chunk is complete: learn from it, or live through it, which moves the carry along and nothing else."""
         trainer, self._steps = self._trainer, 0
         if learns:
-            try:
+            with self._from_empty_memory():
                 trainer.advance()
-            except NonFiniteError:  # life can go on, from an empty memory
-                everyone_B, rollout = torch.ones_like(self._rollout.is_init), self._rollout
-                trainer.learner.engine.reset(everyone_B)
-                rollout.restart(everyone_B)
-                rollout.over_B = rollout.nowhere
-                raise
             return
         experience = self._rollout.collect(len(self._rollout.records))
         chunk, engine = experience.chunk, trainer.learner.engine
@@ -234,6 +298,7 @@ class OnlineAgent:
             raise ConfigError(f"stream.boundaries is {stream.boundaries}, so nobody tells the agent; set it to given")
         if stream.task_id == "observed" and name not in names:
             raise ConfigError(unknown_name("task", name, names))
+        self._leave()
         now = self._trainer.stream.schedule.segments[-1].task or 0
         envs = [stream.tasks[index].env for index in (now, self._index(name, now))]
         if envs[0] != envs[1] and self._rollout.decided is not None:
@@ -257,15 +322,21 @@ class OnlineAgent:
 
     def reset_memory(self) -> None:
         """Forget what was seen so far, before the next action; the parameters stay."""
+        self._leave()
         self._rollout.forgets = True
 
     def freeze(self) -> None:
         """Learn nothing from now on. The memory goes on, and the carry with it, so `learn` may follow at any time."""
+        self._leave()
         self._frozen = True
 
     def learn(self) -> None:
         """Learn again, the chunk under way included."""
         self._frozen = False
+
+    def _leave(self) -> None:
+        if self._lane is not None:
+            self._lane.leave()
 
     # ---- keeping -------------------------------------------------------------------------------------------------
 
@@ -276,6 +347,9 @@ class OnlineAgent:
             DiskError: it cannot be written; what was there before is there still.
         """
         own = {"copies": self._copies, "frozen": self._frozen, "steps": self._steps, "boundary": self._boundary}
+        own["lane"] = self._lane is not None and self._lane.running
+        if self._lane is not None:
+            self._lane.sync()
         state = {**self._trainer.state_dict(), "format": FORMAT, "agent": own, "versions": versions()}
         write(Path(path), lambda file: torch.save(state, file))
 

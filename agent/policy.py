@@ -17,7 +17,7 @@ from lifelong.agent.config import PolicyConfig
 from lifelong.agent.modules.composed import ComposedHead
 from lifelong.agent.modules.encoders import Encoder
 from lifelong.agent.modules.heads import ActorHead, Distribution, distribution_of
-from lifelong.agent.modules.values import EpsilonGreedy
+from lifelong.agent.modules.values import EpsilonGreedy, Predictions
 from lifelong.replay.chunk import Chunk
 
 
@@ -37,8 +37,9 @@ class Outputs:
     """What the policy says: distribution parameters [..., P] and values [...].
 
     On a chunk, `after` gives its values of what came after the steps (see `Policy.after`); None: those in the chunk are
-    of these parameters. `features` [T, B, H] is what the heads read there. The objective leaves in `error` [T, B] how
-    wrong these outputs were at each step.
+    of these parameters. `features` [T, B, H] is what the heads read there, `heard` [T, B, D] what the cell read, `read`
+    what the heads say before it is parameters and values, and `memory` [B, S] what the last step left. The objective
+    leaves in `error` [T, B] how wrong these outputs were at each step.
     """
 
     policy: Tensor
@@ -46,6 +47,9 @@ class Outputs:
     after: Callable[..., tuple[Tensor, Tensor]] | None = None
     features: Tensor | None = None
     error: Tensor | None = None
+    heard: Tensor | None = None
+    read: Tensor | None = None
+    memory: Tensor | None = None
 
 
 class Step(NamedTuple):
@@ -137,14 +141,17 @@ class Policy(nn.Module):
             features = self.encoder(obs)
         else:
             features = self.encoder(obs.reshape(-1, *obs.shape[len(lead) :])).view(*lead, -1)
-        parts = [features]
-        if self.with_action:
-            parts.append(inputs.previous_action.to(features.dtype))
-        if self.with_reward:
-            parts.append(inputs.previous_reward.unsqueeze(-1).to(features.dtype))
-        if self.tasks_shown:
-            parts.append(nn.functional.one_hot(inputs.task, self.tasks_shown).to(features.dtype))
+        parts = [features, *(part.to(features.dtype) for part in self.beside(inputs))]
         return torch.cat(parts, -1) if len(parts) > 1 else features
+
+    def beside(self, inputs: Inputs) -> list[Tensor]:
+        """What the cell reads beside the features, [..., n] each."""
+        parts = [inputs.previous_action] if self.with_action else []
+        if self.with_reward:
+            parts.append(inputs.previous_reward.unsqueeze(-1))
+        if self.tasks_shown:
+            parts.append(nn.functional.one_hot(inputs.task, self.tasks_shown))
+        return parts
 
     def task_heads(self) -> list[tuple[nn.Parameter, int]]:
         """The parameters of actor and critic, each with the number of tasks whose rows it has one after the other."""
@@ -170,6 +177,8 @@ class Policy(nn.Module):
         offset = self.encoder.offset(inputs.obs)
         if offset is not None:
             policy = torch.cat([policy[..., : offset.shape[-1]] + offset, policy[..., offset.shape[-1] :]], -1)
+        if isinstance(self.distribution, Predictions):
+            return Outputs(policy, policy[..., 0])
         if isinstance(self.distribution, EpsilonGreedy):
             return Outputs(*self.distribution.combined(policy, value.squeeze(-1), inputs.action_mask))
         if inputs.action_mask.shape[-1]:
@@ -207,8 +216,9 @@ class Policy(nn.Module):
         inputs = inputs_of(chunk)
         x_TBD = self.encode(inputs)
         y_TBH, last_BS = (through or self.cell.sequence)(x_TBD, state_BS, chunk.is_init, acted)
-        outputs = self.heads(y_TBH, inputs)
-        outputs.features = y_TBH
+        read = nn.functional.linear(y_TBH, *self.read_out())
+        outputs = self.outputs(read, inputs)
+        outputs.features, outputs.heard, outputs.read, outputs.memory = y_TBH, x_TBD, read, last_BS
         if current < chunk.copies:
 
             def memory(copies: Tensor) -> Tensor:
@@ -244,7 +254,7 @@ class Policy(nn.Module):
         """
         rest = slice(current, None)
         is_init_B = chunk.next_is_init[rest]
-        inputs = self._following(chunk, chunk.next_obs[rest], (-1, rest))
+        inputs = self.following(chunk, chunk.next_obs[rest], (-1, rest))
         if self.with_action:
             inputs.previous_action = inputs.previous_action.masked_fill(is_init_B.unsqueeze(-1), 0.0)
         if self.with_reward:
@@ -270,7 +280,7 @@ class Policy(nn.Module):
         copy = copies[index]
         step = step_KB[slot, copy]
         row = step.clamp(max=T - 1)  # what is read for an empty slot goes to a row that nobody sees
-        inputs = self._following(chunk, chunk.final_obs[slot, copy], (row, copy))
+        inputs = self.following(chunk, chunk.final_obs[slot, copy], (row, copy))
         if self.memoryless:
             inputs.previous_action = torch.zeros_like(inputs.previous_action)
             inputs.previous_reward = torch.zeros_like(inputs.previous_reward)
@@ -280,7 +290,7 @@ class Policy(nn.Module):
         final_TB[step, copy] = said.value if read is None else read(said)
         return bootstrap_B, final_TB[:-1]
 
-    def _following(self, chunk: Chunk, obs: Tensor, at: tuple[Any, Any]) -> Inputs:
+    def following(self, chunk: Chunk, obs: Tensor, at: tuple[Any, Any]) -> Inputs:
         """The inputs after the steps `at` (time, copy) of a chunk, in the same episode."""
         action = chunk.previous_action[at]  # not read, or
         if self.with_action:

@@ -88,6 +88,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "ppo": "lifelong.agent.objectives.ppo:PPO",
         "q_learning": "lifelong.agent.objectives.q_learning:QLearning",
         "supervised": "lifelong.agent.objectives.supervised:Supervised",
+        "td": "lifelong.agent.objectives.td:TD",
+        "q_lambda": "lifelong.agent.objectives.q_lambda:QLambda",
+        "qrc_lambda": "lifelong.agent.objectives.qrc_lambda:QRCLambda",
+        "ac_lambda": "lifelong.agent.objectives.ac_lambda:ACLambda",
     },
     "strategy": {
         "finetune": "lifelong.agent.strategies.finetune:Finetune",
@@ -156,6 +160,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "rmsprop": "torch.optim:RMSprop",
         "schedule_free": "lifelong.agent.optimizers.schedule_free:ScheduleFree",
         "nt_asgd": "lifelong.agent.optimizers.nt_asgd:NTASGD",
+        "obgd": "lifelong.agent.optimizers.obgd:ObGD",
+        "intentional": "lifelong.agent.optimizers.intentional:Intentional",
+        "autostep": "lifelong.agent.optimizers.autostep:Autostep",
     },
 }
 

@@ -65,6 +65,7 @@ def ours(name: str, copies: int, actions: list[np.ndarray]) -> dict[str, Candida
     def steps(action_TB: torch.Tensor) -> None:
         made = many.compiled_steps(action_TB)
         assert made is not None, f"{name} does not compile"
+        made.begin()
         loop(STEPS, made.calls, torch.float32)
         made.finish()
 

@@ -2,11 +2,12 @@
 
     lifelong bench peers [--json FILE] [--seconds S]
 
-eLSTM with exact RTRL or truncated BPTT, advantage actor-critic with lambda-returns, clipped gradients, Adam, CartPole.
-The JAX program (`programs/elstm_jax.py`) is our own in the form its field writes them: environment, update, loop in
-one `lax.scan`, RTRL's sensitivities moved at every step. Both take turns, each in a process of its own with one thread;
-the median of the ratios of the processor's time is reported. JAX is needed only here: `pip install jax`, in this Python
-or in one that --jax names.
+eLSTM with exact RTRL or truncated BPTT, GRU and LSTM with truncated BPTT, advantage actor-critic with lambda-returns,
+clipped gradients, Adam, CartPole. The JAX program (`programs/recurrent_jax.py`) is our own in the form its field writes
+them: environment, update, loop in one `lax.scan`, RTRL's sensitivities moved at every step; `alive`, a jitted step in a
+loop over Gymnasium's CartPole, beside `OnlineAgent.act` in the same loop. Both take turns, each in a process of its own
+with one thread; the median of the ratios of the processor's time is reported. JAX is needed only here: `pip install
+jax`, in this Python or in one that --jax names.
 """
 
 from __future__ import annotations
@@ -19,36 +20,55 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import gymnasium
 import torch
 
 from benchmarks.measure import finish, ratios
 from lifelong.agent import config as configs
+from lifelong.agent.online import OnlineAgent
 from lifelong.agent.runtime.build import build
 
-#: name -> copies, steps of a chunk, units of the encoder (0: none), units, engine
-CASES: dict[str, tuple[int, int, int, int, str]] = {
-    "one copy, an update a step": (1, 1, 0, 128, "rtrl"),
-    "the same behind an encoder": (1, 1, 128, 128, "rtrl"),
-    "quickstart's sizes": (64, 16, 64, 64, "rtrl"),
-    "quickstart's sizes, bptt": (64, 16, 64, 64, "bptt"),
-    "64 x 32": (64, 32, 0, 128, "rtrl"),
-    "64 x 32 behind an encoder": (64, 32, 128, 128, "rtrl"),
-    "1024 x 32": (1024, 32, 0, 128, "rtrl"),
+
+class Case(NamedTuple):
+    """What is trained; `encoder` is its units, 0 for none."""
+
+    copies: int
+    steps: int
+    encoder: int
+    units: int
+    engine: str
+    cell: str = "elstm"
+    #: in a loop of somebody else's
+    alive: bool = False
+
+
+CASES: dict[str, Case] = {
+    "one copy, an update a step": Case(1, 1, 0, 128, "rtrl"),
+    "the same behind an encoder": Case(1, 1, 128, 128, "rtrl"),
+    "the same in a Gymnasium loop": Case(1, 1, 0, 128, "rtrl", alive=True),
+    "quickstart's sizes": Case(64, 16, 64, 64, "rtrl"),
+    "quickstart's sizes, bptt": Case(64, 16, 64, 64, "bptt"),
+    "64 x 32": Case(64, 32, 0, 128, "rtrl"),
+    "64 x 32 behind an encoder": Case(64, 32, 128, 128, "rtrl"),
+    "1024 x 32": Case(1024, 32, 0, 128, "rtrl"),
+    "gru, 64 x 32": Case(64, 32, 0, 128, "bptt", "gru"),
+    "lstm, 64 x 32": Case(64, 32, 0, 128, "bptt", "lstm"),
 }
 STEPS = 60_000  # of all copies together, a turn of a case with many copies; a tenth of it for one copy
 
 
-def ours(copies: int, steps: int, encoder: int, units: int, engine: str) -> Any:
+def ours(case: Case) -> Any:
     """A function that trains for so many steps."""
+    copies, steps, encoder, units, engine, cell, alive = case
     raw = {
         "stream": {"tasks": [{"env": {"kind": "CartPole"}}], "steps_per_task": 10**12},
         "policy": {
             "encoder": {"kind": "mlp", "hidden": [encoder]} if encoder else "identity",
-            "cell": {"kind": "elstm", "size": units},
+            "cell": {"kind": cell, "size": units},
         },
         "gradient": engine,
         "objective": {"kind": "actor_critic", "lam": 0.95},
@@ -60,6 +80,8 @@ def ours(copies: int, steps: int, encoder: int, units: int, engine: str) -> Any:
         "log_every": 10**12,
         "runtime": {"device": "cpu", "threads": 1},
     }
+    if alive:
+        return _alive(raw)
     trainer = build(configs.check(raw), Path(tempfile.mkdtemp()))
 
     def train(count: int) -> int:
@@ -67,6 +89,22 @@ def ours(copies: int, steps: int, encoder: int, units: int, engine: str) -> Any:
         while trainer.step < begun + count:
             trainer.advance()
         return trainer.step - begun
+
+    return train
+
+
+def _alive(raw: dict[str, Any]) -> Any:
+    """The same in Gymnasium's CartPole."""
+    env = gymnasium.make("CartPole-v1")
+    agent = OnlineAgent(env.observation_space, env.action_space, {k: v for k, v in raw.items() if k != "stream"})
+    now = {"action": agent.act(env.reset(seed=0)[0])}
+
+    def train(count: int) -> int:
+        for _ in range(count):
+            obs, reward, terminated, truncated, _ = env.step(now["action"])
+            action = agent.act(obs, reward, terminated, truncated)
+            now["action"] = agent.act(env.reset()[0]) if terminated or truncated else action
+        return count
 
     return train
 
@@ -102,9 +140,9 @@ def compare(jax: str, seconds: float) -> dict[str, Any]:
         arguments = [json.dumps(case)]
         peers = {
             "ours": Peer([sys.executable, __file__, "--serve", *arguments]),
-            "jax": Peer([jax, str(Path(__file__).parent / "programs" / "elstm_jax.py"), *arguments]),
+            "jax": Peer([jax, str(Path(__file__).parent / "programs" / "recurrent_jax.py"), *arguments]),
         }
-        count = STEPS if case[0] > 1 else STEPS // 10
+        count = STEPS if case.copies > 1 else STEPS // 10
         for peer in peers.values():
             peer(count)  # compiles
         times: dict[str, list[float]] = {key: [] for key in peers}
@@ -129,6 +167,6 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.serve:
-        serve(ours(*json.loads(options.serve)))
+        serve(ours(Case(*json.loads(options.serve))))
     else:
         finish("peers", {"cases": compare(options.jax, options.seconds)}, options.json)

@@ -309,7 +309,7 @@ class BatchedEnv(VectorEnv):
     def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
         """T steps as one compiled call each that reads row t of `action_TB`; None if there is no such call.
 
-        They draw the random numbers of T calls of `step`, and are valid once the call has been made for all T rows.
+        They draw the random numbers of T calls of `step`: `begin`, then the call for all T rows, then `finish`.
         """
         own = type(self).step is not BatchedEnv.step
         steps = None if own or self.state is None else self._compiled(action_TB[0])

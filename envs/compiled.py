@@ -65,7 +65,8 @@ class CompiledSteps:
     """T steps that `kernels.loop` can make; all tensors but `obs` and `is_init` [T + 1, B, ...] have T rows.
 
     `obs[t]` is observed before step t and `obs[0]` is the caller's to fill; `is_init[t + 1]` says that step t ended an
-    episode. `finish` puts the environment after the last step.
+    episode. `begin` reads the environment as it is now and draws random numbers, `finish` puts it after the last step;
+    both can be called again and again for as long as it `fits`.
     """
 
     calls: list[Call]
@@ -78,7 +79,9 @@ class CompiledSteps:
     episode_return: Tensor
     #: `target` and `target_mask` of prediction tasks; other extra results of `advance` are not kept
     info: dict[str, Tensor]
+    begin: Callable[[], None]
     finish: Callable[[], None]
+    fits: Callable[[], bool]
 
 
 class CompiledEnv:
@@ -169,8 +172,11 @@ class CompiledEnv:
     def steps(self, env: BatchedEnv, action_TB: Tensor) -> CompiledSteps:
         """T steps as rows (see `BatchedEnv.compiled_steps`)."""
         T, B = action_TB.shape[:2]
-        tensors: dict[str, Any] = dict(self.buffers(env))
-        tensors |= {name: Each(rows) for name, rows in self.transition.draw(T, B, env.generator).items()}
+        copied = {name: tensor.clone() for name, tensor in self.buffers(env).items()}
+        random = {
+            draw.slot.name: torch.empty(T, B, *draw.slot.shape, dtype=draw.slot.dtype) for draw in self.transition.draws
+        }
+        tensors: dict[str, Any] = {**copied, **{name: Each(rows) for name, rows in random.items()}}
         tensors["action"] = Each(action_TB)
         # the state is written over
         running = {f"state.{name}": getattr(env.state, name) for name in self._states}
@@ -189,14 +195,32 @@ class CompiledEnv:
         threads = torch.get_num_threads() if B >= _MANY else 1
         call = Call(self.transition.functions, (B, threads), (*inputs, *outputs))
 
+        read: dict[str, tuple[Tensor | None, int]] = dict.fromkeys(copied, (None, 0))
+
+        def begin() -> None:
+            for name, tensor in self.buffers(env).items():
+                last, version = read[name]
+                if last is not tensor or version != tensor._version:
+                    copied[name].copy_(tensor)
+                    read[name] = tensor, tensor._version
+            for name in self._states:
+                running[f"state.{name}"].copy_(getattr(env.state, name))
+            for name, attribute in _AGES:
+                running[name].copy_(getattr(env, attribute))
+            for name, rows in self.transition.draw(T, B, env.generator).items():
+                random[name].copy_(rows)
+
         def finish() -> None:
-            env.state = self._state_type(*[running[f"state.{name}"] for name in self._states])
-            env.age_B, env.return_B = running["age"], running["return"]
+            env.state = self._state_type(*[running[f"state.{name}"].clone() for name in self._states])
+            env.age_B, env.return_B = running["age"].clone(), running["return"].clone()
 
         known = {
             name: rows.pop(name) for name in ("obs", "final_obs", "reward", "terminated", "truncated", "episode_return")
         }
-        return CompiledSteps([call], is_init=rows.pop("_final_obs"), **known, info=rows, finish=finish)
+        is_init, first = rows.pop("_final_obs"), action_TB[0]
+        return CompiledSteps(
+            [call], is_init=is_init, **known, info=rows, begin=begin, finish=finish, fits=lambda: self.fits(env, first)
+        )
 
 
 #: results of T steps that are kept, for somebody may read them

@@ -92,8 +92,8 @@ class ObservationBorder:
                 self.start = self.start.to(obs.device)
             obs = (obs.flatten(1) if obs.dim() > 1 else obs.unsqueeze(1)) - self.start
         if obs.shape[1:] != self.space.shape:
-            return obs.reshape(len(obs), *self.space.shape)
-        if self.start is None:
+            return obs.reshape(obs.shape[0], *self.space.shape)
+        if self.start is None and type(obs) is Tensor:
             self._plain = obs.shape
         return obs
 
@@ -170,7 +170,7 @@ class ActionBorder:
             action = torch.clamp(action if self.dtype.is_floating_point else action.round(), self.low, self.high)
         elif self.start is not None:
             action = action + (self.start if action.dim() > 1 else self.start[0])
-        return action.to(self.dtype).reshape(len(action), *(self.source.shape or ()))
+        return action.to(self.dtype).reshape(action.shape[0], *(self.source.shape or ()))
 
     def _move(self, device: torch.device) -> None:
         """Bring what is computed with to the device of the actions, once."""

@@ -377,7 +377,11 @@ class TaskEnv(VectorEnv):
         if len(self._mask_of_group) > 1 or not continuous or not self.reads[g].plain:
             return None
         made = self.envs[g].compiled_steps(action_TB)
-        if made is None or not self.padded or made.obs.shape[2:] == self.single_observation_space.shape:
+        if made is None:
+            return None
+        whole, fits = {g: None}, made.fits
+        made = replace(made, fits=lambda: self._mask_of_group.keys() == whole.keys() and fits())
+        if not self.padded or made.obs.shape[2:] == self.single_observation_space.shape:
             return made
         width = self.single_observation_space.shape[0]  # type: ignore[index]
         obs, final_obs = (own.new_zeros(*own.shape[:2], width) for own in _seen(made))

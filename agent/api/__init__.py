@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lifelong.agent.cells.base import DiagonalCell as DiagonalCell
     from lifelong.agent.config import load as load_config  # noqa: F401
     from lifelong.agent.errors import LifelongError as LifelongError
+    from lifelong.agent.export import export as export
     from lifelong.agent.gradients.base import GradientEngine as GradientEngine
     from lifelong.agent.inference import load as load
     from lifelong.agent.objectives.base import Objective as Objective
@@ -40,6 +41,7 @@ _NAMES = {
     "resume": "lifelong.agent.run:resume",
     "OnlineAgent": "lifelong.agent.online:OnlineAgent",
     "load": "lifelong.agent.inference:load",
+    "export": "lifelong.agent.export:export",
     "registry": "lifelong.agent.registry",
     "LifelongError": "lifelong.agent.errors:LifelongError",
     "BatchedEnv": "lifelong.envs.base:BatchedEnv",

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from lifelong.agent.cells.base import Acted, Cell
 from lifelong.envs.options import Width
 from lifelong.kernels.acting import read_out
-from lifelong.kernels.dense import Dense
-from lifelong.kernels.gru_sequence import compiled, gru_call, gru_sequence
-from lifelong.kernels.loop import Calls, Each
+from lifelong.kernels.dense import Dense, add_groups, copy
+from lifelong.kernels.gru_sequence import compiled, gru_call, gru_sequence, kept
+from lifelong.kernels.loop import Call, Calls, Direct, Each
 
 
 class GRU(Cell):
@@ -52,21 +52,26 @@ class GRU(Cell):
         outside, inside = self.hidden.bias.split((2 * self.size, self.size))
         return self.input.bias + nn.functional.pad(outside, (0, self.size)), inside
 
+    def bias_calls(self) -> tuple[Tensor, Tensor, list[Call | Direct]]:
+        """The same, where they lie and will lie, and the calls that put them there."""
+        bias, gates = torch.empty_like(self.input.bias).detach(), 2 * self.size
+        added = self.hidden.bias.detach()
+        calls = [copy(self.input.bias.detach(), bias), add_groups(added[None, :gates], bias[:gates])]
+        return bias, added[gates:], [*calls]
+
     def compiled(self) -> bool:
         return compiled(self.hidden.weight)
 
     def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
     ) -> tuple[Calls, Tensor, tuple[Tensor, ...]]:
-        bias, inside = self._biases()
-        u_BM, drive = (
-            x_TBD.new_empty(x_TBD.shape[1], 3 * self.size),
-            Dense(self.input.weight, bias, rows=x_TBD.shape[1]),
-        )
-        step = gru_call(u_BM, self.hidden.weight, inside, state_TBS, is_init_TB)
+        bias, inside, biases = self.bias_calls()
+        (T, B, _), N = x_TBD.shape, self.size
+        u_BM, drive, rows = x_TBD.new_empty(B, 3 * N), Dense(self.input.weight, bias, rows=B), kept(x_TBD, T, B, N)
+        step = gru_call(u_BM, self.hidden.weight, inside, state_TBS, is_init_TB, rows)
         read, read_TBP = read_out(state_TBS[1:], weight_PH, bias_P)
-        pack = [*drive.pack(backward=False), *step.pack, *read.pack]
-        return Calls(pack, [drive.forward(Each(x_TBD), u_BM), *step.step, *read.step]), read_TBP, ()
+        pack = [*biases, *drive.pack(backward=False), *step.pack, *read.pack]
+        return Calls(pack, [drive.forward(Each(x_TBD), u_BM), *step.step, *read.step]), read_TBP, rows
 
     @torch.no_grad()
     def states(self, x_TBD: Tensor, state_BS: Tensor, is_init_TB: Tensor) -> Tensor:

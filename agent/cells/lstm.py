@@ -10,7 +10,7 @@ from lifelong.envs.options import Bias, Width
 from lifelong.kernels.acting import read_out
 from lifelong.kernels.dense import Dense
 from lifelong.kernels.loop import Calls, Each
-from lifelong.kernels.lstm_sequence import compiled, lstm_call, lstm_sequence
+from lifelong.kernels.lstm_sequence import compiled, kept, lstm_call, lstm_sequence
 
 
 class LSTM(Cell):
@@ -53,14 +53,13 @@ class LSTM(Cell):
     def read_out_calls(
         self, x_TBD: Tensor, state_TBS: Tensor, is_init_TB: Tensor, weight_PH: Tensor, bias_P: Tensor
     ) -> tuple[Calls, Tensor, tuple[Tensor, ...]]:
-        u_BM, drive = (
-            x_TBD.new_empty(x_TBD.shape[1], 4 * self.size),
-            Dense(self.input.weight, self.input.bias, rows=x_TBD.shape[1]),
-        )
-        step = lstm_call(u_BM, self.hidden.weight, state_TBS, is_init_TB)
+        (T, B, _), N = x_TBD.shape, self.size
+        u_BM, drive = x_TBD.new_empty(B, 4 * N), Dense(self.input.weight, self.input.bias, rows=B)
+        rows = kept(x_TBD, T, B, N)
+        step = lstm_call(u_BM, self.hidden.weight, state_TBS, is_init_TB, rows)
         read, read_TBP = read_out(state_TBS[1:, :, : self.size], weight_PH, bias_P)
         pack = [*drive.pack(backward=False), *step.pack, *read.pack]
-        return Calls(pack, [drive.forward(Each(x_TBD), u_BM), *step.step, *read.step]), read_TBP, ()
+        return Calls(pack, [drive.forward(Each(x_TBD), u_BM), *step.step, *read.step]), read_TBP, rows
 
     def taps(self) -> dict[str, tuple[list[str], str | None]]:
         return {"joint": (["input.weight", "hidden.weight"], "input.bias")}

@@ -21,7 +21,7 @@ from lifelong.kernels.loop import Call, Calls, Direct, Each, by_round
 Observations = gymnasium.spaces.Box | gymnasium.spaces.MultiDiscrete
 
 #: its name
-Activation = Literal["tanh", "relu", "silu", "crelu", "rational"]
+Activation = Literal["tanh", "relu", "leaky_relu", "silu", "crelu", "rational"]
 #: how often a block is applied
 Depth = Annotated[int, Range(1, 1000)]
 #: steps of a pattern
@@ -68,6 +68,7 @@ class Rational(nn.Module):
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
     "silu": nn.SiLU,
     "crelu": CReLU,
     "rational": Rational,
@@ -95,6 +96,17 @@ def make_activation(name: str) -> nn.Module:
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; valid: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()
+
+
+@torch.no_grad()
+def sparse_(weight: Tensor, share: float) -> None:
+    """Draw a weight [out, in] anew: zeros in a `share` of each row (rounded up, but not all), the others uniformly
+    within 1 / sqrt(in)."""
+    inputs = weight.shape[1]
+    weight.uniform_(-(inputs**-0.5), inputs**-0.5)
+    zeros = min(math.ceil(share * inputs), inputs - 1)
+    chosen = torch.rand_like(weight).argsort(1)[:, :zeros]
+    weight.scatter_(1, chosen, 0.0)
 
 
 class _SumOfColumns(torch.autograd.Function):
@@ -252,9 +264,11 @@ class MLP(Encoder):
     Args:
         space: observation space of one copy.
         hidden: units of each layer.
-        activation: tanh, relu, silu, rational, or crelu, with which a unit has two features.
+        activation: tanh, relu, leaky_relu, silu, rational, or crelu, with which a unit has two features.
         norm: `layer`: layer normalisation between every layer and its activation (Ba, Kiros & Hinton 2016; against loss
             of plasticity Lyle et al. 2023, ICML); `weight`: weights with a length and a direction (see `WeightNorm`).
+        sparse: this share of a unit's weights begins at zero, the others uniformly within 1 / sqrt(inputs), so that
+            units begin with little in common (Elsayed et al. 2024, arXiv 2410.14606, algorithm 1); 0: orthogonal.
     """
 
     chain: ClassVar[bool] = True
@@ -266,8 +280,11 @@ class MLP(Encoder):
         hidden: Widths = (64,),
         activation: Activation = "tanh",
         norm: LinearNorm = "none",
+        sparse: Annotated[float, Range(0.0, 0.999)] = 0.0,
     ) -> None:
         super().__init__(space)
+        if sparse and norm == "weight":
+            raise ValueError("weights that have a direction cannot begin sparse; set sparse to 0 or norm to layer")
         layers: list[nn.Module] = []
         width_in, parts = sum(self.counts) or math.prod(space.shape), PARTS.get(activation, 1)
         for width_out in map(int, hidden):
@@ -279,6 +296,8 @@ class MLP(Encoder):
                 linear = OneHotLinear(self.counts, width_out) if categories else nn.Linear(width_in, width_out)
                 nn.init.orthogonal_(linear.weight, 2**0.5)
                 nn.init.zeros_(linear.bias)
+                if sparse:
+                    sparse_(linear.weight, sparse)
             normed = [nn.LayerNorm(width_out)] if norm == "layer" else []
             layers += [linear, *normed, make_activation(activation)]
             width_in = parts * width_out

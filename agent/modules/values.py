@@ -1,11 +1,14 @@
-"""Acting by the values of actions: epsilon-greedily, every copy with a share of its own."""
+"""Acting by the values of actions, epsilon-greedily, each copy with its own share; actions that are predictions."""
 
 from __future__ import annotations
 
+import math
+
+import gymnasium
 import torch
 from torch import Tensor
 
-from lifelong.agent.modules.heads import NEGATIVE, Categorical
+from lifelong.agent.modules.heads import NEGATIVE, Categorical, Distribution
 
 
 class EpsilonGreedy(Categorical):
@@ -69,3 +72,48 @@ class EpsilonGreedy(Categorical):
 
     def kl(self, params: Tensor, other: Tensor) -> Tensor:
         return super().kl(params / self.temperature, other / self.temperature)
+
+
+class Predictions(Distribution):
+    """Box [K]: an action is K predictions, and nothing is drawn. For whoever asks for probabilities it is a Gaussian of
+    unit variance about them, so that KL is half the squared distance. Parameters are the predictions, [..., K].
+
+    Args:
+        space: of the actions.
+    """
+
+    action_dtype = torch.float32
+
+    def __init__(self, space: gymnasium.spaces.Box) -> None:
+        (self.size,) = space.shape
+        self.action_shape = (self.size,)
+        self.low, self.high = torch.as_tensor(space.low), torch.as_tensor(space.high)
+
+    def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
+        return params
+
+    def mode(self, params: Tensor) -> Tensor:
+        return params
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        return -0.5 * (action - params).square().sum(-1) - 0.5 * self.size * math.log(2 * math.pi)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        return torch.full_like(params[..., 0], 0.5 * self.size * math.log(2 * math.pi * math.e))
+
+    def kl(self, params: Tensor, other: Tensor) -> Tensor:
+        return 0.5 * (params - other).square().sum(-1)
+
+    def tempered(self, params: Tensor, temperature: float) -> Tensor:
+        return params
+
+    def features(self, action: Tensor) -> Tensor:
+        return action
+
+    @property
+    def feature_size(self) -> int:
+        return self.size
+
+    def clip(self, action: Tensor) -> Tensor:
+        self.low, self.high = self.low.to(action.device), self.high.to(action.device)
+        return torch.clamp(action, self.low, self.high)

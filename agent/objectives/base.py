@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import gymnasium
 import torch
 from torch import Tensor
 
+from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.modules.heads import Distribution, distribution_of
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Outputs, Policy
@@ -74,6 +76,10 @@ class Objective:
     says_error: ClassVar[bool] = False
     #: whether the objective needs `info["target"]` from the environment
     needs_target: ClassVar[bool] = False
+    #: whether it learns along traces, from one step at a time (see `agent.objectives.streaming`)
+    streaming: ClassVar[bool] = False
+    #: and whether step-size rules can bound its steps
+    scalable: ClassVar[bool] = False
     #: options that may be a schedule: attributes of the same name, read at every chunk
     SCHEDULED: ClassVar[tuple[str, ...]] = ()
     epochs: Count = 1
@@ -106,6 +112,31 @@ class Objective:
 
     def stepped(self) -> None:
         """Called after every step of the optimiser."""
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Around the forward pass of an update."""
+        return nullcontext()
+
+    def begin(self, engine: GradientEngine, trace: Any, *, extra: bool) -> None:
+        """Called before an update is made with this engine and its trace of the chunk; `extra`: strategies add
+        losses."""
+
+    def passes(self, copies: int, *, extra: bool) -> int:
+        """How many backward passes an update makes over a chunk of `copies`; `extra`: strategies add losses."""
+        return 1
+
+    def add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called after the backward pass of the loss, for what it does not say."""
+
+    def reset(self, mask_B: Tensor | None = None) -> None:
+        """What was learned along ends in the copies `mask_B` (bool [B]; None: all): they start anew from outside."""
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """Tensors that belong to this worker's copies, each with the copies as its first dimension."""
+        return {}
+
+    def load_own_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `own_state_dict` returned; nothing, or what does not fit, is a beginning."""
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data that resume needs; equal on all workers."""

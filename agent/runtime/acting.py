@@ -34,7 +34,7 @@ def compiled(policy: Policy) -> bool:
     return drawn and plain and parts and acting.available(policy.critic.weight)
 
 
-def _read_out(policy: Policy) -> tuple[tuple[Tensor, Tensor], list[Direct]]:
+def read_out(policy: Policy) -> tuple[tuple[Tensor, Tensor], list[Direct]]:
     """Room for weight and bias of actor and critic side by side, and the calls that fill it."""
     actor, critic = policy.actor.linear, policy.critic
     (P, H), V = actor.weight.shape, len(critic.weight)
@@ -63,61 +63,93 @@ def actions(policy: Policy, steps: int, copies: int, *, rescaled: bool) -> Actio
 class CompiledActing:
     """The calls before and after the environment's at every step, and what they leave, in tensors of its own.
 
+    `begin` has to be called before they are made, and may be again and again.
+
     Attributes:
         pack: what reads the parameters.
         before: from the observation of the step to the action, which is the last of them.
         after: what the next step is shown of this one, once its reward and `is_init` are known.
         x_TBD, state_TBS: the cell's inputs, and its memory with a row more than there are steps.
+        read_TBR: the read-out of all heads.
         policy_TBP, value_TB: what the heads say.
         kept: what the cell can use again (see `Cell.read_out_calls`).
         encoder: its calls.
         read_out: weight and bias of actor and critic side by side.
+        task_B, mask_BA: what the heads go by.
     """
 
     def __init__(
         self,
         policy: Policy,
-        inputs: Inputs,
         obs_TB: Tensor,
-        state_BS: Tensor,
         is_init_TB: Tensor,
         reward_TB: Tensor,
-        scale_B: Tensor | None,
         acted: Actions,
         border: ActionBorder | None,
         generator: torch.Generator | None,
         *,
+        masked: int,
+        scaled: bool,
         beyond: bool = False,
     ) -> None:
         """Args:
         policy: whose parameters are read where they lie now.
-        inputs: of the first step.
         obs_TB, is_init_TB: with a row more than there are steps; the first is not read before the calls are made.
-        state_BS: the memory before the first step.
-        reward_TB: rewards, which are multiplied by `scale_B` [B] in place.
+        reward_TB: rewards, which are multiplied in place if they are `scaled`.
         acted: where actions go.
         border: between the policy's actions and the environment's, if they differ.
         generator: None takes the most likely actions.
+        masked: width of the action masks, 0 if there are none.
+        scaled: whether rewards have a scale.
         beyond: let the calls of `before` read the last observation, too; what the heads say then lies in one piece.
         """
-        T, B = len(obs_TB) - (not beyond), len(state_BS)
-        encoder = policy.encoder
-        size = policy.cell.input_size
+        T, B = len(obs_TB) - (not beyond), obs_TB.shape[1]
+        self.policy, self.acted, self.generator, weight = policy, acted, generator, policy.critic.weight
+        self.obs_TB, self.is_init_TB = obs_TB, is_init_TB
+        encoder, size = policy.encoder, policy.cell.input_size
         plain = encoder.transparent and size == encoder.output_size
-        x_TBD = obs_TB if plain else obs_TB.new_empty(len(obs_TB), B, size, dtype=policy.critic.weight.dtype)
-        self.state_TBS = state_BS.new_empty(T + 1, *state_BS.shape)
-        self.state_TBS[0] = state_BS
+        x_TBD = obs_TB if plain else weight.new_empty(len(obs_TB), B, size)
+        state = policy.cell.initial_state(B, weight.device)
+        self.state_TBS = state.new_empty(T + 1, *state.shape)
+        self.task_B, self.scale_B = torch.empty(B, dtype=torch.int64), torch.ones_like(reward_TB[0])
+        self.mask_BA = torch.empty(B, masked, dtype=torch.bool)
         self.x_TBD = x_TBD[:T]
-        self.read_out, pack = _read_out(policy)
+        self.read_out, pack = read_out(policy)
         cell = policy.cell.read_out_calls(self.x_TBD, self.state_TBS, is_init_TB, *self.read_out)
-        calls, read_TBR, self.kept = cell
+        calls, self.read_TBR, self.kept = cell
         features = self.x_TBD[..., : encoder.output_size]
         self.encoder = Calls([], []) if plain else encoder.act_calls(obs_TB[:T], features)
         self.pack = [*pack, *self.encoder.pack, *calls.pack]
         self.before = [*self.encoder.step, *calls.step]
         self.after: list[Call | Direct] = []
-        self._show(policy, inputs, x_TBD, is_init_TB, reward_TB, scale_B, acted)
-        self._draw(policy, inputs, read_TBR, acted, border, generator, apart=beyond)
+        self._show(x_TBD, is_init_TB, reward_TB, scaled)
+        #: uniform or normal numbers that actions are drawn by
+        self.noise: Tensor | None = None
+        self._draw(border, apart=beyond)
+
+    def begin(
+        self, inputs: Inputs, state_BS: Tensor, is_init_B: Tensor, scale_B: Tensor | None = None, *, draw: bool = True
+    ) -> None:
+        """Put in place what the first step reads, and `draw` random numbers for all."""
+        self.obs_TB[0], self.is_init_TB[0], self.state_TBS[0] = inputs.obs, is_init_B, state_BS
+        if self.action_TBF is not None:
+            self.action_TBF[0] = inputs.previous_action
+        if self.reward_TB is not None:
+            self.reward_TB[0] = inputs.previous_reward
+        if self.shown_TBK is not None:
+            self.shown_TBK.copy_(torch.nn.functional.one_hot(inputs.task, self.policy.tasks_shown))
+        self.task_B.copy_(inputs.task)
+        if self.mask_BA.shape[1]:
+            self.mask_BA.copy_(inputs.action_mask)
+        if scale_B is not None:
+            self.scale_B.copy_(scale_B)
+        if self.noise is None or not draw:
+            return
+        if isinstance(self.policy.distribution, Gaussian):
+            for row in self.noise:  # torch's normal numbers depend on how many are drawn at once
+                row.copy_(torch.randn(row.shape, generator=self.generator))
+        else:
+            torch.rand(self.noise.shape, generator=self.generator, out=self.noise)
 
     def shown(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Previous action [T + 1, B, F] and reward [T + 1, B] as the policy read and, in the last row, will read them;
@@ -126,82 +158,59 @@ class CompiledActing:
         action = inputs.previous_action.expand(rows, -1, -1) if self.action_TBF is None else self.action_TBF
         return action, inputs.previous_reward.expand(rows, -1) if self.reward_TB is None else self.reward_TB
 
-    def _show(
-        self,
-        policy: Policy,
-        inputs: Inputs,
-        x_TBD: Tensor,
-        is_init_TB: Tensor,
-        reward_TB: Tensor,
-        scale_B: Tensor | None,
-        acted: Actions,
-    ) -> None:
+    def _show(self, x_TBD: Tensor, is_init_TB: Tensor, reward_TB: Tensor, scaled: bool) -> None:
         """What the cell reads beside the features: previous action, previous reward, task."""
+        policy, following = self.policy, is_init_TB[1:]
         first, distribution = policy.encoder.output_size, policy.distribution
-        following = is_init_TB[1:]
         self.action_TBF: Tensor | None = None
         self.reward_TB: Tensor | None = None
         if policy.with_action:
             width = distribution.feature_size
             columns = self.action_TBF = x_TBD[..., first : first + width]
-            columns[0] = inputs.previous_action
             if isinstance(distribution, Gaussian):
-                self.after.append(acting.masked(acted.clipped_TB, following, columns[1:]))
+                self.after.append(acting.masked(self.acted.clipped_TB, following, columns[1:]))
             else:
                 counts = distribution.counts if isinstance(distribution, MultiCategorical) else [width]
                 offsets = acting.previous_offsets(counts)
-                self.after.append(acting.one_hot(acted.drawn_TB, offsets, following, columns[1:]))
+                self.after.append(acting.one_hot(self.acted.drawn_TB, offsets, following, columns[1:]))
             first += width
         shown = x_TBD[..., first : first + 1] if policy.with_reward else None
         if shown is not None:
             self.reward_TB = shown[..., 0]
-            shown[0, :, 0] = inputs.previous_reward
             first += 1
-        if scale_B is not None or shown is not None:
-            scale_B = torch.ones_like(reward_TB[0]) if scale_B is None else scale_B
-            self.after.append(acting.scaled_reward(reward_TB, scale_B, following, None if shown is None else shown[1:]))
-        if policy.tasks_shown:
-            x_TBD[..., first:] = torch.nn.functional.one_hot(inputs.task, policy.tasks_shown)
+        if scaled or shown is not None:
+            to = None if shown is None else shown[1:]
+            self.after.append(acting.scaled_reward(reward_TB, self.scale_B, following, to))
+        self.shown_TBK = x_TBD[..., first:] if policy.tasks_shown else None
 
-    def _draw(
-        self,
-        policy: Policy,
-        inputs: Inputs,
-        read_TBR: Tensor,
-        acted: Actions,
-        border: ActionBorder | None,
-        generator: torch.Generator | None,
-        apart: bool,
-    ) -> None:
+    def _draw(self, border: ActionBorder | None, *, apart: bool) -> None:
         """Heads and actions."""
+        policy, read_TBR, acted = self.policy, self.read_TBR, self.acted
         (T, B, _), actor, distribution = read_TBR.shape, policy.actor, policy.distribution
         counts = actor.tasks, policy.values
         one_head = counts == (1, 1) and type(distribution) is Categorical
-        if one_head and not apart and not inputs.action_mask.shape[-1]:
+        if one_head and not apart and not self.mask_BA.shape[1]:
             self.policy_TBP, self.value_TB = read_TBR[..., :-1], read_TBR[..., -1]
         else:
             self.policy_TBP = read_TBR.new_empty(T, B, distribution.size)
             self.value_TB = read_TBR.new_empty(T, B)
             log_std = actor.log_std.detach() if isinstance(distribution, Gaussian) else None
-            mask = inputs.action_mask.contiguous()
             row = self.policy_TBP, self.value_TB
-            self.before.append(acting.heads(read_TBR, inputs.task, mask, log_std, counts, NEGATIVE, *row))
+            self.before.append(acting.heads(read_TBR, self.task_B, self.mask_BA, log_std, counts, NEGATIVE, *row))
         if isinstance(distribution, Gaussian):
             bounds_6A = torch.stack([distribution.low, distribution.high] * 3)
             if border is not None and border.start is not None and border.scale is not None:
                 bounds_6A[2:] = torch.stack([border.start, border.scale, border.low, border.high])
-            noise = None
-            if generator is not None:  # drawn step by step: torch's normal numbers depend on how many are drawn at once
-                shape = acted.drawn_TB.shape[1:]
-                noise = torch.stack([torch.randn(shape, generator=generator) for _ in range(T)])
+            self.noise = None if self.generator is None else read_TBR.new_empty(acted.drawn_TB.shape)
             tensors = acted.drawn_TB, acted.clipped_TB, acted.given_TB
-            self.before.append(acting.gaussian(self.policy_TBP, noise, bounds_6A, *tensors))
+            self.before.append(acting.gaussian(self.policy_TBP, self.noise, bounds_6A, *tensors))
             return
         logits, action = self.policy_TBP, acted.drawn_TB
         if isinstance(distribution, MultiCategorical):
-            logits, action = logits.view(T, -1, distribution.counts[0]), action.view(T, -1)
-        if generator is None:
+            logits = logits.view(T, -1, distribution.counts[0])
+            action = action.view(len(action), -1)
+        if self.generator is None:
             self.before.append(acting.mode(logits, action))
         else:
-            uniform = torch.rand(action.shape, generator=generator)
-            self.before.append(categorical_call(logits, uniform, action))
+            self.noise = torch.empty(action.shape)
+            self.before.append(categorical_call(logits, self.noise, action))

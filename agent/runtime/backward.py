@@ -1,14 +1,13 @@
 """The backward pass of a cell over a chunk and the step of its carry, as compiled calls (see `agent.runtime.plan`).
 
 For cells with one part of state a unit, c_t = r(u_t, v, c_{t-1}) with u_t = W x_t + b: the eLSTM, whose output gate is
-dense, and cells whose output is their state.
+dense, and cells whose output is their state. GRU and LSTM are in `backward_dense`.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +15,14 @@ from torch import Tensor
 
 from lifelong.agent.cells.base import Cell, ElementwiseCell
 from lifelong.agent.cells.elstm import ELSTM
+from lifelong.agent.cells.gru import GRU
+from lifelong.agent.cells.lstm import LSTM
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.gradients.bptt import BPTT
 from lifelong.agent.gradients.rtrl import RTRL
+from lifelong.agent.runtime.backward_dense import GRUBackward, LSTMBackward
+from lifelong.agent.runtime.cell_calls import CellCalls, CellRows
+from lifelong.kernels import gru_sequence, lstm_sequence
 from lifelong.kernels.arguments import zeros
 from lifelong.kernels.dense import Dense, add_groups, clear, gather, multiply, transpose
 from lifelong.kernels.elstm import gate_backward_call, gate_call
@@ -32,6 +36,16 @@ def refusal(cell: Cell, engine: GradientEngine) -> str | None:
     """Why there are no such calls for a cell and an engine; None if there are."""
     if type(engine) not in (RTRL, BPTT):
         return f"the engine {type(engine).__name__}"
+    found = cell_refusal(cell)
+    if found is None and isinstance(engine, RTRL) and engine.weight_BGND.dtype != engine.small_BMN.dtype:
+        return "a carry in bfloat16"
+    return found
+
+
+def cell_refusal(cell: Cell) -> str | None:
+    """Why there are no such calls for the backward pass of a cell; None if there are."""
+    if type(cell) in (GRU, LSTM):
+        return None if cell.compiled() else f"the cell {type(cell).__name__}"
     if not isinstance(cell, ElementwiseCell) or cell.PARTS != 1 or cell.solver is not None or not cell.compiled():
         return f"the cell {type(cell).__name__}"
     if type(cell).spread is not ElementwiseCell.spread or type(cell).fold is not ElementwiseCell.fold:
@@ -39,8 +53,6 @@ def refusal(cell: Cell, engine: GradientEngine) -> str | None:
     impl, program = _implementation(cell), cell.compiled_recurrence().program
     if not isinstance(impl, Compiled) or program is None or program.extra or impl.kept or not cell.VECTORS:
         return f"the recurrence of {type(cell).__name__}"
-    if isinstance(engine, RTRL) and engine.weight_BGND.dtype != cell.bias.dtype:
-        return "a carry in bfloat16"
     return None
 
 
@@ -48,81 +60,76 @@ def _implementation(cell: ElementwiseCell) -> Any:
     return cell.compiled_recurrence().implementation("auto", cell.bias)
 
 
-@dataclass
-class CellRows:
-    """What acting left of K rounds of T steps of B copies."""
+def room(cell: Cell, steps: int, copies: int) -> CellRows:
+    """Empty rows for one round of T steps of B copies."""
+    like = next(cell.parameters()).detach()
+    x, state = like.new_empty(steps, copies, cell.input_size), like.new_empty(steps + 1, copies, cell.state_size)
+    kept: tuple[Tensor, ...] = ()
+    if isinstance(cell, ELSTM):
+        kept = (like.new_empty(steps, copies, cell.size),)
+    elif isinstance(cell, GRU):
+        kept = gru_sequence.kept(like, steps, copies, cell.size)
+    elif isinstance(cell, LSTM):
+        kept = lstm_sequence.kept(like, steps, copies, cell.size)
+    return CellRows(1, x, state, torch.empty(steps, copies, dtype=torch.bool), kept)
 
-    rounds: int
-    x_TBD: Tensor  # [K * T, B, D]
-    state_TBS: Tensor  # before each step and after the last, K * T + 1 rows
-    is_init_TB: Tensor  # [K * T, B]
-    gate_TBN: Tensor | None  # the output gate of an eLSTM
 
-
-class CellBackward:
-    """The calls for one cell.
+def calls_of(cell: Cell, rows: CellRows, *, again: bool = False) -> CellCalls:
+    """The calls of a cell.
 
     Args:
-        cell: `refusal` found nothing.
-        engine: its carry is moved in place.
+        cell: `cell_refusal` found nothing.
         rows: what acting left.
-        again: let `forward` compute the states again.
-
-    Attributes:
-        pack: what reads the parameters.
-        outputs: what the heads read [T * B, N], once the calls of `before` have been made.
+        again: let `forward` compute states and what is kept again.
     """
+    if isinstance(cell, GRU):
+        return GRUBackward(cell, rows, again=again)
+    if isinstance(cell, LSTM):
+        return LSTMBackward(cell, rows, again=again)
+    assert isinstance(cell, ElementwiseCell)
+    return CellBackward(cell, rows, again=again)
 
-    def __init__(self, cell: ElementwiseCell, engine: GradientEngine, rows: CellRows, *, again: bool = False) -> None:
-        self.cell, self.engine, self.rows = cell, engine, rows
+
+class CellBackward(CellCalls):
+    """Cells with one part of state a unit."""
+
+    cell: ElementwiseCell
+
+    def __init__(self, cell: ElementwiseCell, rows: CellRows, *, again: bool = False) -> None:
+        super().__init__(cell, rows)
         K, N = rows.rounds, cell.size
-        self.T, self.B, self.D = len(rows.x_TBD) // K, rows.x_TBD.shape[1], rows.x_TBD.shape[2]
-        self.M, self.dtype = self.T * self.B, cell.bias.dtype
-        self.x, self.after = by_round(rows.x_TBD, K, self.T), by_round(rows.state_TBS[1:], K, self.T)
-        before = rows.state_TBS[: K * self.T].unflatten(0, (K, self.T))
-        self.first, self.states = Each(before[:, 0]), Each(before)
-        self.init = Each(rows.is_init_TB[: K * self.T].unflatten(0, (K, self.T)))
+        self.after = by_round(rows.state_TBS[1:], K, self.T)
+        self.states = Each(rows.state_TBS[: K * self.T].unflatten(0, (K, self.T)))
         self.drive = Dense(cell.weight_input, cell.bias, rows=self.M)
-        self.pack: list[Call | Direct] = [*self.drive.pack()]
-        self.before: list[Call | Direct] = []
-        self.outputs: Tensor | Each = self.after
+        self.pack = [*self.drive.pack()]
+        self.outputs = self.after
         self.v = cell.weight_recurrent.detach()
-        if rows.gate_TBN is not None:
-            assert isinstance(cell, ELSTM)
-            self.gate = by_round(rows.gate_TBN, K, self.T)
+        self.gated = isinstance(cell, ELSTM)
+        if isinstance(cell, ELSTM):
+            self.gate = by_round(rows.kept[0], K, self.T)
             self.from_input = Dense(cell.output_input, cell.output_bias)
             self.from_state = Dense(cell.output_state, cell.output_bias)
             self.pack += [*self.from_input.pack(forward=again), *self.from_state.pack(forward=again)]
-            self.outputs = self._empty(self.M, N)
+            self.outputs = self.empty(self.M, N)
             self.before.append(multiply(self.gate, self.after, self.outputs))
         #: of the carry's part of the last round: the largest entries of |dstate_t/dstate_{t-1}|
         self.top: Tensor | None = None
 
-    def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype)
-
-    def backward(
-        self, slopes: Tensor, grads: Mapping[str, Tensor], dx: Tensor | None, copies: Each | None = None
-    ) -> list[Call | Direct]:
-        """From the gradients `slopes` [T * B, N] of the output: adds those of the parameters to `grads`, by name in the
-        cell, and writes that of the input to `dx` [T * B, D] if it is given.
-
-        The carry is read and moved; or, if the rows are those of some `copies` (int64 [B]), only read.
-        """
+    def backward(self, slopes: Tensor, grads: Mapping[str, Tensor], dx: Tensor | None) -> list[Call | Direct]:
         calls: list[Call | Direct] = []
         cell, T, B, N = self.cell, self.T, self.B, self.cell.size
         program, impl = cell.compiled_recurrence().program, _implementation(cell)
         assert program is not None
-        u, du, e = self._empty(self.M, program.gates * N), self._empty(self.M, program.gates * N), slopes
-        dgate = self._empty(self.M, N)
-        if self.rows.gate_TBN is not None:
-            e = self._empty(self.M, N)
+        u, du, e = self.empty(self.M, program.gates * N), self.empty(self.M, program.gates * N), slopes
+        dgate = self.empty(self.M, N)
+        if self.gated:
+            e = self.empty(self.M, N)
             calls.append(gate_backward_call(self.after, self.gate, slopes, dgate, e))
             names = grads["output_state"], grads["output_bias"]
             calls += self.from_state.backward(self.after, self.after, dgate, dgate, *names, e, add=True)
         calls.append(self.drive.forward(self.x, u))
-        w, partial = self._empty(max(1, impl.hoisted) * N), self._empty(-(-B // ROWS), program.vectors, N)
-        dv, dfirst, zero = self._empty(program.vectors, N), self._empty(B, N), zeros(N, self.dtype)
+        w, partial = self.empty(max(1, impl.hoisted) * N), self.empty(-(-B // ROWS), program.vectors, N)
+        dv, zero = self.empty(program.vectors, N), zeros(N, self.dtype)
         errors = Held((ctypes.c_void_p * 1)(e.data_ptr()))
         self.held = e
         threads = torch.get_num_threads()
@@ -131,41 +138,37 @@ class CellBackward:
                 impl.call["backward"],
                 (
                     *(T, B, N, threads, u, self.v, w, self.first, self.init, zero, self.after, None),
-                    *(errors, None, du, partial, dv, dfirst),
+                    *(errors, None, du, partial, dv, self.first_slopes),
                 ),
             )
         )
         calls += self.drive.backward(self.x, u, du, du, grads["weight_input"], grads["bias"], dx, add=False)
         calls.append(add_groups(dv[None], grads["weight_recurrent"]))
-        if self.rows.gate_TBN is not None:
+        if self.gated:
             calls += self.from_input.backward(self.x, dgate, dgate, dgate, grads["output_input"], None, dx, add=True)
-        return [
-            *calls,
-            *(self._carry(u, w, dfirst, grads) if copies is None else self._boundary(dfirst, grads, copies)),
-        ]
+        self._drive, self._hoisted = u, w
+        return calls
 
     def forward(self) -> list[Call | Direct]:
-        """The states and the output gate anew, from the inputs and the first state: what acting left otherwise."""
-        T, B, N, impl, rows = self.T, self.B, self.cell.size, _implementation(self.cell), self.rows
-        u, w = self._empty(self.M, len(self.cell.weight_input)), self._empty(max(1, impl.hoisted) * N)
+        T, B, N, impl = self.T, self.B, self.cell.size, _implementation(self.cell)
+        u, w = self.empty(self.M, len(self.cell.weight_input)), self.empty(max(1, impl.hoisted) * N)
         arguments = (T, B, N, torch.get_num_threads(), 1, u, self.v, w, self.first, self.init, zeros(N, self.dtype))
         calls: list[Call | Direct] = [
             self.drive.forward(self.x, u),
             Direct(impl.call["forward"], (*arguments, self.after, None)),
         ]
-        if rows.gate_TBN is not None:
+        if self.gated:
             assert isinstance(self.outputs, Tensor)
             calls += [self.from_input.forward(self.x, self.gate), self.from_state.add(self.after, self.gate)]
             calls.append(gate_call(self.after, self.gate, self.outputs))
         return calls
 
-    def _boundary(self, boundary: Tensor, grads: Mapping[str, Tensor], copies: Each) -> list[Call | Direct]:
-        """Adds the carry's part of the `copies` to the gradients; the carry stays where it is."""
-        engine = self.engine
+    def boundary(self, engine: GradientEngine, grads: Mapping[str, Tensor], copies: Each) -> list[Call | Direct]:
+        boundary = self.first_slopes
         if not isinstance(engine, RTRL):
             return []
         S, s, G = engine.weight_BGND, engine.small_BMN, len(self.cell.GATES)
-        weight, some, small = torch.empty_like(S[0]), self._empty(self.B, *s.shape[1:]), self._empty(1, *s.shape[1:])
+        weight, some, small = torch.empty_like(S[0]), self.empty(self.B, *s.shape[1:]), self.empty(1, *s.shape[1:])
         return [
             boundary_call(S, boundary, copies, weight),
             add_groups(weight[None], grads["weight_input"]),
@@ -175,22 +178,22 @@ class CellBackward:
             add_groups(small[:, G:], grads["weight_recurrent"]),
         ]
 
-    def _carry(self, u: Tensor, w: Tensor, boundary: Tensor, grads: Mapping[str, Tensor]) -> list[Call | Direct]:
-        """Adds the carry's part to the gradients and moves the carry over the round."""
-        engine, T, B, D, N = self.engine, self.T, self.B, self.D, self.cell.size
+    def carry(self, engine: GradientEngine, grads: Mapping[str, Tensor]) -> list[Call | Direct]:
+        T, B, D, N = self.T, self.B, self.D, self.cell.size
+        u, w, boundary = self._drive, self._hoisted, self.first_slopes
         if not isinstance(engine, RTRL):
             return []
         S, s, impl = engine.weight_BGND, engine.small_BMN, _implementation(self.cell)
         program, threads, zero = self.cell.compiled_recurrence().program, torch.get_num_threads(), zeros(N, self.dtype)
         assert program is not None
         G, V = program.gates, program.vectors
-        small = self._empty(1, G + V, N)
+        small = self.empty(1, G + V, N)
         if impl.narrow >= D:
             group = max(GROUP, -(-B // GROUPS))
             groups = -(-B // group)
-            weight, grad, grad_s = self._empty(D, G * N), self._empty(groups, G, D, N), self._empty(groups, G + V, N)
+            weight, grad, grad_s = self.empty(D, G * N), self.empty(groups, G, D, N), self.empty(groups, G + V, N)
             self.pack.append(transpose(self.cell.weight_input.detach(), weight))
-            self.top = self._empty(groups, N)
+            self.top = self.empty(groups, N)
             bias = self.cell.bias.detach()
             calls: list[Call | Direct] = [
                 Direct(
@@ -206,8 +209,8 @@ class CellBackward:
             ]
         else:
             blocks = -(-B // ROWS)
-            J, l, self.top = self._empty(T, B, N), self._empty(T, B, G, N), self._empty(blocks, N)  # noqa: E741
-            scratch = self._empty(blocks * program.carried * N)
+            J, l, self.top = self.empty(T, B, N), self.empty(T, B, G, N), self.empty(blocks, N)  # noqa: E741
+            scratch = self.empty(blocks * program.carried * N)
             advance, grad = advance_call(S, J, l, self.x, boundary)
             calls = [
                 read_small_call(s, boundary, small),
@@ -220,7 +223,6 @@ class CellBackward:
             ]
         return [*calls, add_groups(small[:, :G], grads["bias"]), add_groups(small[:, G:], grads["weight_recurrent"])]
 
-    def finish(self) -> None:
-        """After the last round: what the engine reports."""
-        if isinstance(self.engine, RTRL) and self.top is not None:
-            self.engine.max_jacobian = self.top.max()
+    def finish(self, engine: GradientEngine) -> None:
+        if isinstance(engine, RTRL) and self.top is not None:
+            engine.max_jacobian = self.top.max()

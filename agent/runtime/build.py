@@ -28,6 +28,7 @@ from lifelong.agent.runtime.checks import (
     check_runners,
     check_skip,
     check_strategies,
+    check_streaming,
     check_workers,
 )
 from lifelong.agent.runtime.detection import Detection
@@ -364,6 +365,7 @@ def _build(
     check_runners(config, objective)
     optimizer = build_optimizer(config, policy)
     check_optimizer(config, optimizer, strategies)
+    check_streaming(config, objective, optimizer)
 
     def generator(name: str) -> torch.Generator:
         return torch.Generator(device=device).manual_seed(own_seed(name))

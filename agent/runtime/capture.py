@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.runtime.learner import Learner
-from lifelong.agent.runtime.rollout import Acting, Experience
+from lifelong.agent.runtime.rollout import Acting, Experience, Rollout
+from lifelong.agent.runtime.rows import Collector
 from lifelong.agent.runtime.walk import PLAIN, difference, map_tensors, memory_of, overlaps_itself, tensors_of, walk
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 
@@ -378,7 +379,7 @@ class ChunkRunner:
     ) -> None:
         self.rollout, self.learner, self.steps = rollout, learner, steps
         self.whole = graph is not None and not learner.hooked and not learner.finite.skip
-        #: whoever sees the experience may keep some of it, and a graph overwrites it
+        #: whoever sees the experience may keep some of it, and the next chunk overwrites it
         self.seen_later = kept or bool(overrides(strategies, "after_chunk"))
         self.captured: Captured | None = None
         if graph is not None:
@@ -386,6 +387,8 @@ class ChunkRunner:
             objects = {"rollout": rollout, "learner": learner} if self.whole else {"rollout": rollout}
             function = self._whole if self.whole else self._collect
             self.captured = Captured(function, objects, rollout.env.device, graph)
+        #: acts in one call where everything it needs is compiled
+        self.collector = Collector(rollout) if graph is None and isinstance(rollout, Rollout) else None
         self._ctx: Context | None = None
 
     def __call__(self, ctx: Context) -> tuple[Experience, Metrics, list[Tensor]]:
@@ -403,6 +406,8 @@ class ChunkRunner:
         return self._left(experience), metrics, []
 
     def _collect(self) -> Experience:
+        if self.collector is not None and (experience := self.collector.collect(self.steps)) is not None:
+            return self._left(experience)
         return self.rollout.collect(self.steps)
 
     def _whole(self, orders: Tensor | None) -> tuple[Experience, Metrics]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from lifelong.agent import registry
 from lifelong.agent.config import Config
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.objectives.base import Objective
+from lifelong.agent.optimizers.step_size import StepSize
 from lifelong.agent.parallel import Workers
 from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.stream import TaskStream
@@ -85,6 +88,21 @@ def check_skip(config: Config) -> None:
         raise ConfigError(
             f"on_nonfinite is skip, which runtime.backend {config.runtime.backend} cannot do; use stop, or "
             "runtime.backend inline"
+        )
+
+
+def check_streaming(config: Config, objective: Objective, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse chunks of several steps for an objective that learns from one, and a step-size rule without traces."""
+    kind, rollout = config.objective["kind"], config.rollout
+    if objective.streaming and rollout.steps != 1:
+        raise ConfigError(f"objective {kind} learns from every step, and rollout.steps is {rollout.steps}; set it to 1")
+    if isinstance(optimizer, StepSize) and not (objective.streaming and objective.scalable):
+        every = {name: registry.load("objective", name) for name in registry.REGISTRY["objective"]}
+        valid = [name for name, part in every.items() if part.streaming and part.scalable]
+        what = "whose steps are more than that" if objective.streaming else "which objective {kind} has none of"
+        raise ConfigError(
+            f"optimizer {config.optimizer['kind']} sizes steps along traces, {what.format(kind=kind)}; use "
+            f"optimizer adam or sgd, or objective {' or '.join(valid)}"
         )
 
 

@@ -39,7 +39,7 @@ class Converter:
         Raises:
             EnvError: it is neither.
         """
-        return _lead(self._outside(task).given, obs)
+        return lead_of(self._outside(task).given, obs)
 
     def observations(self, obs: Any, task: int, lead: tuple[int, ...]) -> Tensor:
         """Observations as the policy reads them, [B, ...]; of one environment B is 1.
@@ -53,10 +53,22 @@ class Converter:
             EnvError: another shape or kind of number, or one that is not finite; names what it is.
         """
         env, count = self._outside(task), math.prod(lead)
-        arrays = _arrays(env.given, obs, lead)
+        arrays = plain_arrays(env.given, obs, lead)
         read = env.encoder.batch(arrays, count) if env.encoder else torch.from_numpy(arrays)
         made = self.env.read(self.env.group_of[task], read).to(self.device)
         return made.to(self.dtype) if made.is_floating_point() else made
+
+    def plain(self) -> bool:
+        """Whether observations of every task are read as they are given, in the policy's type of numbers."""
+        for task in range(len(self.env.group_of)):
+            space = self._outside(task).given
+            if not isinstance(space, Box) or space.dtype.kind != "f":
+                return False
+            seen = np.linspace(0.1, 0.9, math.prod(space.shape)).astype(space.dtype).reshape(space.shape)
+            read = self.observations(seen, task, ())
+            if read.shape[1:] != seen.shape or not np.array_equal(read[0].numpy(), seen.astype(read.numpy().dtype)):
+                return False
+        return True
 
     def actions(self, action: Tensor, task: int, lead: tuple[int, ...]) -> Any:
         """Clipped actions [B, ...] of the policy as the environment's `step` takes them: an array of its space's type,
@@ -109,10 +121,15 @@ def plain_array(value: Any, what: str) -> np.ndarray:
     return array
 
 
-def _lead(space: gymnasium.Space[Any], obs: Any) -> tuple[int, ...]:
+def lead_of(space: gymnasium.Space[Any], obs: Any) -> tuple[int, ...]:
+    """() for an observation of the space, (B,) for a batch of them.
+
+    Raises:
+        EnvError: it is neither.
+    """
     if isinstance(space, (Dict, Tuple)):
         _, part, value = _parts(space, obs)[0]
-        return _lead(part, value)
+        return lead_of(part, value)
     shape, own = plain_array(obs, "the observation").shape, space.shape or ()
     extra = len(shape) - len(own)
     if extra not in (0, 1) or shape[extra:] != own or (extra and not shape[0]):
@@ -123,10 +140,10 @@ def _lead(space: gymnasium.Space[Any], obs: Any) -> tuple[int, ...]:
     return shape[:extra]
 
 
-def _arrays(space: gymnasium.Space[Any], obs: Any, lead: tuple[int, ...]) -> Any:
+def plain_arrays(space: gymnasium.Space[Any], obs: Any, lead: tuple[int, ...]) -> Any:
     """Observations of a batch as arrays of the space's type, nested as the space is."""
     if isinstance(space, (Dict, Tuple)):
-        made = {name: _arrays(part, value, lead) for name, part, value in _parts(space, obs)}
+        made = {name: plain_arrays(part, value, lead) for name, part, value in _parts(space, obs)}
         return made if isinstance(space, Dict) else tuple(made.values())
     array, wanted = plain_array(obs, "the observation"), (*lead, *(space.shape or ()))
     if array.shape != wanted:

@@ -16,6 +16,7 @@ from lifelong.agent.objectives.base import Metrics, Objective
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.finite import FiniteCheck
+from lifelong.agent.runtime.passes import Passes, own_gradients
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.runtime.step import clip_norm, make_step
 from lifelong.agent.strategies.base import Context, Strategy, overrides
@@ -69,6 +70,7 @@ class Learner:
         self.hooked = any((*hooks, self.learn_hooks, self.reward_hooks, changed))
         self.named = dict(policy.named_parameters())
         self.parameters = list(self.named.values())
+        self.passes = Passes(policy, engine, changed, own_gradients(objective, strategies))
         self.finite = FiniteCheck(self.parameters[0].device, skip)
         self.heads = Heads(policy.task_heads())
         #: optimiser's steps so far
@@ -103,11 +105,13 @@ class Learner:
         chunk, copies = experience.chunk, experience.copies
         learns = self.learns(ctx)
         once = self.objective.epochs == self.objective.minibatches == 1
-        only_pass = learns and once
+        only_pass = learns and once and self.objective.passes(chunk.copies, extra=bool(self.loss_hooks)) == 1
         trace = self.engine.trace(experience.x_TBD, experience.state_TBS, chunk.is_init, copies, only_pass=only_pass)
         if not learns:
             self.engine.advance(trace)
+            self.objective.reset()
             return {}, []
+        self.objective.begin(self.engine, trace, extra=bool(self.loss_hooks))
         if self.changed:
             self.changed.draw()
         with torch.no_grad():
@@ -132,9 +136,19 @@ class Learner:
                 torch.autograd.graph.increment_version(self.parameters)
         self.engine.advance(trace)
         for units in reset_units:
-            self.engine.reset_units(units)
+            self.reset_units(units)
         updates = self.objective.epochs * self.objective.minibatches
         return sums if once else {name: total / updates for name, total in sums.items()}, reset_units
+
+    def reset(self, mask_B: Tensor) -> None:
+        """The copies of `mask_B` (bool [B]) start anew from outside: carry and traces forget them."""
+        self.engine.reset(mask_B)
+        self.objective.reset(mask_B)
+
+    def reset_units(self, units: Tensor) -> None:
+        """The `units` (int64) of the cell have been re-initialised: the carry forgets them, and traces end."""
+        self.engine.reset_units(units)
+        self.objective.reset()
 
     @torch.no_grad()
     def live_through(self, experience: Experience, copies_B: Tensor) -> None:
@@ -170,8 +184,8 @@ class Learner:
         known = (
             live if current and not self.objective.reads_after else 0
         )  # copies whose values in the chunk are those of the current critic
-        acted, through = acted if batch is chunk else None, (self.changed or self.engine).sequence
-        outputs = self.policy.sequence(batch, state, acted, current=known, through=through)
+        with self.objective.watching():
+            outputs = self.passes.sequence(batch, state, acted if batch is chunk else None, known)
         loss, metrics = self.objective.loss(outputs, batch, prepared)
         for strategy in self.loss_hooks:
             extra = strategy.extra_loss(ctx, batch, outputs, live)
@@ -179,7 +193,10 @@ class Learner:
                 loss = loss + extra
         for parameter in self.parameters:  # what `zero_grad` does, without its hooks
             parameter.grad = None
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
+        self.passes.backward()
+        self.objective.add_gradients(self.optimizer)
         self.workers.mean_([p.grad for p in self.parameters if p.grad is not None])
         for strategy in self.gradient_hooks:
             strategy.transform_gradients(ctx, {n: p.grad for n, p in self.named.items() if p.grad is not None})

@@ -290,5 +290,6 @@ def built(
 def _without_life(saved: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
     """The state of a run without what belongs to the episodes that it was in."""
     now = {"stream": trainer.stream.state_dict(), "carry": trainer.learner.engine.state_dict(), "kept": []}
+    now |= {"traces": trainer.learner.objective.own_state_dict()}
     own = {"rollout": trainer.rollout.state_dict(), "record": trainer.record.state_dict(), "owed": False}
     return {**saved, **now, **own}

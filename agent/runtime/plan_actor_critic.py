@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.objectives.actor_critic import ActorCritic
-from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.runtime import backward
 from lifelong.kernels import acting, adam
 from lifelong.kernels.actor_critic_loss.cpu import loss_call
@@ -19,9 +18,6 @@ from lifelong.kernels.loop import Call, Direct, Each, Segment, by_round
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.plan import Rounds
-
-#: what is logged of an update, as the learner names it
-METRICS = ("loss/total", "gradient/norm", "loss/policy", "loss/value", "loss/entropy", "loss/explained_variance")
 
 
 class OneUpdate:
@@ -36,17 +32,19 @@ class OneUpdate:
         numbers: loss and norm of the gradient of every update, [K, 2].
     """
 
+    #: what is logged of an update, as the learner names it
+    METRICS: ClassVar[tuple[str, ...]] = (
+        *("loss/total", "gradient/norm", "loss/policy", "loss/value", "loss/entropy", "loss/explained_variance"),
+    )
     many: ClassVar[bool] = True
     guard: ClassVar[int] = 0
 
     def __init__(self, rows: Rounds) -> None:
         self.rows, K = rows, rows.rounds
         self.numbers, self.statistics = rows.empty(K, 2), rows.empty(K, 4)
-        parts, cell = rows.parts, rows.policy.cell
-        gate = parts.kept[0] if parts.kept else None
-        seen = backward.CellRows(K, parts.x_TBD[: K * rows.plan.steps], parts.state_TBS, rows.made.is_init, gate)
-        assert isinstance(cell, backward.ElementwiseCell)
-        self.cell = backward.CellBackward(cell, rows.learner.engine, seen)
+        parts, made = rows.acted.parts, rows.acted.made
+        seen = backward.CellRows(K, parts.x_TBD[: K * rows.steps], parts.state_TBS, made.is_init, parts.kept)
+        self.cell = backward.calls_of(rows.policy.cell, seen)
         self.read = Dense(*parts.read_out)
         learn = self._learn()  # adds to what has to be packed
         self.pack = [*self.cell.pack, *self.read.pack(forward=False)]
@@ -57,36 +55,43 @@ class OneUpdate:
         """What keeps the objective from a plan: nothing."""
         return None
 
-    def metrics(self) -> Metrics:
-        """Scalars of every round, [K] each."""
-        return dict(zip(METRICS, torch.cat([self.numbers, self.statistics], 1).unbind(1), strict=True))
+    def scalars(self) -> Tensor:
+        """What is logged of every round, [K, n]."""
+        return torch.cat([self.numbers, self.statistics], 1)
+
+    def begin(self) -> None:
+        """Before the first round: nothing is left of earlier ones."""
 
     def finish(self) -> None:
         """After the last round."""
-        self.cell.finish()
+        self.cell.finish(self.rows.learner.engine)
 
     def _learn(self) -> list[Call | Direct]:
-        rows, made, parts = self.rows, self.rows.made, self.rows.parts
-        K, T, B, M = rows.rounds, rows.plan.steps, rows.B, rows.plan.steps * rows.B
+        rows, made, parts = self.rows, self.rows.acted.made, self.rows.acted.parts
+        K, T, B, M = rows.rounds, rows.steps, rows.B, rows.steps * rows.B
         objective, policy = rows.learner.objective, rows.policy
         assert isinstance(objective, ActorCritic)
 
         def each(tensor: Tensor) -> Each:
             return Each(tensor[: K * T].unflatten(0, (K, T)))
 
-        logits, action, value = by_round(parts.policy_TBP, K, T), each(rows.acted.drawn_TB), each(parts.value_TB)
+        logits, action, value = (
+            by_round(parts.policy_TBP, K, T),
+            each(rows.acted.actions.drawn_TB),
+            each(parts.value_TB),
+        )
         A = parts.policy_TBP.shape[-1]
         log_prob, bootstrap = each(rows.log_prob), Each(parts.value_TB[T::T])
         entropy, size, target, advantage, error = (rows.empty(M) for _ in range(5))
         ones, zero, total = torch.ones(M, dtype=rows.dtype), torch.zeros(M, dtype=rows.dtype), rows.empty(1).fill_(M)
         slopes = [rows.empty(M) for _ in range(3)]
         d_logits, d_read, dy = rows.empty(M, A), rows.empty(M, A + 1), rows.empty(M, policy.cell.output_size)
-        ended = each(made.terminated), each(made.truncated), each(rows.final_value)
+        ended = each(made.terminated), each(made.truncated), each(rows.acted.final_value)
         numbers = Each(self.numbers[:, :1]), Each(self.numbers[:, 1:])
         weights = objective.value_weight, objective.entropy_weight
         gammas = objective.gamma, objective.lam, objective.rho_bar, objective.c_bar, objective.advantage_lam
         calls: list[Call | Direct] = [
-            clear(rows.flat),
+            clear(rows.gradients.flat),
             log_prob_call(M, A, logits, action, log_prob, entropy, size),
             vtrace_call(T, B, gammas, zero, each(made.reward), value, bootstrap, *ended, target, advantage),
             loss_call(
@@ -99,11 +104,12 @@ class OneUpdate:
             acting.place_rows(d_logits, d_read[:, :A]),
             acting.place_rows(slopes[2][:, None], d_read[:, A:]),
             *self.cell.before,
-            *self.read.backward(self.cell.outputs, d_read, d_read, d_read, *rows.read_grads, dy, add=False),
+            *self.read.backward(self.cell.outputs, d_read, d_read, d_read, *rows.gradients.read, dy, add=False),
         ]
         encoder = parts.encoder.backward
         dx = rows.empty(M, policy.cell.input_size) if encoder else None
-        calls += self.cell.backward(dy, rows.below("cell."), dx)
+        calls += self.cell.backward(dy, rows.gradients.below("cell."), dx)
+        calls += self.cell.carry(rows.learner.engine, rows.gradients.below("cell."))
         if encoder and dx is not None:
-            calls += encoder(K, dx[:, : policy.encoder.output_size], rows.below("encoder."))
-        return [*calls, adam.clip_call(rows.flat, rows.learner.max_grad_norm, numbers[1])]
+            calls += encoder(K, dx[:, : policy.encoder.output_size], rows.gradients.below("encoder."))
+        return [*calls, adam.clip_call(rows.gradients.flat, rows.learner.max_grad_norm, numbers[1])]

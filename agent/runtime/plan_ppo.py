@@ -8,22 +8,18 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.modules.heads import NEGATIVE
-from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.objectives.ppo import PPO
 from lifelong.agent.runtime import backward
 from lifelong.kernels import acting, adam
 from lifelong.kernels.advantages.cpu import gae_call
 from lifelong.kernels.categorical.cpu import log_prob_backward_call, log_prob_call
 from lifelong.kernels.dense import Dense, clear, gather, standardize
-from lifelong.kernels.loop import Call, Direct, Each, Segment
+from lifelong.kernels.loop import Call, Direct, Each, Segment, fixed
 from lifelong.kernels.ppo_loss import Statistics
 from lifelong.kernels.ppo_loss.cpu import loss_call
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.plan import Rounds
-
-#: what is logged of a chunk, means over its updates, as the learner names it
-METRICS = ("loss/total", "gradient/norm", *(f"loss/{name}" for name in Statistics._fields))
 
 
 class Epochs:
@@ -39,22 +35,20 @@ class Epochs:
         numbers: loss and norm of the gradient of every update, [updates, 2].
     """
 
+    #: what is logged of a chunk, means over its updates, as the learner names it
+    METRICS: ClassVar[tuple[str, ...]] = ("loss/total", "gradient/norm", *(f"loss/{n}" for n in Statistics._fields))
     many: ClassVar[bool] = False  # the updates of one chunk are many enough
     guard: ClassVar[int] = 1
 
     def __init__(self, rows: Rounds) -> None:
-        self.rows, self.T, self.B = rows, rows.plan.steps, rows.B
+        self.rows, self.T, self.B = rows, rows.steps, rows.B
         self.pack: list[Call | Direct] = []
-        objective, made, past = rows.learner.objective, rows.made, slice(0, self.T)
+        objective = rows.learner.objective
         assert isinstance(objective, PPO)
-        orders = rows.learner.orders(self.B)
-        if orders is None:
-            orders = torch.arange(self.B).expand(objective.epochs, -1)
+        updates, self.b = objective.epochs * objective.minibatches, self.B // objective.minibatches
         #: the copies of every minibatch, int64 [updates, b]
-        self.orders = orders.reshape(objective.epochs * objective.minibatches, -1).contiguous()
-        # the carry is moved by the parameters that acted
-        self.trace = rows.learner.engine.trace(rows.parts.x_TBD[past], rows.parts.state_TBS[past], made.is_init[past])
-        updates, self.b = self.orders.shape
+        self.orders = torch.arange(self.B).repeat(objective.epochs).view(updates, self.b)
+        self.mask_TBA = torch.empty(self.T, *rows.acted.parts.mask_BA.shape, dtype=torch.bool)
         self.M = self.T * self.b
         self.numbers, self.statistics = rows.empty(updates, 2), rows.empty(updates, 7)
         self.advantage, self.target = rows.empty(self.T, self.B), rows.empty(self.T, self.B)
@@ -65,42 +59,54 @@ class Epochs:
         """What keeps the objective from a plan."""
         return "minibatches of different size" if copies % objective.minibatches else None
 
-    def metrics(self) -> Metrics:
-        """Scalars of the chunk, [1] each."""
+    def scalars(self) -> Tensor:
+        """What is logged of the chunk, [1, n]."""
         seen = torch.cat([self.numbers, self.statistics], 1)
-        return dict(zip(METRICS, (seen.cumsum(0)[-1:] / len(seen)).unbind(1), strict=True))
+        return seen.cumsum(0)[-1:] / len(seen)
+
+    def begin(self) -> None:
+        """Before the first update."""
+        rows, past = self.rows, slice(0, self.T)
+        orders, parts = rows.learner.orders(self.B), rows.acted.parts
+        if orders is not None:
+            self.orders.copy_(orders.view_as(self.orders))
+        self.mask_TBA.copy_(parts.mask_BA)
+        # the carry is moved by the parameters that acted
+        init = rows.acted.made.is_init[past]
+        self.trace = rows.learner.engine.trace(parts.x_TBD[past], parts.state_TBS[past], init)
 
     def finish(self) -> None:
         """After the last update."""
         self.rows.learner.engine.advance(self.trace)
 
     def _advantages(self) -> list[Call | Direct]:
-        rows, made, parts, T, B = self.rows, self.rows.made, self.rows.parts, self.T, self.B
+        rows, made, parts, T, B = self.rows, self.rows.acted.made, self.rows.acted.parts, self.T, self.B
         objective, A = rows.learner.objective, parts.policy_TBP.shape[-1]
         assert isinstance(objective, PPO)
-        ended = made.terminated, made.truncated, rows.final_value
+        ended = made.terminated, made.truncated, rows.acted.final_value
         scratch = rows.empty(T * B), rows.empty(T * B)
         inputs = made.reward, parts.value_TB, parts.value_TB[T], *ended
         calls: list[Call | Direct] = [
-            log_prob_call(T * B, A, parts.policy_TBP, rows.acted.drawn_TB, rows.log_prob, *scratch),
+            log_prob_call(T * B, A, parts.policy_TBP, rows.acted.actions.drawn_TB, rows.log_prob, *scratch),
             gae_call(T, B, (objective.gamma, objective.lam), *inputs, self.advantage, self.target),
         ]
         return [*calls, standardize(self.advantage)] if objective.normalize_advantage else calls
 
     def _update(self) -> list[Call | Direct]:
-        rows, parts, T, b, M = self.rows, self.rows.parts, self.T, self.b, self.M
+        rows, parts, T, b, M = self.rows, self.rows.acted.parts, self.T, self.b, self.M
         policy, objective, learner, index = rows.policy, rows.learner.objective, rows.learner, Each(self.orders)
-        assert isinstance(objective, PPO) and isinstance(policy.cell, backward.ElementwiseCell)
-        D, N, A = policy.cell.input_size, policy.cell.size, parts.policy_TBP.shape[-1]
+        assert isinstance(objective, PPO)
+        D, A = policy.cell.input_size, parts.policy_TBP.shape[-1]
         # the minibatch
-        x, state = rows.empty(T, b, D), rows.empty(T + 1, b, N)
-        is_init, action = torch.empty(T, b, dtype=torch.bool), torch.empty(T, b, dtype=torch.int64)
+        some = backward.room(policy.cell, T, b)
+        x, state, is_init = some.x_TBD, some.state_TBS, some.is_init_TB
+        action = torch.empty(T, b, dtype=torch.int64)
         known, advantage, target = (rows.empty(T, b) for _ in range(3))
         calls: list[Call | Direct] = [
             gather(index, parts.x_TBD[:T], x),
             gather(index, parts.state_TBS[:1], state[0]),
-            gather(index, rows.made.is_init[:T], is_init),
-            gather(index, rows.acted.drawn_TB, action),
+            gather(index, rows.acted.made.is_init[:T], is_init),
+            gather(index, rows.acted.actions.drawn_TB, action),
             gather(index, rows.log_prob, known),
             gather(index, self.advantage, advantage),
             gather(index, self.target, target),
@@ -110,36 +116,33 @@ class Epochs:
         encoder = None
         pack = [*parts.pack[:4]]  # what makes the read-out of actor and critic
         if policy.encoder.output_size and not policy.encoder.transparent:
-            seen = rows.made.obs
+            seen = rows.acted.made.obs
             obs = seen.new_empty(T, b, *seen.shape[2:])
             calls.append(gather(index, seen[:T], obs))
             features = x.view(1, M, D)[..., : policy.encoder.output_size]
             encoder = policy.encoder.act_calls(obs.view(1, M, *seen.shape[2:]), features)
             pack += encoder.pack
-            below = [rows.fixed(call) for call in encoder.step]
-        gate = rows.empty(T, b, N) if parts.kept else None
-        cell_rows = backward.CellRows(1, x, state, is_init, gate)
-        cell = backward.CellBackward(policy.cell, learner.engine, cell_rows, again=True)
+            below = [fixed(call) for call in encoder.step]
+        cell = backward.calls_of(policy.cell, some, again=True)
         read, said = Dense(*parts.read_out, rows=M), rows.empty(M, A + 1)
-        forward = [rows.fixed(call) for call in cell.forward()]
+        forward = [fixed(call) for call in cell.forward()]
         outputs = cell.outputs.rows[0] if isinstance(cell.outputs, Each) else cell.outputs
         pack += [*cell.pack, *read.pack()]
         # loss
         log_prob, entropy, size, value = (rows.empty(M) for _ in range(4))
         slopes, logits = [rows.empty(M) for _ in range(3)], rows.empty(M, A)
-        mask = rows.plan.rollout.env.action_mask_BA.expand(T, -1, -1).contiguous()
-        some = torch.empty(T, b, mask.shape[-1], dtype=torch.bool)
-        if mask.shape[-1]:
-            calls.append(gather(index, mask, some))
+        masked = torch.empty(T, b, self.mask_TBA.shape[-1], dtype=torch.bool)
+        if self.mask_TBA.shape[-1]:
+            calls.append(gather(index, self.mask_TBA, masked))
         task = torch.zeros(M, dtype=torch.int64)
-        heads = acting.heads(said[None], task, some.view(M, -1), None, (1, 1), NEGATIVE, logits[None], value[None])
+        heads = acting.heads(said[None], task, masked.view(M, -1), None, (1, 1), NEGATIVE, logits[None], value[None])
         ones, total = torch.ones(M, dtype=rows.dtype), rows.empty(1).fill_(M)
         d_logits, d_read, dy = rows.empty(M, A), rows.empty(M, A + 1), rows.empty(M, policy.cell.output_size)
         numbers = objective.clip, objective.value_weight, objective.entropy_weight
         inputs = log_prob, entropy, value, known, advantage, target, ones, total
         outcome: tuple[Tensor | Each, ...] = (Each(self.numbers[:, :1]), Each(self.statistics), *slopes)
         loss: list[Call | Direct] = [
-            rows.fixed(heads),
+            fixed(heads),
             log_prob_call(M, A, logits, action, log_prob, entropy, size),
             loss_call(M, numbers, inputs, outcome),
             log_prob_backward_call(M, A, logits, action, entropy, size, slopes[0], slopes[1], d_logits),
@@ -148,13 +151,23 @@ class Epochs:
         ]
         # backward
         dx = rows.empty(M, D) if encoder else None
-        back = [*read.backward(outputs, d_read, d_read, d_read, *rows.read_grads, dy, add=False)]
-        back_cell = cell.backward(dy, rows.below("cell."), dx, index)
+        back = [*read.backward(outputs, d_read, d_read, d_read, *rows.gradients.read, dy, add=False)]
+        back_cell = cell.backward(dy, rows.gradients.below("cell."), dx)
+        back_cell += cell.boundary(learner.engine, rows.gradients.below("cell."), index)
         if encoder and encoder.backward and dx is not None:
             features_dx = dx[:, : policy.encoder.output_size]
-            back_cell += [rows.fixed(call) for call in encoder.backward(1, features_dx, rows.below("encoder."))]
-        everything = [clear(rows.flat), *calls, *pack, *below, *forward, read.forward(outputs, said), *loss, *back]
-        norm = adam.clip_call(rows.flat, learner.max_grad_norm, Each(self.numbers[:, 1:]))
+            back_cell += [fixed(call) for call in encoder.backward(1, features_dx, rows.gradients.below("encoder."))]
+        everything = [
+            clear(rows.gradients.flat),
+            *calls,
+            *pack,
+            *below,
+            *forward,
+            read.forward(outputs, said),
+            *loss,
+            *back,
+        ]
+        norm = adam.clip_call(rows.gradients.flat, learner.max_grad_norm, Each(self.numbers[:, 1:]))
         return [*everything, *[_kept(call, index) for call in back_cell], norm, rows.step(Each(self.numbers))]
 
 

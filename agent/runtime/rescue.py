@@ -49,7 +49,7 @@ def drop(trainer: Trainer, found: NotFinite) -> None:
         trainer.learner.live_through(found.experience, ~bad_B)
     if trainer.detection:  # what it keeps is consecutive
         trainer.detection.kept = []
-    trainer.learner.engine.reset(bad_B)
+    trainer.learner.reset(bad_B)
     trainer.rollout.restart(bad_B)
     trainer.frames = trainer.copies * trainer.chunk.steps
     trainer.step += trainer.frames
@@ -153,7 +153,7 @@ def _save(trainer: Trainer, before: Moment | None, log: RunLog | NoLog) -> str:
     own["global_random"] = as_tensors(before.globals)
     if learning:
         shared |= before.learned or {}
-        own["carry"] = map_tensors(own["carry"], torch.zeros_like)
+        own |= {name: map_tensors(own[name], torch.zeros_like) for name in ("carry", "traces")}
         own["rollout"] = {"fresh": trainer.config.seed + before.step}
     elif before.rollout is not None:
         own["rollout"] = before.rollout

@@ -277,7 +277,7 @@ class Rollout:
         env = self.env
         seen["task"] = env.task_device_B.expand(steps, -1)
         seen["action_mask"] = env.action_mask_BA.expand(steps, -1, -1)
-        final_step, final_obs_KB = self._truncated(seen, final_obs)
+        final_step, final_obs_KB = self.truncated(seen, final_obs)
         chunk = Chunk(
             obs=seen["obs"],
             previous_action=seen["previous_action"],
@@ -337,12 +337,12 @@ class Rollout:
             is_init, reward = torch.empty(steps + 1, B, dtype=torch.bool), torch.empty(steps, B)
         else:
             obs, is_init, reward = made.obs, made.is_init, made.reward
-        obs[0], is_init[0] = self.obs, self.is_init
-        scale_B = env.reward_scale_B if env.scaled else None
-        generator = None if self.deterministic else self.generator
-        parts = CompiledActing(
-            policy, self.inputs(), obs, self.state_BS, is_init, reward, scale_B, acted, border, generator
-        )
+        inputs, generator = self.inputs(), None if self.deterministic else self.generator
+        masked, scaled = inputs.action_mask.shape[-1], env.scaled
+        parts = CompiledActing(policy, obs, is_init, reward, acted, border, generator, masked=masked, scaled=scaled)
+        if made is not None:
+            made.begin()
+        parts.begin(inputs, self.state_BS, self.is_init, env.reward_scale_B if scaled else None)
         loop(1, parts.pack, parts.state_TBS.dtype)
         if made is None:
             stepped = self._step_between(parts, obs, is_init, reward, acted.clipped_TB)
@@ -393,7 +393,7 @@ class Rollout:
             records.append({"terminated": terminated, "truncated": truncated, "done": info["_final_obs"], **kept})
         return {key: _over_time([record[key] for record in records]) for key in records[0]}
 
-    def _truncated(self, seen: dict[str, Tensor], final_obs: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    def truncated(self, seen: dict[str, Tensor], final_obs: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """The slots of the truncated steps: their step [K, B] and true last observation (see `Chunk`)."""
         truncated_TB = seen["truncated"] & ~seen["terminated"]
         T, B = truncated_TB.shape

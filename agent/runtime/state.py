@@ -38,6 +38,7 @@ def own(trainer: Trainer) -> dict[str, Any]:
     """What belongs to this worker: its environments, carry, replay and randomness."""
     return {
         "carry": trainer.learner.engine.state_dict(),
+        "traces": trainer.learner.objective.own_state_dict(),
         "rollout": trainer.rollout.state_dict(),
         "strategy_shards": _strategies(trainer, sharded=True),
         "kept": trainer.detection.own_state() if trainer.detection else [],
@@ -70,6 +71,7 @@ def load(trainer: Trainer, saved: dict[str, Any]) -> None:
             group["capturable"] = here["capturable"]
     trainer.learner.optimizer.load_state_dict(saved["optimizer"])
     trainer.learner.engine.load_state_dict(saved["carry"])
+    trainer.learner.objective.load_own_state_dict(saved.get("traces", {}))
     trainer.learner.generator.set_state(saved["minibatches"])
     if trainer.learner.changed and saved["changed"] is not None:
         trainer.learner.changed.generator.set_state(saved["changed"].cpu())

@@ -6,7 +6,7 @@ and other optimisers do not notice; everything else is torch's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,3 +71,39 @@ def _numbers(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> adam.Ad
 def _plain(group: dict[str, Any]) -> bool:
     """Whether a group of Adam asks for nothing but the algorithm of the paper."""
     return not (group["amsgrad"] or group["maximize"] or group.get("differentiable"))
+
+
+class FlatGradients:
+    """One piece of memory for the gradients of a policy; those of actor and critic side by side, as they are read out.
+
+    Args:
+        parameters: by name, with the actor's and the critic's.
+
+    Attributes:
+        flat: all of them.
+        named: a view for every parameter.
+        read: of weight [P + V, H] and bias of actor and critic together.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        first = ["actor.linear.weight", "critic.weight", "actor.linear.bias", "critic.bias"]
+        names = [*first, *[name for name in parameters if name not in first]]
+        self.flat = parameters[first[0]].detach().new_empty(sum(p.numel() for p in parameters.values()))
+        pieces = self.flat.split([parameters[name].numel() for name in names])
+        self.named = {name: piece.view_as(parameters[name]) for name, piece in zip(names, pieces, strict=True)}
+        actor, critic = (parameters[name] for name in first[:2])
+        outputs, width = len(actor) + len(critic), actor.shape[1]
+        self.read = self.flat[: outputs * width].view(outputs, width), self.flat[outputs * width :][:outputs]
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """The gradients of one module's parameters, by their names in it."""
+        return {name.removeprefix(prefix): grad for name, grad in self.named.items() if name.startswith(prefix)}
+
+    def assign(self) -> None:
+        """Make them those of the parameters, together with what these have already."""
+        for name, parameter in self.parameters.items():
+            grad = self.named[name]
+            if parameter.grad is not None:
+                grad += parameter.grad
+            parameter.grad = grad

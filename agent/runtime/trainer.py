@@ -171,7 +171,7 @@ class Trainer:
     def forget(self, units: Tensor | None) -> None:
         """The `units` (int64) of the cell have been re-initialised between two chunks: memory and carry lose them."""
         if units is not None:
-            self.learner.engine.reset_units(units)
+            self.learner.reset_units(units)
             self.rollout.reset_units(units)
             if self.detection:
                 self.detection.reset_units(self.rollout.policy, units)

@@ -5,14 +5,15 @@ r, z = sigmoid(u + W h)   n = tanh(u_n + r * (W_n h + b_n))   h' = (1 - z) * n +
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from lifelong.kernels.arguments import zeros
 from lifelong.kernels.dense import packing
 from lifelong.kernels.dispatch import DENSE_UNITS, Op, check, check_mask
-from lifelong.kernels.loop import Call, Calls, Each
+from lifelong.kernels.loop import Call, Calls, Direct, Each
 
 _GRU = Op("gru_sequence", "lifelong.kernels.gru_sequence", triton_units=DENSE_UNITS)
 
@@ -76,24 +77,72 @@ def compiled(sample: torch.Tensor) -> bool:
     return _GRU.compiled(sample) and sample.device.type == "cpu"
 
 
+class Kept(NamedTuple):
+    """What the forward pass keeps for the backward pass: the gates r, z, n [T, B, 3N], W_n h + b_n [T, B, N], and what
+    every step read of the state, zero where it was reset, with a row more."""
+
+    gates: torch.Tensor
+    inside: torch.Tensor
+    read: torch.Tensor
+
+
+def kept(like: torch.Tensor, steps: int, copies: int, units: int) -> Kept:
+    """Room for T steps of B copies."""
+    rows = (like.new_empty(steps + more, copies, n) for more, n in ((0, 3 * units), (0, units), (1, units)))
+    return Kept(*rows)
+
+
 def gru_call(
-    u_B3N: torch.Tensor, weight_hh: torch.Tensor, bias_hn_N: torch.Tensor, h_TBN: torch.Tensor, is_init_TB: torch.Tensor
+    u_B3N: torch.Tensor,
+    weight_hh: torch.Tensor,
+    bias_hn_N: torch.Tensor,
+    h_TBN: torch.Tensor,
+    is_init_TB: torch.Tensor,
+    rows: Kept,
 ) -> Calls:
-    """One step from row t of h to row t + 1, for `kernels.loop`; u is the same buffer at every step. Otherwise as
-    `gru_sequence`."""
+    """One step from row t of h to row t + 1, for `kernels.loop`; u is the same buffer at every step, and row t of
+    `rows` is filled. Otherwise as `gru_sequence`."""
     (B, _), N = u_B3N.shape, weight_hh.shape[1]
     weight, pack = packing(weight_hh, transposed=True)
-    act, rows = torch.empty_like(u_B3N), [u_B3N.new_empty(B, N) for _ in range(3)]
-    weights = weight, bias_hn_N.detach()
     arguments: tuple[torch.Tensor | Each, ...] = (
-        u_B3N,
-        *weights,
-        Each(h_TBN),
-        Each(is_init_TB),
-        act,
-        rows[0],
-        Each(h_TBN[1:]),
-        *rows[1:],
+        *(u_B3N, weight, bias_hn_N.detach(), Each(h_TBN), Each(is_init_TB), Each(rows.gates), Each(rows.inside)),
+        *(Each(h_TBN[1:]), u_B3N.new_empty(B, N), Each(rows.read)),
     )
     call = Call(_GRU.module("cpu", u_B3N).CALL, (B, N, torch.get_num_threads()), arguments)
     return Calls([pack], [call])
+
+
+def forward_call(
+    shape: tuple[int, int, int],
+    u_M3N: torch.Tensor,
+    packed: torch.Tensor,
+    bias_hn_N: torch.Tensor,
+    h0_BN: Each,
+    is_init_TB: Each,
+    h_TBN: Each,
+    rows: tuple[Each, Each, Each, Each],
+) -> Direct:
+    """T steps, for `kernels.loop`, from drives and the weight as `packing` has it transposed; `rows` are gates, inside,
+    and of what was read that of the first step and of the others."""
+    gates, inside, first, masked = rows
+    arguments = (u_M3N, packed, bias_hn_N.detach(), h0_BN, is_init_TB, gates, inside, h_TBN, masked, first)
+    entry = _GRU.module("cpu", u_M3N).FORWARD[u_M3N.dtype]
+    return Direct(entry, (*shape, torch.get_num_threads(), *arguments))
+
+
+def backward_call(
+    shape: tuple[int, int, int],
+    packed: torch.Tensor,
+    is_init_TB: Each,
+    rows: tuple[Each, Each, Each, Each],
+    dh_MN: torch.Tensor,
+    du_M3N: torch.Tensor,
+    dhh_M3N: torch.Tensor,
+    dh0_BN: torch.Tensor,
+) -> Direct:
+    """The backward pass: the gradients of the drives, of W h + b, and, added to `dh0`, of the first state."""
+    (_, _, N), (gates, inside, first, masked) = shape, rows
+    scratch = torch.empty_like(dh0_BN)
+    arguments = (packed, is_init_TB, zeros(N, dh_MN.dtype), gates, inside, first, masked)
+    entry = _GRU.module("cpu", dh_MN).BACKWARD[dh_MN.dtype]
+    return Direct(entry, (*shape, torch.get_num_threads(), *arguments, dh_MN, du_M3N, dhh_M3N, dh0_BN, scratch))

@@ -9,8 +9,8 @@ from lifelong.kernels.arguments import pointer, zero_row
 from lifelong.kernels.dense import packed
 from lifelong.kernels.gru_sequence import torch_backend
 
-_FORWARD = build.function("lifelong.kernels.gru_sequence", "gru_forward", "iiii" + "p" * 10)
-_BACKWARD = build.function("lifelong.kernels.gru_sequence", "gru_backward", "iiii" + "p" * 12)
+FORWARD = build.function("lifelong.kernels.gru_sequence", "gru_forward", "iiii" + "p" * 10)
+BACKWARD = build.function("lifelong.kernels.gru_sequence", "gru_backward", "iiii" + "p" * 12)
 CALL = build.function("lifelong.kernels.gru_sequence", "gru_call", "pp")
 
 
@@ -26,7 +26,7 @@ def forward(
     u, bias, h0, init = u_TB3N.contiguous(), bias_hn_N.contiguous(), h0_BN.contiguous(), is_init_TB.contiguous()
     act, first, w = torch.empty_like(u), torch.empty_like(h0), packed(weight_hh, transposed=True)
     q, h, masked = (u.new_empty(T, B, N) for _ in range(3))
-    _FORWARD[u.dtype](
+    FORWARD[u.dtype](
         T, B, N, torch.get_num_threads(), u.data_ptr(), w.data_ptr(), bias.data_ptr(), h0.data_ptr(), init.data_ptr(),
         act.data_ptr(), q.data_ptr(), h.data_ptr(), masked.data_ptr(), first.data_ptr(),
     )  # fmt: skip
@@ -46,7 +46,7 @@ def backward(
     dh, init = None if dh_TBN is None else dh_TBN.contiguous(), is_init_TB.contiguous()
     dh0 = torch.zeros_like(first) if dfinal_BN is None else dfinal_BN.contiguous().clone()
     du, dhh, scratch, w = torch.empty_like(act), torch.empty_like(act), torch.empty_like(first), packed(weight_hh)
-    _BACKWARD[dtype](
+    BACKWARD[dtype](
         T, B, N, torch.get_num_threads(), w.data_ptr(), init.data_ptr(), zero_row(N, dtype), act.data_ptr(),
         q.data_ptr(), first.data_ptr(), masked.data_ptr(), pointer(dh), du.data_ptr(), dhh.data_ptr(), dh0.data_ptr(),
         scratch.data_ptr(),

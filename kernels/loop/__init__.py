@@ -68,6 +68,12 @@ def by_round(rows: torch.Tensor, rounds: int, steps: int) -> Each:
     return Each(rows[: rounds * steps].unflatten(0, (rounds, steps)).flatten(1, 2))
 
 
+def fixed(call: Call | Direct) -> Call | Direct:
+    """The call on the first row of everything, whatever the step."""
+    arguments = tuple(each.rows[0] if isinstance(each, Each) else each for each in call.arguments)
+    return call._replace(arguments=arguments)  # type: ignore[arg-type]
+
+
 class Prepared:
     """Calls that can be made again and again, on the tensors that they were given.
 
@@ -101,15 +107,29 @@ class Watched(NamedTuple):
     numbers: torch.Tensor
 
 
-def program(rounds: int, segments: Sequence[Segment], watched: Watched, dtype: torch.dtype) -> int:
-    """Go through the segments so many times, with nothing between them. On the CPU only.
+class Program:
+    """Segments that are gone through again and again, with nothing between them. On the CPU only.
 
-    Returns:
-        How many rounds were gone through: fewer if numbers that are watched were not finite, and then the rest of that
-        round was left out.
+    Args:
+        rounds: how many times in one run.
+        segments: of a round.
+        watched: numbers that have to be finite.
+        dtype: of the C functions.
     """
-    done: int = _LOOP.module("cpu", torch.empty(0, dtype=dtype)).program(rounds, segments, watched, dtype)
-    return done
+
+    def __init__(self, rounds: int, segments: Sequence[Segment], watched: Watched | None, dtype: torch.dtype) -> None:
+        sample = torch.empty(0, dtype=dtype)
+        self._run = _LOOP.module("cpu", sample).program(rounds, segments, watched, dtype)
+
+    def run(self) -> int:
+        """Go through them.
+
+        Returns:
+            How many rounds were gone through: fewer if numbers that are watched were not finite, and then the rest of
+            that round was left out.
+        """
+        done: int = self._run()
+        return done
 
 
 def loop(steps: int, calls: Sequence[Call | Direct], dtype: torch.dtype) -> None:

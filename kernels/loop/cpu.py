@@ -88,8 +88,8 @@ def prepare(calls: Sequence[Call | Direct], dtype: torch.dtype) -> Callable[[int
     return run
 
 
-def program(rounds: int, segments: Sequence[Segment], watched: Watched, dtype: torch.dtype) -> int:
-    """See `kernels.loop.program`."""
+def program(rounds: int, segments: Sequence[Segment], watched: Watched | None, dtype: torch.dtype) -> Callable[[], int]:
+    """See `kernels.loop.Program`."""
     arrays = _Arrays([call for segment in segments for call in segment.calls], dtype)
     parts, call, word = [], 0, 0
     masks = [segment.where for segment in segments if segment.where is not None]
@@ -102,8 +102,18 @@ def program(rounds: int, segments: Sequence[Segment], watched: Watched, dtype: t
     rows = masks[0][0].numel() // rounds if masks else 0
     mask, veto = (each.data_ptr() for each in masks[0]) if masks else (None, None)
     done, layout = ctypes.c_int64(), (ctypes.c_int64 * len(parts))(*parts)
-    _PROGRAM[dtype](
-        rounds, len(segments), watched.segment, watched.numbers.numel() // rounds, rows, ctypes.addressof(layout),
-        *arrays.where, mask, veto, watched.numbers.data_ptr(), ctypes.addressof(done),
-    )  # fmt: skip
-    return done.value
+    guard, numbers = (-1, None) if watched is None else watched
+    entry, count = _PROGRAM[dtype], 0 if numbers is None else numbers.numel() // rounds
+    arguments = (
+        *(rounds, len(segments), guard, count, rows, ctypes.addressof(layout)),
+        *arrays.where,
+        *(mask, veto, None if numbers is None else numbers.data_ptr(), ctypes.addressof(done)),
+    )
+    held = arrays, layout, masks, numbers  # what these point to
+
+    def run() -> int:
+        assert held
+        entry(*arguments)
+        return done.value
+
+    return run

@@ -5,7 +5,7 @@ i, f, o = sigmoid(u + W h)   g = tanh(u + W h)   c' = f * c + i * g   h' = o * t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from lifelong.kernels.arguments import zeros
 from lifelong.kernels.dense import packing
 from lifelong.kernels.dispatch import DENSE_UNITS, Op, check, check_mask
-from lifelong.kernels.loop import Call, Calls, Each
+from lifelong.kernels.loop import Call, Calls, Direct, Each
 
 _LSTM = Op("lstm_sequence", "lifelong.kernels.lstm_sequence", triton_units=DENSE_UNITS)
 
@@ -69,14 +69,68 @@ def compiled(sample: torch.Tensor) -> bool:
     return _LSTM.compiled(sample) and sample.device.type == "cpu"
 
 
-def lstm_call(u_B4N: torch.Tensor, weight_hh: torch.Tensor, state_TBS: torch.Tensor, is_init_TB: torch.Tensor) -> Calls:
-    """One step from row t of the state to row t + 1, for `kernels.loop`; u is the same buffer at every step. Otherwise
-    as `lstm_sequence`."""
+class Kept(NamedTuple):
+    """What the forward pass keeps for the backward pass: the gates i, f, g, o [T, B, 4N], c after every step and before
+    it [T, B, N], and the h that every step read, zero where it was reset, with a row more."""
+
+    gates: torch.Tensor
+    c: torch.Tensor
+    before: torch.Tensor
+    read: torch.Tensor
+
+
+def kept(like: torch.Tensor, steps: int, copies: int, units: int) -> Kept:
+    """Room for T steps of B copies."""
+    sizes = ((0, 4 * units), (0, units), (0, units), (1, units))
+    return Kept(*(like.new_empty(steps + more, copies, n) for more, n in sizes))
+
+
+def lstm_call(
+    u_B4N: torch.Tensor, weight_hh: torch.Tensor, state_TBS: torch.Tensor, is_init_TB: torch.Tensor, rows: Kept
+) -> Calls:
+    """One step from row t of the state to row t + 1, for `kernels.loop`; u is the same buffer at every step, and row t
+    of `rows` is filled. Otherwise as `lstm_sequence`."""
     (B, _), N = u_B4N.shape, weight_hh.shape[1]
     weight, pack = packing(weight_hh, transposed=True)
-    act, rows = torch.empty_like(u_B4N), [u_B4N.new_empty(B, N) for _ in range(5)]
-    before: tuple[torch.Tensor | Each, ...] = u_B4N, weight, Each(state_TBS), Each(is_init_TB), zeros(N, u_B4N.dtype)
-    call = Call(
-        _LSTM.module("cpu", u_B4N).CALL, (B, N, torch.get_num_threads()), (*before, act, *rows, Each(state_TBS[1:]))
+    h, masked = u_B4N.new_empty(B, N), u_B4N.new_empty(B, N)
+    arguments: tuple[torch.Tensor | Each, ...] = (
+        *(u_B4N, weight, Each(state_TBS), Each(is_init_TB), zeros(N, u_B4N.dtype), Each(rows.gates), Each(rows.c)),
+        *(h, masked, Each(rows.read), Each(rows.before), Each(state_TBS[1:])),
     )
+    call = Call(_LSTM.module("cpu", u_B4N).CALL, (B, N, torch.get_num_threads()), arguments)
     return Calls([pack], [call])
+
+
+def forward_call(
+    shape: tuple[int, int, int],
+    u_M4N: torch.Tensor,
+    packed: torch.Tensor,
+    state_BS: Each,
+    is_init_TB: Each,
+    h_MN: torch.Tensor,
+    rows: tuple[Each, Each, Each, Each, Each],
+) -> Direct:
+    """T steps, for `kernels.loop`, from drives and the weight as `packing` has it transposed; `rows` are gates, c, c
+    before the first step, and of what was read that of the first step and of the others."""
+    (_, B, N), (gates, c, c0, first, masked) = shape, rows
+    last = u_M4N.new_empty(B, 2 * N)
+    arguments = (u_M4N, packed, state_BS, is_init_TB, zeros(N, u_M4N.dtype), gates, c, h_MN, masked, first, c0, last)
+    entry = _LSTM.module("cpu", u_M4N).FORWARD[u_M4N.dtype]
+    return Direct(entry, (*shape, torch.get_num_threads(), *arguments))
+
+
+def backward_call(
+    shape: tuple[int, int, int],
+    packed: torch.Tensor,
+    is_init_TB: Each,
+    rows: tuple[Each, Each, Each, Each, Each],
+    dh_MN: torch.Tensor,
+    du_M4N: torch.Tensor,
+    dh0_BN: torch.Tensor,
+    dc0_BN: torch.Tensor,
+) -> Direct:
+    """The backward pass: the gradients of the drives, and, added to `dh0` and `dc0`, of the first state."""
+    gates, c, c0, _, _ = rows
+    arguments = (packed, is_init_TB, zeros(shape[2], dh_MN.dtype), gates, c, c0, dh_MN, du_M4N, dh0_BN, dc0_BN)
+    entry = _LSTM.module("cpu", dh_MN).BACKWARD[dh_MN.dtype]
+    return Direct(entry, (*shape, torch.get_num_threads(), *arguments))

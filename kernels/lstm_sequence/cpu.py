@@ -9,8 +9,8 @@ from lifelong.kernels.arguments import pointer, zero_row
 from lifelong.kernels.dense import packed
 from lifelong.kernels.lstm_sequence import torch_backend
 
-_FORWARD = build.function("lifelong.kernels.lstm_sequence", "lstm_forward", "iiii" + "p" * 12)
-_BACKWARD = build.function("lifelong.kernels.lstm_sequence", "lstm_backward", "iiii" + "p" * 10)
+FORWARD = build.function("lifelong.kernels.lstm_sequence", "lstm_forward", "iiii" + "p" * 12)
+BACKWARD = build.function("lifelong.kernels.lstm_sequence", "lstm_backward", "iiii" + "p" * 10)
 CALL = build.function("lifelong.kernels.lstm_sequence", "lstm_call", "pp")
 
 
@@ -23,7 +23,7 @@ def forward(
     act, last, w = torch.empty_like(u), torch.empty_like(state), packed(weight_hh, transposed=True)
     c, h, masked = (u.new_empty(T, B, N) for _ in range(3))
     first, c0 = u.new_empty(B, N), u.new_empty(B, N)
-    _FORWARD[dtype](
+    FORWARD[dtype](
         T, B, N, torch.get_num_threads(), u.data_ptr(), w.data_ptr(), state.data_ptr(), init.data_ptr(),
         zero_row(N, dtype), act.data_ptr(), c.data_ptr(), h.data_ptr(), masked.data_ptr(), first.data_ptr(),
         c0.data_ptr(), last.data_ptr(),
@@ -47,7 +47,7 @@ def backward(
     else:
         dh0, dc0 = (part.clone(memory_format=torch.contiguous_format) for part in dstate_B2N.chunk(2, dim=-1))
     du, w = torch.empty_like(act), packed(weight_hh)
-    _BACKWARD[dtype](
+    BACKWARD[dtype](
         T, B, N, torch.get_num_threads(), w.data_ptr(), init.data_ptr(), zero_row(N, dtype), act.data_ptr(),
         c.data_ptr(), c0.data_ptr(), pointer(dh), du.data_ptr(), dh0.data_ptr(), dc0.data_ptr(),
     )  # fmt: skip

@@ -391,6 +391,14 @@ def make_trainer(folder: Path, **changes: Any) -> Trainer:
     return build(make_config(**changes), folder)
 
 
+def one_by_one(trainer: Trainer, *, compiled: bool = False) -> None:
+    """Let it act chunk by chunk as `Rollout.collect` does, and learn from each by itself: with torch, or with compiled
+    passes if there are any."""
+    trainer.planned.plan, trainer.chunk.collector = None, None
+    if not compiled:
+        trainer.learner.passes.why = "a test"
+
+
 def run(trainer: Trainer, until: int | None = None) -> Silent:
     """Train to the end, or stop at step `until` (which saves a checkpoint)."""
     log: Any = Silent()

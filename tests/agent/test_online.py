@@ -27,7 +27,7 @@ from lifelong.agent.runtime.build import build, subseed
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context, Source, Strategy
-from tests.agent.support import assert_identical, make_config
+from tests.agent.support import assert_identical, make_config, one_by_one
 
 ROOT = Path(__file__).parents[2]
 SPACES = Box(-10, 10, (3,), np.float32), Discrete(3)
@@ -108,7 +108,7 @@ def twins(tmp_path: Path, task: dict[str, Any], **changes: Any) -> tuple[Trainer
     raw |= {"policy": policy, "rollout": rollout}
     stream = {"tasks": [task], "task_id": "hidden", "steps_per_task": 10**6}
     trainer = build(make_config(**raw, stream=stream), tmp_path)
-    trainer.planned.plan = None
+    one_by_one(trainer, compiled=True)
     env = trainer.rollout.env
     agent = OnlineAgent(env.single_observation_space, env.single_action_space, raw, copies=4)  # type: ignore[attr-defined]
     return trainer, agent
@@ -265,11 +265,14 @@ def test_a_saved_agent_goes_on_bit_for_bit_in_another_process(tmp_path: Path, ch
 
 
 def test_saving_is_whole_or_not_at_all_and_changes_nothing(tmp_path: Path) -> None:
-    world = World(agent_for())
-    world.run(10)
-    before = world.agent._trainer.state_dict()
+    world, other = World(agent_for()), World(agent_for())
+    for each in (world, other):
+        each.run(10)
     world.agent.save(tmp_path / "agent.pt")
-    assert_identical(before, world.agent._trainer.state_dict())
+    for each in (world, other):
+        each.run(25)
+        each.agent.save(tmp_path / "agent.pt")
+    assert_identical(world.agent._trainer.state_dict(), other.agent._trainer.state_dict())
     assert [path.name for path in tmp_path.iterdir()] == ["agent.pt"]
     with pytest.raises(LifelongError, match="cannot write"):
         world.agent.save(tmp_path / "nowhere/agent.pt")

@@ -166,13 +166,20 @@ def test_steps_equal_a_simulation_without_autoreset(name: str) -> None:
 @pytest.mark.parametrize("name", NATIVE)
 def test_a_time_limit_truncates_at_exactly_that_step_and_does_not_terminate(name: str) -> None:
     limits = torch.tensor([2, 3, 2, 3])
-    env = make(name, num_envs=4, max_episode_steps=limits.tolist())
+    env, free = make(name, num_envs=4, max_episode_steps=limits.tolist()), make(name, num_envs=4, max_episode_steps=0)
     env.reset(seed=4)
-    first, second, third = (env.step(action) for action in actions_of(env, 3))
-    assert not first[3].any()
-    assert second[3].tolist() == [True, False, True, False]
-    assert third[3].tolist() == [False, True, False, True]
-    assert not second[2].any()
+    free.reset(seed=4)
+    age, first_episode, truncations = torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool), 0
+    for action in actions_of(env, 6):
+        _, _, terminated, truncated, _ = env.step(action)
+        age += 1
+        assert torch.equal(truncated, age >= limits)
+        without_limit = free.step(action)[2]
+        assert torch.equal(terminated[first_episode], without_limit[first_episode])
+        first_episode &= ~(terminated | truncated)
+        truncations += int(truncated.sum())
+        age[terminated | truncated] = 0
+    assert truncations >= 4
 
 
 class _TwoSteps(BatchedEnv):

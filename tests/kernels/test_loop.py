@@ -8,7 +8,7 @@ import torch
 from lifelong.kernels.categorical import categorical_call, categorical_sample
 from lifelong.kernels.dense import copy
 from lifelong.kernels.elstm import ElstmAct
-from lifelong.kernels.loop import Direct, Each, Segment, Watched, loop, program
+from lifelong.kernels.loop import Direct, Each, Program, Segment, Watched, loop
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -63,7 +63,7 @@ def test_a_program_goes_round_until_a_watched_number_is_not_finite() -> None:
         Segment([]),
         Segment([copy(Each(source.view(K, T, B)[:, -1]), Each(last))]),
     ]
-    assert program(K, segments, Watched(2, watched), source.dtype) == 2
+    assert Program(K, segments, Watched(2, watched), source.dtype).run() == 2
     assert torch.equal(steps[: 3 * T], source[: 3 * T]) and bool((steps[3 * T :] == -1).all())
     assert torch.equal(last[:2], source.view(K, T, B)[:2, -1]) and bool((last[2:] == -1).all())
     named = (mask & ~veto)[: 3 * T * B]

@@ -274,3 +274,15 @@ def test_the_block_of_a_depth_recurrent_encoder_is_applied_so_often() -> None:
     deeper = DepthRecurrent(Box(-1, 1, (5,), np.float32), hidden=8, depth=9)
     deeper.load_state_dict(net.state_dict())  # another depth takes the same parameters
     assert not torch.allclose(deeper(x), net(x))
+
+
+@pytest.mark.parametrize(("inputs", "share", "zeros"), [(20, 0.9, 18), (7, 0.5, 4), (3, 0.99, 2)])
+def test_a_sparse_layer_has_as_many_zeros_in_every_row_and_the_rest_within_bounds(
+    inputs: int, share: float, zeros: int
+) -> None:
+    torch.manual_seed(0)
+    encoder = MLP(Box(-1, 1, (inputs,), np.float32), hidden=[50], sparse=share)
+    weight = encoder.layers[0].weight
+    assert ((weight == 0).sum(1) == zeros).all()
+    assert float(weight.abs().max()) <= inputs**-0.5
+    assert len({tuple(row.nonzero().flatten().tolist()) for row in weight}) > min(2, inputs - zeros)

@@ -251,12 +251,12 @@ def learned_value(gradient: str, limit: int, *, stale: bool = False) -> float:
     ctx = make_context(rollout.policy, learner.objective, 8, 3)
     clear.setup(ctx, 0)
     if stale:
-        sequence = rollout.policy.sequence
+        sequence = learner.passes.sequence
 
-        def believe(chunk: Any, state: Tensor, acted: Any = None, **options: Any) -> Outputs:
-            return sequence(chunk, state, acted, **{**options, "current": chunk.copies})
+        def believe(chunk: Any, state: Tensor, acted: Any, current: int) -> Outputs:
+            return sequence(chunk, state, acted, chunk.copies)
 
-        rollout.policy.sequence = believe  # type: ignore[method-assign]
+        learner.passes.sequence = believe  # type: ignore[method-assign]
     for _ in range(250):
         experience = rollout.collect(3)
         learner.update(ctx, experience)

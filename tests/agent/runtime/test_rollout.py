@@ -27,6 +27,7 @@ from tests.agent.support import (
     make_context,
     make_rollout,
     make_trainer,
+    one_by_one,
     policy_for,
     run,
     task_env,
@@ -157,7 +158,7 @@ def test_under_drift_episodes_and_memory_go_on_across_the_borders(tmp_path: Path
     ]
     stream = {"tasks": tasks, "steps_per_task": 64, "schedule": {"kind": "drift"}}
     trainer = make_trainer(tmp_path, stream=stream)
-    trainer.planned.plan = None
+    one_by_one(trainer)
     collect, bonuses, tasks_seen = trainer.rollout.collect, [], []
 
     def remember(steps: int) -> Experience:

@@ -17,7 +17,7 @@ from lifelong.agent.runtime.build import build
 from lifelong.agent.runtime.step import make_step
 from lifelong.agent.schedules import Ramp
 from lifelong.agent.schema import schema
-from tests.agent.support import assert_identical, make_config, make_trainer, run
+from tests.agent.support import assert_identical, make_config, make_trainer, one_by_one, run
 
 LR = {"from": 1e-2, "to": 1e-3, "over": 192}
 PPO: dict[str, Any] = {
@@ -60,7 +60,7 @@ def test_every_chunk_is_learned_with_the_value_of_the_step_it_begins_at(
         make_step(optimizer)
 
     monkeypatch.setattr(learner, "make_step", watched)
-    trainer.planned.plan = None  # a plan makes the steps itself (see test_plan)
+    one_by_one(trainer)  # a plan makes the steps itself (see test_plan)
     log = run(trainer)
     assert len(seen) == 12 * 16
     for index, (lr, clip, entropy) in enumerate(seen):

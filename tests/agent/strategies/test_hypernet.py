@@ -258,7 +258,7 @@ def test_a_policy_that_gets_a_task_keeps_its_views_and_trains_the_new_one(form: 
     old = Hypernet(form=form, **SMALL)
     life, _ = lived(old, [0, 1, 2], tasks=3, **options)
     later = Life([Hypernet(form=form, **SMALL)], tasks=4, **options)
-    later.policy.load_state_dict(grown_policy(life.policy).state_dict())
+    later.policy.load_state_dict(grown_policy(life.policy, heads="per_task").state_dict())
     later.segment = life.segment
     strategy: Any = later.strategies[0]
     strategy.load_state_dict(old.state_dict())

@@ -79,7 +79,7 @@ def test_the_policy_that_is_trained_does_not_notice(tmp_path: Path) -> None:
 
 def test_without_targets_the_classes_are_the_actions_that_were_taken(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, strategy=["nmc"], optimizer={"kind": "sgd", "lr": 0.0})
-    actions = torch.cat([trainer.advance().chunk.action.flatten() for _ in range(4)])  # type: ignore[union-attr]
+    actions = torch.cat([trainer.advance().chunk.action.flatten().clone() for _ in range(4)])  # type: ignore[union-attr]
     strategy = trainer.strategies[0]
     assert isinstance(strategy, NMC)
     assert strategy.counts.tolist() == torch.bincount(actions, minlength=len(strategy.counts)).tolist()

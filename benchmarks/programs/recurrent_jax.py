@@ -1,10 +1,13 @@
-"""The JAX program that `benchmarks/peers.py` compares with: everything in one `lax.scan`, jitted.
+"""The JAX program that `benchmarks/peers.py` compares with: everything in one `lax.scan`, jitted; or, `alive`, a jitted
+step that a loop over Gymnasium's CartPole calls.
 
-    python benchmarks/programs/elstm_jax.py '[copies, steps, encoder, units, "rtrl" | "bptt"]'
+    python benchmarks/programs/recurrent_jax.py '[copies, steps, encoder, units, engine, cell, alive]'
+
+The engine is "rtrl" (eLSTM) or "bptt", the cell "elstm", "gru" or "lstm", `alive` a bool.
 
 The eLSTM (f = sigmoid(F x + v_f c + b_f), z = tanh(Z x + v_z c + b_z), c' = f c + (1 - f) z, its output
 sigmoid(W x + U c' + b) c'); exact RTRL in its chunked form: within a chunk by `jax.grad`, before it by the
-sensitivities of the state, moved step by step. It needs JAX and nothing else.
+sensitivities of the state, moved step by step. It needs JAX; alive, Gymnasium too.
 """
 
 from __future__ import annotations
@@ -20,24 +23,27 @@ os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_paralleli
 import jax
 import jax.numpy as jnp
 
-COPIES, STEPS, ENCODER, UNITS, ENGINE = json.loads(sys.argv[1])
+COPIES, STEPS, ENCODER, UNITS, ENGINE, CELL, ALIVE = json.loads(sys.argv[1])
+GATES, STATE = {"elstm": (2, UNITS), "gru": (3, UNITS), "lstm": (4, 2 * UNITS)}[CELL]
 GAMMA, LAMBDA, VALUE, ENTROPY, LR, NORM, ACTIONS = 0.99, 0.95, 0.5, 0.01, 1e-3, 1.0, 2
 
 
 def parameters(key: Any) -> dict[str, Any]:
     """Weights that are drawn, biases that are zero."""
     width = ENCODER or 4
-    shapes = {
-        "weight": (2 * UNITS, width), "vector": (2, UNITS), "out_x": (UNITS, width), "out_c": (UNITS, UNITS),
-        "actor": (ACTIONS, UNITS), "critic": (1, UNITS),
-    }  # fmt: skip
+    shapes = {"weight": (GATES * UNITS, width), "actor": (ACTIONS, UNITS), "critic": (1, UNITS)}
+    if CELL == "elstm":
+        shapes |= {"vector": (2, UNITS), "out_x": (UNITS, width), "out_c": (UNITS, UNITS)}
+    else:
+        shapes["hidden"] = (GATES * UNITS, UNITS)
     if ENCODER:
         shapes["encoder"] = (ENCODER, 4)
     keys = jax.random.split(key, len(shapes))
     made = {name: 0.1 * jax.random.normal(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
     biases = {
-        "bias": 2 * UNITS,
-        "out_b": UNITS,
+        "bias": GATES * UNITS,
+        **({"out_b": UNITS} if CELL == "elstm" else {}),
+        **({"inside": UNITS} if CELL == "gru" else {}),
         "actor_b": ACTIONS,
         "critic_b": 1,
         **({"encoder_b": ENCODER} if ENCODER else {}),
@@ -73,6 +79,18 @@ def encode(p: dict[str, Any], obs: Any) -> Any:
 def cell(p: dict[str, Any], x: Any, c: Any) -> tuple[Any, Any]:
     """One step: output and state."""
     u = x @ p["weight"].T + p["bias"]
+    if CELL == "gru":
+        ur, uz, un = jnp.split(u, 3, -1)
+        hr, hz, hn = jnp.split(c @ p["hidden"].T, 3, -1)
+        z = jax.nn.sigmoid(uz + hz)
+        n = jnp.tanh(un + jax.nn.sigmoid(ur + hr) * (hn + p["inside"]))
+        h = n + z * (c - n)
+        return h, h
+    if CELL == "lstm":
+        i, f, g, o = jnp.split(u + c[..., :UNITS] @ p["hidden"].T, 4, -1)
+        new = jax.nn.sigmoid(f) * c[..., UNITS:] + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(new)
+        return h, jnp.concatenate([h, new], -1)
     f = jax.nn.sigmoid(u[:, :UNITS] + p["vector"][0] * c)
     z = jnp.tanh(u[:, UNITS:] + p["vector"][1] * c)
     new = f * c + (1 - f) * z
@@ -161,13 +179,20 @@ def update(state: Any, _: None) -> Any:
     value = (y @ p["critic"].T + p["critic_b"])[..., 0]
     y_next, _ = cell(p, encode(p, world[0]), jnp.where(world[3][:, None], 0.0, world[2]))
     target, advantage = returns(value, heads(p, y_next)[1], terminated, truncated, final_value)
-    grad, d0 = jax.grad(loss, (0, 1))(p, c0, obs, init, action, target, advantage)
+    chunk = obs, init, action, target, advantage
+    p, moments, count, sensitivities = learn(p, moments, count, sensitivities, c0, c, chunk)
+    return (p, moments, count, world, sensitivities, key), None
+
+
+def learn(p: Any, moments: Any, count: Any, sensitivities: Any, c0: Any, c: Any, chunk: Any) -> Any:
+    """One step of the optimiser from a chunk, and the sensitivities after it."""
+    grad, d0 = jax.grad(loss, (0, 1))(p, c0, *chunk)
     if ENGINE == "rtrl":
         S, b, v = sensitivities
         grad["weight"] += jnp.einsum("bn,bgnd->gnd", d0, S).reshape(2 * UNITS, -1)
         grad["bias"] += jnp.einsum("bn,bgn->gn", d0, b).reshape(-1)
         grad["vector"] += jnp.einsum("bn,bgn->gn", d0, v)
-        sensitivities = move(p, sensitivities, (encode(p, obs), c, init))
+        sensitivities = move(p, sensitivities, (encode(p, chunk[0]), c, chunk[1]))
     norm = jnp.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grad)))
     scale = jnp.minimum(1.0, NORM / (norm + 1e-6))
     count += 1
@@ -175,7 +200,49 @@ def update(state: Any, _: None) -> Any:
     q = jax.tree.map(lambda q, g: 0.999 * q + 0.001 * (g * scale) ** 2, moments[1], grad)
     size, root = LR / (1 - 0.9**count), jnp.sqrt(1 - 0.999**count)
     p = jax.tree.map(lambda p, m, q: p - size * m / (jnp.sqrt(q) / root + 1e-8), p, m, q)
-    return (p, (m, q), count, world, sensitivities, key), None
+    return p, (m, q), count, sensitivities
+
+
+@jax.jit
+def live(state: Any, last: Any, reward: Any, terminated: Any, truncated: Any, first: Any) -> Any:
+    """Learn from what came of the last action (its observation is `last`), then act on `first`."""
+    p, moments, count, world, sensitivities, key = state
+    key, draw = jax.random.split(key)
+    obs, action, c0, init = world
+    c = jnp.where(init[:, None], 0.0, c0)
+    y, new = cell(p, encode(p, obs), c)
+    value = heads(p, y)[1]
+    y_after, _ = cell(p, encode(p, last), new)
+    target = reward + GAMMA * jnp.where(terminated, 0.0, heads(p, y_after)[1])
+    chunk = obs[None], init[None], action[None], target[None], (target - value)[None]
+    p, moments, count, sensitivities = learn(p, moments, count, sensitivities, c0, c[None], chunk)
+    init = terminated | truncated
+    y, _ = cell(p, encode(p, first), jnp.where(init[:, None], 0.0, new))
+    action = jax.random.categorical(draw, heads(p, y)[0])
+    return (p, moments, count, (first, action, new, init), sensitivities, key), action
+
+
+class Loop:
+    """Gymnasium's CartPole, stepped by its own program."""
+
+    def __init__(self, state: Any) -> None:
+        import gymnasium
+        import numpy as np
+
+        self.env, self.np = gymnasium.make("CartPole-v1"), np
+        self.obs, _ = self.env.reset(seed=0)
+        p, moments, count, world, sensitivities, key = state
+        now = jnp.asarray(self.obs)[None], jnp.zeros(1, jnp.int32), world[2], world[3]
+        self.state, self.action = (p, moments, count, now, sensitivities, key), 0
+
+    def run(self, steps: int) -> None:
+        """So many steps."""
+        for _ in range(steps):
+            obs, reward, terminated, truncated, _ = self.env.step(self.action)
+            first = self.env.reset()[0] if terminated or truncated else obs
+            row = self.np.array([reward], self.np.float32), self.np.array([terminated]), self.np.array([truncated])
+            self.state, action = live(self.state, obs[None], *row, first[None])
+            self.action = int(action[0])
 
 
 @partial(jax.jit, static_argnums=1)
@@ -190,15 +257,19 @@ def start() -> Any:
     p = parameters(key)
     zeros = jax.tree.map(jnp.zeros_like, p)
     width = ENCODER or 4
-    world = reset(key), jnp.zeros(COPIES, jnp.int32), jnp.zeros((COPIES, UNITS)), jnp.ones(COPIES, bool)
+    world = reset(key), jnp.zeros(COPIES, jnp.int32), jnp.zeros((COPIES, STATE)), jnp.ones(COPIES, bool)
     shapes = (COPIES, 2, UNITS, width), (COPIES, 2, UNITS), (COPIES, 2, UNITS)
     return p, (zeros, zeros), jnp.zeros((), jnp.int32), world, tuple(map(jnp.zeros, shapes)), key
 
 
 if __name__ == "__main__":
     state = start()
+    loop = Loop(state) if ALIVE else None
     for line in sys.stdin:
         chunks = max(1, int(line) // (COPIES * STEPS))
         begun = time.process_time()
-        state = jax.block_until_ready(train(state, chunks))
+        if loop:
+            loop.run(chunks)
+        else:
+            state = jax.block_until_ready(train(state, chunks))
         print((time.process_time() - begun) / (chunks * COPIES * STEPS), flush=True)

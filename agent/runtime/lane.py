@@ -1,0 +1,312 @@
+"""The plan of an agent in somebody else's loop: one environment, one call an action, learning in compiled calls.
+
+What a chunk costs around the arithmetic (some milliseconds of Python and torch) is what limits an agent that acts and
+learns step by step. Here the rows of a chunk (`agent.runtime.rows`) are filled from outside, and what `act` does is
+
+    hear     observation, reward and flags go into row t, and into row t + 1 what its action is shown of them
+    learn    after T rows, in one call: bootstrap, loss, backward pass, carry, optimiser; the last row becomes the first
+    decide   the parameters are read (once a chunk), and the policy acts on the row
+
+The result is that of the way through `OutsideRollout` to rounding. The lane begins and is left between two steps:
+`sync` writes what there is where everybody else looks for it, the records of a chunk under way included, and `enter`
+goes on from there to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lifelong.agent.cells.base import ElementwiseCell
+from lifelong.agent.runtime import rows
+from lifelong.agent.runtime.acting import actions
+from lifelong.agent.runtime.finite import NotFinite
+from lifelong.agent.runtime.outside import OutsideRollout
+from lifelong.agent.runtime.plan import Rounds, hook_refusal, key_of, ready, update_refusal
+from lifelong.agent.runtime.rows import ActedRows, Kept
+from lifelong.envs.compiled import CompiledSteps
+from lifelong.kernels.dense import copy
+from lifelong.kernels.loop import Call, Direct, Prepared, Program, Watched
+
+if TYPE_CHECKING:
+    from lifelong.agent.runtime.trainer import Trainer
+
+
+def refusal(trainer: Trainer) -> str | None:
+    """What keeps an agent out of the lane, in a few words; None if nothing does."""
+    rollout, learner, schedules = trainer.rollout, trainer.learner, trainer.schedules
+    if trainer.copies > 1:
+        return "several environments"
+    if schedules.ramps or schedules.lengths:
+        return "hyper-parameters that change"
+    found = hook_refusal(learner, trainer.strategies, watched=trainer.detection is not None)
+    return found or update_refusal(learner, 1) or rows.refusal(rollout, OutsideRollout)
+
+
+class Lane:
+    """Chunks of one environment that is stepped outside.
+
+    Args:
+        trainer: of an agent whose `refusal` is None.
+
+    Attributes:
+        running: whether the rows are what goes on; else `OutsideRollout` is.
+        waiting: whether an action waits for its outcome.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        assert isinstance(trainer.rollout, OutsideRollout)
+        self.trainer, self.rollout = trainer, trainer.rollout
+        self.running, self.waiting, self.t = False, False, 0
+        self._kept: Kept[LiveRows] = Kept()
+
+    def ready(self) -> bool:
+        """Whether the lane can be entered: the optimiser has its state, and nothing unusual comes next."""
+        return ready(self.rollout, self.trainer.learner) and not self.rollout.forgets
+
+    @torch.no_grad()
+    def enter(self, steps: int) -> None:
+        """Go on from where the rollout is, in a chunk of T steps, some of which it may have made."""
+        rollout, learner = self.rollout, self.trainer.learner
+        made = self._kept.get_or_build(key_of(rollout, learner, 1, steps), lambda: LiveRows(self.trainer, steps))
+        assert made is not None
+        self.rows, self.running, self.steps = made, True, steps
+        self.t, self.waiting = len(rollout.records), rollout.decided is not None
+        now = {name: getattr(rollout, name) for name in ("obs", "previous_action", "previous_reward", "is_init")}
+        under_way = rollout.decided or {**now, "state": rollout.state_BS}
+        made.begin([*rollout.records, under_way], decided=self.waiting)
+        made.returned[0] = float(rollout.return_B)
+
+    @torch.no_grad()
+    def decide(self) -> Tensor:
+        """The action [1, ...] on the row under way, whose observation is there."""
+        self.rows.decide(self.t)
+        self.waiting = True
+        return self.rows.acted.actions.drawn_TB[self.t]
+
+    @torch.no_grad()
+    def hear(self, reward: float, terminated: bool, truncated: bool) -> None:
+        """What came of the action; the observation is in the next row, the last one of the episode if that ended.
+
+        Raises:
+            NotFinite: a loss or gradient is not; the lane has been left.
+        """
+        self.rows.hear(self.t, reward, terminated, truncated)
+        self.t, self.waiting = self.t + 1, False
+        if self.t < self.steps:
+            return
+        trainer, learner = self.trainer, self.trainer.learner
+        finite = self.rows.learn()
+        learner.steps += len(self.rows.rounds.update.numbers)
+        torch.autograd.graph.increment_version(learner.parameters)
+        if not finite:
+            self.leave()
+            self.rollout.records = []
+            learner.finite.before_learning(self.rows.rounds.experience(0, self.steps))
+            raise NotFinite("loss" if not self.rows.rounds.update.numbers[:, 0].isfinite().all() else "gradient")
+        self.t, trainer.frames = 0, self.steps
+        trainer.step += self.steps
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Write what there is into the rollout; the lane goes on."""
+        if not self.running:
+            return
+        rollout, made = self.rollout, self.rows
+        rollout.records = [made.record(t) for t in range(self.t)]
+        now = made.seen(self.t)
+        rollout.decided = {**now, **made.said(self.t)} if self.waiting else None
+        for name in ("obs", "previous_action", "previous_reward", "is_init"):
+            setattr(rollout, name, now[name])
+        rollout.state_BS = made.acted.parts.state_TBS[self.t + self.waiting].clone()
+        rollout.return_B = torch.full_like(rollout.return_B, float(made.returned[0]))
+
+    def leave(self) -> None:
+        """Let the rollout go on from here."""
+        self.sync()
+        self.running = False
+
+
+class LiveRows:
+    """The rows of one chunk, and the calls on them.
+
+    Args:
+        trainer: of the agent.
+        steps: T.
+    """
+
+    def __init__(self, trainer: Trainer, steps: int) -> None:
+        rollout, T = trainer.rollout, steps
+        assert isinstance(rollout, OutsideRollout)
+        self.rollout, self.learner, self._record = rollout, trainer.learner, trainer.record
+        drawn = actions(rollout.policy, T, 1, rescaled=False)
+        self.acted = acted = ActedRows(rollout, 1, T, _empty(rollout, T), drawn)
+        self.rounds = Rounds(trainer.learner, acted)
+        parts, made, update, dtype = acted.parts, acted.made, self.rounds.update, acted.dtype
+        self._before, self._after = Prepared(parts.before, dtype), Prepared(parts.after, dtype)
+        self._said = Prepared(parts.before[:-1], dtype)
+        self._pack = Prepared([*acted.pack, *update.pack], dtype)
+        rest = [*acted.segments[1:], *update.segments]
+        watched = Watched(len(acted.segments) - 1 + update.guard, update.numbers)
+        self._learn = Program(1, rest, watched, dtype)
+        columns = [each for each in (parts.action_TBF, parts.reward_TB) if each is not None]
+        moved = [made.obs, made.is_init, parts.state_TBS, *columns]
+        shift: list[Call | Direct] = [copy(each[T], each[0]) for each in moved]
+        self._shift = Prepared(shift, dtype)
+        self._packed = False
+        # the same memory, for numbers one at a time
+        self._reward, self._returns = made.reward.numpy()[:, 0], made.episode_return.numpy()[:, 0]
+        self._ended = made.terminated.numpy()[:, 0], made.truncated.numpy()[:, 0]
+        self._init = made.is_init.numpy()[:, 0]
+        self._obs, self._final = made.obs.numpy()[:, 0], made.final_obs.numpy()[:, 0]
+        self._noise = parts.noise
+        #: return of the episode under way
+        self.returned = np.zeros(1, np.float32)
+        #: of the episodes that ended in this chunk
+        self._ended_with: list[float] = []
+        #: the record's sums as one tensor, and the dict that has its parts
+        self._sums, self._sums_of = torch.empty(0), {"": torch.empty(0)}
+
+    # ---- one step ------------------------------------------------------------------------------------------------
+
+    def put(self, t: int, obs: Any) -> bool:
+        """Put an observation into row t: whether that went; else it has another shape or type, or is not finite."""
+        row = self._obs[t]
+        if type(obs) is not np.ndarray or obs.shape != row.shape or obs.dtype.kind != "f" or row.dtype.kind != "f":
+            return False
+        row[...] = obs
+        flat = row.reshape(-1)
+        return math.isfinite(float(flat.dot(flat)))
+
+    def decide(self, t: int) -> None:
+        """Act on row t."""
+        if not self._packed:
+            self._pack.run()
+            self._packed = True
+        if self._noise is not None:
+            row = self._noise[t]
+            torch.rand(row.shape, generator=self.rollout.generator, out=row)
+        self._before.run(1, t)
+
+    def hear(self, t: int, reward: float, terminated: bool, truncated: bool) -> None:
+        """What came of the action of row t; the observation is in row t + 1."""
+        done = terminated or truncated
+        self.returned += np.float32(reward)
+        self._reward[t], self._returns[t] = reward, self.returned[0]
+        self._ended[0][t], self._ended[1][t], self._init[t + 1] = terminated, truncated, done
+        if done:
+            self._final[t] = self._obs[t + 1]
+            self._ended_with.append(float(self.returned[0]))
+            self.returned[0] = 0.0
+        self._after.run(1, t)
+
+    def learn(self) -> bool:
+        """Learn from all rows; the last one becomes the first. Whether everything was finite."""
+        update = self.rounds.update
+        update.begin()
+        self.acted.final_value.zero_()
+        finite = bool(self._learn.run())
+        update.finish()
+        self._packed = False
+        if finite:
+            self._note()
+            self._shift.run()
+        return finite
+
+    def _note(self) -> None:
+        """A chunk for the record, as `Record.add` has it."""
+        record, update = self._record, self.rounds.update
+        if record.sums is not self._sums_of:  # somebody else has added to it, or has read it out
+            self._sums = torch.stack([record.sums.get(name, torch.zeros(())) for name in update.METRICS])
+            record.sums = self._sums_of = {**record.sums, **dict(zip(update.METRICS, self._sums, strict=True))}
+        self._sums += update.scalars()[0]
+        record.updates += 1
+        if self._ended_with:
+            task = int(self.rollout.env.task_B[0])
+            for total in self._ended_with:
+                record.return_sum[task] += total
+                record.return_count[task] += 1
+            self._ended_with = []
+
+    # ---- and what others know of them ----------------------------------------------------------------------------
+
+    def begin(self, records: list[dict[str, Any]], *, decided: bool) -> None:
+        """Put in place what there is: whole steps, then the one under way, which may be `decided`."""
+        env, parts = self.rollout.env, self.acted.parts
+        self.acted.first = self.rollout.inputs()
+        scale_B = env.reward_scale_B if env.scaled else None
+        parts.begin(self.acted.first, records[0]["state"], records[0]["is_init"], scale_B, draw=False)
+        self.acted.renew()
+        self._packed, self._sums_of = False, {"": torch.empty(0)}
+        self._ended_with = [float(each["episode_return"]) for each in records[:-1] if bool(each["done"])]
+        last = len(records) - 1
+        for t, record in enumerate(records):
+            made = self.acted.made
+            made.obs[t], made.is_init[t] = record["obs"], record["is_init"]
+            if parts.action_TBF is not None:
+                parts.action_TBF[t] = record["previous_action"]
+            if parts.reward_TB is not None:
+                parts.reward_TB[t] = record["previous_reward"]
+            if t < last or decided:  # the same calls give the same numbers
+                if not self._packed:
+                    self._pack.run()
+                    self._packed = True
+                self._said.run(1, t)
+                self.acted.actions.drawn_TB[t] = record["action"]
+            if t < last:
+                made.reward[t], made.episode_return[t] = record["reward"], record["episode_return"]
+                made.terminated[t], made.truncated[t] = record["terminated"], record["truncated"]
+                made.final_obs[t] = record["final_obs"]
+
+    def seen(self, t: int) -> dict[str, Any]:
+        """What the policy reads in row t."""
+        parts, made = self.acted.parts, self.acted.made
+        action, reward = parts.shown(self.acted.first)
+        read = {"obs": made.obs[t], "previous_action": action[t], "previous_reward": reward[t]}
+        read |= {"is_init": made.is_init[t], "state": parts.state_TBS[t]}
+        return {name: tensor.clone() for name, tensor in read.items()}
+
+    def said(self, t: int) -> dict[str, Any]:
+        """What it did there."""
+        parts = self.acted.parts
+        made = {"action": self.acted.actions.drawn_TB[t], "policy": parts.policy_TBP[t], "value": parts.value_TB[t]}
+        made |= {"x": parts.x_TBD[t]}
+        again = isinstance(self.rollout.policy.cell, ElementwiseCell)  # others keep nothing in torch
+        kept = tuple(each[t].clone() for each in parts.kept) if again else ()
+        return {**{name: tensor.clone() for name, tensor in made.items()}, "kept": kept}
+
+    def record(self, t: int) -> dict[str, Any]:
+        """A whole step, as `Rollout.receive` returns it."""
+        made, rollout = self.acted.made, self.rollout
+        rows = {name: getattr(made, name)[t].clone() for name in ("reward", "terminated", "truncated")}
+        rows |= {"episode_return": made.episode_return[t].clone(), "done": made.is_init[t + 1].clone()}
+        rows["final_obs"] = (made.final_obs[t] if bool(rows["done"]) else made.obs[t + 1]).clone()
+        none = {"target": torch.zeros(1, 0), "target_mask": rollout.nowhere, "valid": ~rollout.nowhere}
+        return {**self.seen(t), **self.said(t), **rows, **none}
+
+
+def _empty(rollout: OutsideRollout, steps: int) -> CompiledSteps:
+    """Rows for T steps that are filled from outside."""
+
+    def nothing() -> None:
+        pass
+
+    obs, flags = rollout.obs.new_zeros(steps + 1, *rollout.obs.shape), torch.zeros(steps + 1, 1, dtype=torch.bool)
+    return CompiledSteps(
+        [],
+        obs=obs,
+        is_init=flags,
+        final_obs=torch.zeros_like(obs[:steps]),
+        reward=torch.zeros(steps, 1),
+        terminated=torch.zeros_like(flags[:steps]),
+        truncated=torch.zeros_like(flags[:steps]),
+        episode_return=torch.zeros(steps, 1),
+        info={},
+        begin=nothing,
+        finish=nothing,
+        fits=lambda: True,
+    )
