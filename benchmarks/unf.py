@@ -150,11 +150,13 @@ def make(episodes: int, out: Path) -> list[float]:
     return worth
 
 
-def lived(strategy: str, seed: int, tasks: int) -> tuple[float, float]:
+def lived(strategy: str, seed: int, tasks: int, rule: Rule) -> tuple[float, float]:
     """Mean accuracy when each task was learned, and of all at the end, on a stream that the rule was not made on."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = stream(strategy, seed, tasks, 64, 2e-3, Path(folder))
-        learned, env = [], trainer.evaluator.env
+        learned, env, changes = [], trainer.evaluator.env, trainer.strategies[0]
+        if isinstance(changes, UNF):
+            changes.rule = rule
         for task in range(tasks):
             while trainer.step < (task + 1) * UPDATES * COPIES:
                 trainer.advance()
@@ -174,8 +176,8 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     given = parser.parse_args(words)
     worth = make(given.episodes, given.out)
     rows = {}
-    for strategy in ("finetune", f"{{kind: unf, rule: {given.out}}}", "{kind: ewc, strength: 0.003}"):
-        pairs = [lived(strategy, 500 + seed, 5) for seed in range(3)]
+    for strategy in ("finetune", "unf", "{kind: ewc, strength: 0.003}"):
+        pairs = [lived(strategy, 500 + seed, 5, Rule.load(given.out)) for seed in range(3)]
         name = strategy.strip("{").split(",")[0].replace("kind: ", "")
         rows[name] = {"learned": [p[0] for p in pairs], "final": [p[1] for p in pairs]}
         print(name, rows[name], flush=True)

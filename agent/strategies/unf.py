@@ -4,7 +4,6 @@ Functionals", NeurIPS, arXiv 2402.05232, section 4.2)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -37,14 +36,12 @@ class UNF(Strategy):
 
     Args:
         strength: 0: nothing is changed.
-        rule: file of another rule; empty: the one that is shipped.
     """
 
     data_parallel: ClassVar[str] = "equal"
 
-    def __init__(self, *, strength: Weight = 1.0, rule: str = "") -> None:
-        self.strength = strength
-        self.rule = Rule.load(Path(rule) if rule else SHIPPED)
+    def __init__(self, *, strength: Weight = 1.0) -> None:
+        self.strength, self.rule = strength, Rule.load(SHIPPED)
         self.gain: Tensor | None = None
 
     def setup(self, ctx: Context, seed: int) -> None:

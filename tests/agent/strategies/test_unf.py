@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lifelong.agent.errors import ConfigError
 from lifelong.agent.modules.unf import SHIPPED, Groups, Rule
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.policy import Policy
@@ -16,7 +15,7 @@ from lifelong.agent.strategies.base import Context
 from lifelong.agent.strategies.rebasin import permuted
 from lifelong.agent.strategies.unf import MOMENTS, SQUARES, UNF
 from lifelong.agent.strategies.units import layers_of
-from tests.agent.support import UNIT_CELLS, make_context, make_policy, make_trainer
+from tests.agent.support import UNIT_CELLS, make_context, make_policy
 
 
 def at_work(policy: Policy, seed: int = 1) -> tuple[UNF, Context]:
@@ -155,5 +154,5 @@ def test_a_file_that_is_no_rule_is_refused_in_a_sentence(text: str | None, tmp_p
     file = tmp_path / "rule.json"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(ConfigError, match=r"rule\.json holds no rule that benchmarks/unf\.py has written"):
-        make_trainer(tmp_path / "run", strategy=[{"kind": "unf", "rule": str(file)}])
+    with pytest.raises(ValueError, match=r"rule\.json holds no rule that benchmarks/unf\.py has written"):
+        Rule.load(file)
