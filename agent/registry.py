@@ -73,6 +73,8 @@ REGISTRY: dict[str, dict[str, str]] = {
     "gradient": {
         "bptt": "lifelong.agent.gradients.bptt:BPTT",
         "rtrl": "lifelong.agent.gradients.rtrl:RTRL",
+        "online_rtrl": "lifelong.agent.gradients.online_rtrl:OnlineRTRL",
+        "immediate": "lifelong.agent.gradients.immediate:Immediate",
         "exact": "lifelong.agent.gradients.exact:Exact",
         "snap1": "lifelong.agent.gradients.snap1:SnAp1",
         "snap2": "lifelong.agent.gradients.snap2:SnAp2",
@@ -132,6 +134,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "ideal_continual_learner": "lifelong.agent.strategies.ideal_continual_learner:IdealContinualLearner",
         "explore": "lifelong.agent.strategies.explore:Explore",
         "recode": "lifelong.agent.strategies.recode:Recode",
+        "normalize_rewards": "lifelong.agent.strategies.normalize_rewards:NormalizeRewards",
         "shrink_perturb": "lifelong.agent.strategies.shrink_perturb:ShrinkPerturb",
         "weight_clipping": "lifelong.agent.strategies.weight_clipping:WeightClipping",
         "freeze_at": "lifelong.agent.strategies.freeze_at:FreezeAt",
