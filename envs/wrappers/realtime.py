@@ -114,7 +114,13 @@ class RealTime(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             self._executed = executed
         obs, _, terminated, truncated, info = result
         self._since = self.clock()
-        return obs, total, terminated, truncated, {**info, "executed_action": copy.copy(self._executed), "delay": missed}
+        return (
+            obs,
+            total,
+            terminated,
+            truncated,
+            {**info, "executed_action": copy.copy(self._executed), "delay": missed},
+        )
 
 
 def _idle(space: gymnasium.Space[Any]) -> Any:
