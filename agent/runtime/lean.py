@@ -1,4 +1,4 @@
-"""What a process need not import: torch brings its compiler in for some calls that never use it, a second of every start.
+"""What a process need not import: torch brings its compiler in for calls that never use it, a second of every start.
 
 Nothing here is compiled by torch, so
 
