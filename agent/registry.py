@@ -130,6 +130,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "nmc": "lifelong.agent.strategies.nmc:NMC",
         "refresh": "lifelong.agent.strategies.refresh:Refresh",
         "rebasin": "lifelong.agent.strategies.rebasin:Rebasin",
+        "unf": "lifelong.agent.strategies.unf:UNF",
         "ideal_continual_learner": "lifelong.agent.strategies.ideal_continual_learner:IdealContinualLearner",
         "explore": "lifelong.agent.strategies.explore:Explore",
         "recode": "lifelong.agent.strategies.recode:Recode",
