@@ -81,7 +81,8 @@ def lines(trainer: Trainer, chunks: int) -> Iterator[str]:
     for name, each in rows:
         yield f"{name:{width}}  {each:9.3f}  {each / whole:5.0%}"
     floor, rate = _floor(trainer)
-    yield f"{'products alone':{width}}  {floor:9.3f}  {floor / whole:5.0%}  (matrices at {rate:.0f} GFLOP/s, as measured here)"
+    said = f"(matrices at {rate:.0f} GFLOP/s, as measured here)"
+    yield f"{'products alone':{width}}  {floor:9.3f}  {floor / whole:5.0%}  {said}"
 
 
 # ---- a plan ----------------------------------------------------------------------------------------------------------
