@@ -41,6 +41,8 @@ ENVIRONMENTS: dict[str, str] = {
     "Freeway": "lifelong.envs.arcade.freeway:Freeway",
     "Seaquest": "lifelong.envs.arcade.seaquest:Seaquest",
     "SpaceInvaders": "lifelong.envs.arcade.space_invaders:SpaceInvaders",
+    # endless
+    "Forager": "lifelong.envs.forager.forager:Forager",
     # prediction: the action is the prediction, info["target"] the truth
     "Copy": "lifelong.envs.prediction.copy:Copy",
     "Series": "lifelong.envs.prediction.series:Series",
