@@ -91,6 +91,8 @@ class PolicyConfig:
     cell: Part = part("cell", "elstm")
     previous_action: bool = False
     previous_reward: bool = False
+    #: observations are read less their running mean, over their running deviation
+    normalize_observations: bool = False
     #: when the memory (and the carry) is reset; "step": it has none, a control for tasks that need one
     reset_memory_on: str = field(default="episode", metadata={"choices": ("episode", "task", "never", "step")})
     #: continuous actions are clipped to their bounds ("none"), or squashed to them by a tanh

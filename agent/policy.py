@@ -17,7 +17,9 @@ from lifelong.agent.config import PolicyConfig
 from lifelong.agent.modules.composed import ComposedHead
 from lifelong.agent.modules.encoders import Encoder
 from lifelong.agent.modules.heads import ActorHead, Distribution, distribution_of
+from lifelong.agent.modules.running import Normalized
 from lifelong.agent.modules.values import EpsilonGreedy, Predictions
+from lifelong.agent.parallel import Workers
 from lifelong.replay.chunk import Chunk
 
 
@@ -98,6 +100,8 @@ class Policy(nn.Module):
         self.tasks = tasks
         self.distribution: Distribution = distribution or distribution_of(action_space, config.squash)
         self.encoder: Encoder = registry.build("encoder", config.encoder, observation_space)
+        if config.normalize_observations:
+            self.encoder = Normalized(self.encoder)
         predicted, actions = self.encoder.predicted, getattr(self.distribution, "actions", 0)
         if predicted not in (0, actions):
             raise ValueError(
@@ -133,6 +137,11 @@ class Policy(nn.Module):
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             new = Policy(*self._made_of).to(self.critic.weight)
         return {name: parameter.detach() for name, parameter in new.named_parameters()}
+
+    def see(self, chunk: Chunk, workers: Workers) -> None:
+        """Called when a chunk has been learned from, for what moves with observations. A collective operation."""
+        if isinstance(self.encoder, Normalized):
+            self.encoder.seen.add(chunk.obs, chunk.weight, workers)
 
     def encode(self, inputs: Inputs) -> Tensor:
         """The cell's input x [..., D]."""

@@ -28,20 +28,26 @@ MEASURES = {
     "tasks_learned": "tasks learned",
     "tasks_kept": "tasks known at the end",
     "steps_to_learn": "steps until all were learned",
+    "error": "mean squared error at the end",
 }
 _NUMBER = r"-?\d[\d_]*(?:\.\d+)?(?:e-?\d+)?"
-_CHECK = re.compile(rf"(?P<left>.+?)\.(?P<measure>\w+) (?P<sign>>=|<=|>|<) (?:(?P<number>{_NUMBER})|(?P<right>.+?))")
+_CHECK = re.compile(
+    rf"(?:(?P<times>{_NUMBER}) x )?(?P<left>.+?)\.(?P<measure>\w+) (?P<sign>>=|<=|>|<) "
+    rf"(?:(?P<number>{_NUMBER})|(?P<right>.+?))"
+)
 
 
 @dataclass(frozen=True)
 class Check:
-    """`LEFT.measure > RIGHT`, or `LEFT.measure >= 7`: medians over seeds of two rows, or of one and a number."""
+    """`LEFT.measure > RIGHT`, or `LEFT.measure >= 7`: medians over seeds of two rows, or of one and a number; `3 x
+    LEFT.measure <= RIGHT` has three times the left one."""
 
     text: str
     left: str
     measure: str
     sign: str
     right: str | float
+    times: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -148,10 +154,14 @@ def load(name: str) -> Recipe:
 def _check(text: str, rows: dict[str, tuple[str, ...]], measures: tuple[str, ...], path: Path) -> Check:
     found = _CHECK.fullmatch(text)
     if not found:
-        raise ConfigError(f"{path.name}: check {text!r} is none; write `ROW.measure > ROW`, or `ROW.measure >= 7`")
+        raise ConfigError(
+            f"{path.name}: check {text!r} is none; write `ROW.measure > ROW`, `ROW.measure >= 7`, or "
+            "`3 x ROW.measure <= ROW`"
+        )
     choice(f"measure in {path.name}", found["measure"], measures)
     for side in ("left", "right"):
         if found[side]:
             choice(f"row in {path.name}", found[side], rows)
     right = found["right"] or float(found["number"])
-    return Check(text, found["left"], found["measure"], found["sign"], right)
+    times = float(found["times"] or 1.0)
+    return Check(text, found["left"], found["measure"], found["sign"], right, times)

@@ -3,18 +3,34 @@ and complex, in pairs of real numbers (`ComplexCell`)."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lifelong.agent.cells.base import BlockCell, DiagonalCell
+from lifelong.envs.options import Range
 
 
 class LinearCell(DiagonalCell):
-    """A diagonal cell that is linear in its state: subclasses write `coefficients` in place of `recurrence`."""
+    """A diagonal cell that is linear in its state: subclasses write `coefficients` in place of `recurrence`.
+
+    Args:
+        input_size: D.
+        max_retention: cap of a, what a unit keeps of its state in a step.
+    """
 
     jacobian: ClassVar[str] = "linear_diagonal"
+
+    def __init__(
+        self,
+        input_size: int,
+        *,
+        max_retention: Annotated[float, Range(0.0, 1.0, above=True)] = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(input_size, **options)
+        self.max_retention = float(max_retention)
 
     def coefficients(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """`(a, b)` [..., P] of c' = a c + b, from the drives [..., P] (one a gate) and the weight vectors [P]."""
@@ -22,6 +38,8 @@ class LinearCell(DiagonalCell):
 
     def recurrence(self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...], c: Tensor) -> Tensor:
         a, b = self.coefficients(drives, vectors)
+        if self.max_retention < 1:
+            a = torch.clamp(a, max=self.max_retention)
         return a * c + b
 
 

@@ -22,6 +22,7 @@ class LRU(ComplexCell):
         size: N, the number of complex units; also the output size.
         radius: the eigenvalues are drawn uniformly in the ring [low, high].
         max_phase: their angles are drawn uniformly from [0, max_phase].
+        max_radius: cap of the radius.
     """
 
     GATES: ClassVar[tuple[str, ...]] = ("real", "imaginary")
@@ -35,9 +36,11 @@ class LRU(ComplexCell):
         size: Width = 128,
         radius: tuple[Share, Share] = (0.0, 1.0),
         max_phase: Annotated[float, Range(0.0, 6.2832, above=True)] = 6.28,
+        max_radius: Annotated[float, Range(0.0, 1.0, above=True)] = 1.0,
         **options: Any,
     ) -> None:
         super().__init__(input_size, size=size, **options)
+        self.max_radius = float(max_radius)
         nn.init.normal_(self.weight_input, std=(2 * max(1, input_size)) ** -0.5)
         nn.init.normal_(self.get_parameter("output_state"), std=size**-0.5)
         with torch.no_grad():
@@ -49,6 +52,8 @@ class LRU(ComplexCell):
         self, drives: tuple[Tensor, ...], vectors: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         r, angle, scale = torch.exp(-torch.exp(vectors[0])), torch.exp(vectors[1]), torch.exp(vectors[2])
+        if self.max_radius < 1:
+            r = torch.clamp(r, max=self.max_radius)
         return r * torch.cos(angle), r * torch.sin(angle), scale * drives[0], scale * drives[1]
 
     def output(self, x: Tensor, state: Tensor) -> Tensor:

@@ -144,6 +144,10 @@ class GradientEngine:
         solver = self.cell.solver
         return {} if solver is None else solver.report(next(self.cell.parameters()).detach())
 
+    def histograms(self) -> dict[str, Tensor]:
+        """Positive numbers of which TensorBoard shows how they are distributed."""
+        return {}
+
     def state_dict(self) -> dict[str, Tensor]:
         """The carry; the copies are the first dimension of every tensor."""
         return {}

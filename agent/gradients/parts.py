@@ -98,6 +98,10 @@ class PartsEngine(GradientEngine):
                 found.setdefault(name, []).append(value)
         return {name: torch.stack(values).max() for name, values in found.items()}
 
+    def histograms(self) -> dict[str, Tensor]:
+        named = [(k, each) for k, engine in enumerate(self.engines) for each in engine.histograms().items()]
+        return {f"{name}_{k}": x for k, (name, x) in named}
+
     def state_dict(self) -> dict[str, Tensor]:
         return {f"{k}.{name}": x for k, engine in enumerate(self.engines) for name, x in engine.state_dict().items()}
 

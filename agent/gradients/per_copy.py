@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lifelong.agent.cells.base import ElementwiseCell
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.gradients.bptt import BPTT
+from lifelong.agent.gradients.immediate import Immediate
 from lifelong.agent.gradients.rtrl import RTRL
 from lifelong.agent.modules.encoders import Encoder, OneHotLinear
 from lifelong.agent.modules.heads import Gaussian
@@ -165,7 +166,7 @@ def refusal(policy: Policy, engine: GradientEngine) -> str | None:
         names = {*cell.recurrent_parameters(), "output_input", "output_state", "output_bias"}
         known |= {id(p) for name, p in cell.named_parameters() if name in names}
     checks = {
-        "the gradient engine": type(engine) not in (RTRL, BPTT),
+        "the gradient engine": not isinstance(engine, (RTRL, BPTT, Immediate)),
         "the encoder": policy.encoder.predicted > 0,
         "heads per task": isinstance(policy.distribution, Gaussian) and policy.actor.tasks > 1,
         "a part of the policy": any(id(p) not in known for p in policy.parameters()),

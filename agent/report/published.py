@@ -62,6 +62,8 @@ def measure(run: RunData, name: str, known_from: float) -> float:
         return float(known.any(0).sum())
     if name == "tasks_kept":
         return float(known[-1].sum())
+    if name == "error":
+        return -float(run.evaluations.tensor()[-1].mean())
     if name == "steps_to_learn":
         return float(run.evaluations.steps[known.argmax(0).max()]) if known.any(0).all() else math.inf
     return measured(run, name)
@@ -91,7 +93,7 @@ def result(recipe: Recipe, budget: str, runs: Sequence[Run]) -> dict[str, Any]:
         )
     checks = []
     for check in recipe.checks:
-        left = found[check.left][check.measure]
+        left = check.times * found[check.left][check.measure]
         right = check.right if isinstance(check.right, float) else found[check.right][check.measure]
         checks.append({"check": check.text, "holds": bool(_SIGNS[check.sign](left, right))})
     return {

@@ -101,6 +101,7 @@ RULES: dict[str, Rule] = {
     "policy.cell.*": _TRAINED,
     "policy.previous_action": _TRAINED,
     "policy.previous_reward": _TRAINED,
+    "policy.normalize_observations": _TRAINED,
     "policy.reset_memory_on": APPLIES,
     "policy.squash": _TRAINED,
     "policy.weight_drop": APPLIES,

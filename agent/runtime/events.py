@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lifelong.agent.runtime.appended import EVENTS, Appended
 
@@ -26,6 +28,19 @@ class Events:
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """One point of every scalar."""
         self._write(step, [{"tag": name, "simple_value": value} for name, value in scalars.items()])
+
+    def histograms(self, step: int, histograms: Mapping[str, Sequence[float]]) -> None:
+        """One point of every histogram, of positive numbers, in 30 buckets of equal ratio."""
+        values = []
+        for name, numbers in histograms.items():
+            x = np.asarray(numbers, np.float64)
+            low, high = max(float(x.min()), 1e-12), max(float(x.max()), 1e-12)
+            edges = np.geomspace(low / 1.0001, high * 1.0001, 31)
+            counts, _ = np.histogram(x.clip(low, high), edges)
+            told = {"min": low, "max": high, "num": len(x), "sum": float(x.sum()), "sum_squares": float((x * x).sum())}
+            buckets = {"bucket_limit": edges[1:].tolist(), "bucket": counts.astype(float).tolist()}
+            values.append({"tag": name, "histo": {**told, **buckets}})
+        self._write(step, values)
 
     def text(self, tag: str, text: str, step: int) -> None:
         """A text page."""

@@ -135,6 +135,7 @@ class Learner:
                 # fused optimisers do not count their writes, and whoever caches weights goes by that count
                 torch.autograd.graph.increment_version(self.parameters)
         self.engine.advance(trace)
+        self.policy.see(chunk, self.workers)
         for units in reset_units:
             self.reset_units(units)
         updates = self.objective.epochs * self.objective.minibatches

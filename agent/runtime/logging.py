@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lifelong.agent.errors import DiskError
@@ -54,6 +54,10 @@ class RunLog:
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self.metrics.write((json.dumps({"step": step, **finite}) + "\n").encode())
         self.events.scalars(step, scalars)
+
+    def histograms(self, step: int, histograms: Mapping[str, Sequence[float]]) -> None:
+        """One point of every histogram, in TensorBoard alone."""
+        self.events.histograms(step, histograms)
 
     def clock(self, step: int, scalars: dict[str, float], once: dict[str, float] | None = None) -> None:
         """The same for figures that depend on the clock; `once` goes to timing.jsonl alone, as its curves were dots."""
@@ -102,6 +106,9 @@ class NoLog:
         """Drop it."""
 
     def scalars(self, step: int, scalars: dict[str, float]) -> None:
+        """Drop them."""
+
+    def histograms(self, step: int, histograms: Mapping[str, Sequence[float]]) -> None:
         """Drop them."""
 
     def clock(self, step: int, scalars: dict[str, float]) -> None:

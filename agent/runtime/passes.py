@@ -121,7 +121,8 @@ class CompiledPass:
             read_weights, reads = read_out(policy)
             pack += reads
             if self.encoded:
-                self.obs_TB = torch.empty_like(batch.obs, memory_format=torch.contiguous_format)
+                kind = torch.int64 if policy.encoder.counts else weight.dtype  # bytes are stored where they will do
+                self.obs_TB = torch.empty(batch.obs.shape, dtype=kind)
                 obs = self.obs_TB.view(1, M, *batch.obs.shape[2:])
                 below = policy.encoder.act_calls(obs, seen.x_TBD.view(1, M, D)[..., :F])
             self.read_TBR = weight.new_empty(T, B, len(read_weights[0]))

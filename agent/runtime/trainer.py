@@ -233,6 +233,8 @@ class Trainer:
             scalars |= {f"strategy/{kind}/{name}": sum(r[name] for r in reports) / len(reports) for name in reports[0]}
         scalars |= {**self.schedules.report(self.step), **(self.detection.report(self) if self.detection else {})}
         log.scalars(self.step, scalars)
+        if drawn := self.learner.engine.histograms():
+            log.histograms(self.step, {f"gradient/{name}": x.tolist() for name, x in drawn.items()})
         clock = {"speed/env_steps_per_second": progress.rate(self.step)}
         clock |= self.workers.speed((self.step - self.logged) // self.workers.count)
         self.logged = self.step

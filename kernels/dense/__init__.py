@@ -121,7 +121,7 @@ class Dense:
             self._by_input, pack_weight = packing(self.weight, transposed=True)
             self._bias, pack_bias = packing(self.bias[None])
             self._forward = [pack_weight, pack_bias]
-        if self.inputs % _ALIGNED:
+        if self.inputs % _ALIGNED and offsets is None:
             self._by_unit, pack = packing(self.weight)
             self._backward = [pack]
 
@@ -132,6 +132,7 @@ class Dense:
     def forward(self, x: Rows, y: Rows) -> Call:
         """From x [M, K], or ids int64 [M, categories], contiguous, to y [M, outputs]."""
         cpu, threads, (M, width), ys = _OP.module("cpu", self.weight), torch.get_num_threads(), _shape(x), _stride(y)
+        self._check(x)
         if self.offsets is not None:
             arguments = (x, self.offsets, self._by_input, self._bias, y)
             return Call(cpu.COLUMNS, (M, width, self.units, self.kind, ys, threads), arguments)
@@ -140,6 +141,12 @@ class Dense:
             return Call(cpu.ONE, (width, self.units, self.kind), (x, self.weight, self.bias, y))
         sizes = (M, width, self.units, self.kind, _stride(x), ys, threads)
         return Call(cpu.FORWARD, sizes, (x, self._by_input, self._bias, y))
+
+    def _check(self, x: Rows) -> None:
+        """The C functions take the type on trust, and a category of another type is an address of anything."""
+        wanted = self.weight.dtype if self.offsets is None else torch.int64
+        if _rows(x).dtype != wanted:
+            raise TypeError(f"a layer reads {wanted} here, not {_rows(x).dtype}")
 
     def add(self, x: Rows, y: Rows) -> Direct:
         """y += x W^T; for several rows."""
@@ -169,12 +176,13 @@ class Dense:
         """
         cpu, threads, (M, width) = _OP.module("cpu", self.weight), torch.get_num_threads(), _shape(x)
         N, zs = self.units, _stride(dz)
+        self._check(x)
         calls = []
         if self.kind or dz is not dy:
             sizes = (M, N, self.kind, _stride(y), _stride(dy), zs, threads)
             calls.append(Call(cpu.SLOPE, sizes, (y, dy, dz)))
         if self.offsets is not None:
-            arguments = (x, self.offsets, dz, dweight, dbias)
+            arguments = (x, self.offsets, dz, dweight, dbias, torch.empty_like(self.weight))
             return [*calls, Call(cpu.COLUMNS_WEIGHTS, (M, width, N, self.inputs, zs), arguments)]
         calls.append(Call(cpu.WEIGHTS, (M, width, N, _stride(x), zs, threads), (x, dz, dweight, dbias)))
         if dx is not None:

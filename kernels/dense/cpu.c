@@ -47,12 +47,26 @@ void FN(dense_columns)(i64 M, i64 width, i64 N, i64 kind, i64 ys, i64 threads, c
     int size = team(M * N * width / 8, threads);
 #pragma omp parallel for schedule(static) num_threads(size) if (size > 1)
     for (i64 m = 0; m < M; m++) {
+        enum { HELD = 64 }; /* sums that stay in registers */
         real *restrict to = y + m * ys;
-        memcpy(to, bias, sizeof(real) * N);
-        for (i64 i = 0; i < width; i++) {
-            const real *restrict from = w + (offset[i] + ids[m * width + i]) * PADDED(N);
+        for (i64 n0 = 0; n0 < N; n0 += HELD) {
+            if (n0 + HELD <= N) {
+                real sum[HELD];
+                memcpy(sum, bias + n0, sizeof(sum));
+                for (i64 i = 0; i < width; i++) {
+                    const real *restrict from = w + (offset[i] + ids[m * width + i]) * PADDED(N) + n0;
 #pragma omp simd
-            for (i64 n = 0; n < N; n++) to[n] += from[n];
+                    for (i64 n = 0; n < HELD; n++) sum[n] += from[n];
+                }
+                memcpy(to + n0, sum, sizeof(sum));
+                continue;
+            }
+            memcpy(to + n0, bias + n0, sizeof(real) * (N - n0));
+            for (i64 i = 0; i < width; i++) {
+                const real *restrict from = w + (offset[i] + ids[m * width + i]) * PADDED(N);
+#pragma omp simd
+                for (i64 n = n0; n < N; n++) to[n] += from[n];
+            }
         }
         FN(activate)(N, kind, to);
     }
@@ -91,18 +105,33 @@ void FN(dense_weights)(i64 M, i64 K, i64 N, i64 xs, i64 zs, i64 threads, const r
     }
 }
 
-/* The same of categories; dw [N, V]. */
+/* The same of categories; dw [N, V]. Of many rows the sums are made category by category in `sums` [V, N], in one piece
+   each, and added to dw at the end. */
 void FN(dense_columns_weights)(i64 M, i64 width, i64 N, i64 V, i64 zs, const i64 *ids, const i64 *offset, const real *dz,
-                               real *dw, real *dbias) {
+                               real *dw, real *dbias, real *restrict sums) {
+    enum { SIDE = 16 };
+    const int apart = M * width < V;
+    if (!apart) memset(sums, 0, sizeof(real) * V * N);
     for (i64 m = 0; m < M; m++) {
         const real *restrict d = dz + m * zs;
         for (i64 i = 0; i < width; i++) {
-            real *restrict to = dw + offset[i] + ids[m * width + i];
-            for (i64 n = 0; n < N; n++) to[n * V] += d[n];
+            const i64 v = offset[i] + ids[m * width + i];
+            if (apart)
+                for (i64 n = 0; n < N; n++) dw[n * V + v] += d[n];
+            else {
+                real *restrict to = sums + v * N;
+#pragma omp simd
+                for (i64 n = 0; n < N; n++) to[n] += d[n];
+            }
         }
 #pragma omp simd
         for (i64 n = 0; n < N; n++) dbias[n] += d[n];
     }
+    if (apart) return;
+    for (i64 v0 = 0; v0 < V; v0 += SIDE)
+        for (i64 n0 = 0; n0 < N; n0 += SIDE)
+            for (i64 n = n0; n < MIN(N, n0 + SIDE); n++)
+                for (i64 v = v0; v < MIN(V, v0 + SIDE); v++) dw[n * V + v] += sums[v * N + n];
 }
 
 /* dx [M, K] = dz w, w [N, PADDED(K)]; added to what is there if `add`. */
@@ -210,7 +239,7 @@ void FN(weights_call)(const i64 *s, void *const *p) {
     FN(dense_weights)(s[0], s[1], s[2], s[3], s[4], s[5], p[0], p[1], p[2], p[3]);
 }
 void FN(columns_weights_call)(const i64 *s, void *const *p) {
-    FN(dense_columns_weights)(s[0], s[1], s[2], s[3], s[4], p[0], p[1], p[2], p[3], p[4]);
+    FN(dense_columns_weights)(s[0], s[1], s[2], s[3], s[4], p[0], p[1], p[2], p[3], p[4], p[5]);
 }
 void FN(inputs_call)(const i64 *s, void *const *p) {
     FN(dense_inputs)(s[0], s[1], s[2], s[3], s[4], s[5], s[6], p[0], p[1], p[2]);

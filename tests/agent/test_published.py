@@ -33,7 +33,7 @@ TOY: dict[str, Any] = {
     "config": TINY,
     "rows": {"long": [], "short": ["stream.steps_per_task=32"]},
     "budgets": {"small": {"seeds": 1, "overrides": ["evaluation.episodes=3"]}, "full": {"seeds": 5}},
-    "measures": ["average_performance", "tasks_kept", "steps_to_learn"],
+    "measures": ["average_performance", "tasks_kept", "steps_to_learn", "error"],
     "checks": ["long.tasks_kept >= 0", "short.tasks_kept > 2", "long.average_performance > short"],
     "differs": "everything",
 }
@@ -151,3 +151,19 @@ def test_what_was_learned_and_kept_is_read_off_the_evaluations(tmp_path: Path) -
     assert published.measure(run, "tasks_learned", 0.9) == 2 and published.measure(run, "tasks_kept", 0.9) == 1
     assert published.measure(run, "steps_to_learn", 0.9) == 30
     assert published.measure(run, "steps_to_learn", 0.95) == math.inf
+
+
+def test_a_check_may_have_a_factor_and_labels_numbers_of_their_own() -> None:
+    labels = {"RTRL, λ = 0.9": (), "one step, λ = 0.9": ()}
+    check = recipes._check("3 x RTRL, λ = 0.9.error <= one step, λ = 0.9", labels, ("error",), Path("toy.yaml"))
+    assert (check.left, check.measure, check.times, check.right) == ("RTRL, λ = 0.9", "error", 3.0, "one step, λ = 0.9")
+    plain = recipes._check("RTRL, λ = 0.9.error <= 0.06", labels, ("error",), Path("toy.yaml"))
+    assert (plain.times, plain.right) == (1.0, 0.06)
+
+
+def test_the_error_of_a_prediction_is_minus_its_return() -> None:
+    found = Evaluations(tasks=["a"], scores=[(-1.0, 0.0)], training_end=[10])
+    found.add(0, np.array([[-0.9, -0.7]]))
+    found.add(10, np.array([[-0.25, -0.75]]))
+    run: Any = type("Run", (), {"evaluations": found})
+    assert published.measure(run, "error", 0.95) == 0.5

@@ -60,8 +60,10 @@ def test_a_layer_and_its_gradients_are_torchs(M: int, K: int, N: int, activation
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_categories_are_read_as_one_hot(dtype: torch.dtype) -> None:
-    counts, M, N = torch.tensor([3, 1, 5]), 50, 21
+@pytest.mark.parametrize(("M", "N"), [(50, 21), (2, 21), (50, 64), (3, 150)])
+def test_categories_are_read_as_one_hot(M: int, N: int, dtype: torch.dtype) -> None:
+    """Many rows and few, sums that stay in registers and that do not."""
+    counts = torch.tensor([3, 1, 5])
     offsets = counts.cumsum(0) - counts
     linear = nn.Linear(9, N, dtype=dtype)
     ids = torch.stack([torch.randint(int(count), (M,)) for count in counts], 1)
@@ -75,6 +77,13 @@ def test_categories_are_read_as_one_hot(dtype: torch.dtype) -> None:
     assert linear.weight.grad is not None and linear.bias.grad is not None
     for got, wanted in [(y, expected.detach()), (dweight, linear.weight.grad), (dbias, linear.bias.grad)]:
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_categories_of_another_type_are_refused() -> None:
+    linear, ids = nn.Linear(9, 4), torch.zeros(2, 3, dtype=torch.uint8)
+    layer = Dense(linear.weight, linear.bias, "tanh", torch.tensor([0, 3, 4]))
+    with pytest.raises(TypeError, match=r"torch.int64 here, not torch.uint8"):
+        layer.forward(ids, torch.empty(2, 4))
 
 
 def test_a_row_is_the_same_alone_and_among_others() -> None:

@@ -351,7 +351,7 @@ POLICIES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("engine", ["rtrl", "bptt"])
+@pytest.mark.parametrize("engine", ["rtrl", "bptt", "online_rtrl", "immediate"])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_gradients_of_all_copies_at_once_are_those_one_by_one(policy: dict[str, Any], engine: str) -> None:
     with double():

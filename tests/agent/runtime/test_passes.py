@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium.spaces import MultiDiscrete
 from torch import Tensor
 
 from lifelong.agent.config import merge
@@ -15,6 +16,7 @@ from lifelong.agent.registry import REGISTRY
 from lifelong.agent.runtime.passes import CompiledPass
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context, Strategy
+from lifelong.envs.memory.tmaze import TMaze
 from lifelong.replay.chunk import Chunk
 from tests.agent.strategies.test_conformance import AT_WORK
 from tests.agent.support import leaves, make_trainer, one_by_one
@@ -97,6 +99,32 @@ def compare(folder: Path, chunks: int, tolerance: float, **changes: Any) -> None
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_is_that_of_torch(case: str, tmp_path: Path) -> None:
     compare(tmp_path, 8, 1e-3, **{"strategy": [{"kind": "l2_init", "strength": 0.01}], **CASES[case]})
+
+
+class Categories(TMaze):
+    """A maze whose observations are two numbers of four categories."""
+
+    def spaces(self) -> tuple[Any, Any]:
+        return MultiDiscrete([4, 4]), super().spaces()[1]
+
+    def observe(self, state: Any) -> Tensor:
+        return (super().observe(state)[:, :2].abs() * 3).long()
+
+
+def test_categories_that_are_stored_as_bytes_are_read_as_categories(tmp_path: Path) -> None:
+    """As EnvPool's views come."""
+    tasks = [{"name": "a", "env": {"kind": f"{__name__}:Categories"}}]
+    changes = {"stream": {"tasks": tasks}, "policy": {"encoder": MLP}, "strategy": [{"kind": "l2_init"}]}
+    ours, plain = (trainer(tmp_path / name, **changes) for name in "ab")
+    one_by_one(plain)
+    for made in (ours, plain):
+        assert made.rollout.policy.encoder.counts
+        for _ in range(4):
+            made.follow_stream()
+            experience = made.rollout.collect(4)
+            experience.chunk.obs = experience.chunk.obs.to(torch.uint8)
+            made.learner.update(made.context(), experience)
+    assert_alike(*[each.shared_state()["policy"] for each in (ours, plain)], 1e-3)
 
 
 @pytest.mark.parametrize("name", REGISTRY["strategy"])
