@@ -93,26 +93,38 @@ def test_what_a_thing_gives_follows_the_sine_and_is_the_other_way_round_in_the_o
     assert eaten > 500
 
 
-def test_what_is_eaten_comes_back_after_nine_to_eleven_steps_in_its_strip_and_nothing_is_lost() -> None:
-    env = Forager(200)
+def test_what_is_eaten_comes_back_after_nine_to_eleven_steps_in_a_free_place_of_its_strip() -> None:
+    env = Forager(900)
     env.reset(seed=4)
-    total = (env.state.things > 0).sum(1)
-    waits: list[int] = []
-    since = torch.zeros(200, dtype=torch.int64)
-    for _ in range(400):
-        before = env.state
-        env.step(search(env, before, "nearest"))
-        after = env.state
-        assert torch.equal((after.things > 0).sum(1) + (after.wait > 0).sum(1), total)
-        strips = torch.stack([(after.things[:, i * PLACES : (i + 1) * PLACES] > 0).sum(1) for i in (0, 1)], 1)
-        waiting = torch.stack([((after.wait > 0) & (after.back // 4 == i)).sum(1) for i in (0, 1)], 1)
-        assert torch.equal(strips + waiting, torch.full_like(strips, 2 * (PLACES // 4)))
-        alone = ((before.wait > 0).sum(1) == 0) & ((after.wait > 0).sum(1) == 1)
-        since[alone] = 0
-        since += 1
-        back = ((before.wait > 0).sum(1) == 1) & ((after.wait > 0).sum(1) == 0)
-        waits += since[back].tolist()
-    assert len(waits) > 50 and min(waits) == 10 and sum(w <= 12 for w in waits) > 0.85 * len(waits)
+    strip, kind = torch.arange(900) % 2, 1 + torch.arange(900) // 2 % 2
+    place = strip * PLACES + env.state.y * STRIP
+    alone = torch.zeros_like(env.state.things).scatter(1, place.unsqueeze(1), kind.unsqueeze(1).to(torch.uint8))
+    state: Any = replace(env.state, things=alone, x=torch.tensor(STRIPS)[strip] - 1)
+    state = env.advance(state, torch.ones(900, dtype=torch.int64))[0]
+    eaten = state.things.sum(1) == 0
+    assert int(eaten.sum()) > 700
+    back = torch.zeros(900, dtype=torch.int64)
+    for t in range(1, 40):
+        state = env.advance(state, torch.zeros(900, dtype=torch.int64))[0]  # away, to the left
+        back[(back == 0) & eaten & (state.things.sum(1) > 0)] = t
+    assert torch.equal(state.things.sum(1).long(), kind)
+    at = state.things.argmax(1)
+    assert torch.equal(at >= PLACES, strip == 1) and len(at.unique()) > 100
+    for b in eaten.nonzero().flatten().tolist()[::30]:
+        world(env, state, b)  # no thing in a wall
+    waits = torch.bincount(back[eaten])
+    assert int(waits[:9].sum()) == 0 and waits[9:12].min() > 150 and int(waits[12:].sum()) < 20
+
+
+def test_nothing_is_lost_however_much_is_eaten() -> None:
+    env = Forager(100)
+    env.reset(seed=4)
+    for _ in range(300):
+        env.step(search(env, env.state, "nearest"))
+        for i in (0, 1):
+            there = (env.state.things[:, i * PLACES : (i + 1) * PLACES] > 0).sum(1)
+            waiting = ((env.state.wait > 0) & (env.state.back // 4 == i)).sum(1)
+            assert (there + waiting).tolist() == [2 * (PLACES // 4)] * 100
 
 
 def test_what_is_not_eaten_moves_after_its_time() -> None:
