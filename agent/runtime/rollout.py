@@ -49,6 +49,14 @@ class Steps(NamedTuple):
     final_obs: Callable[[], Tensor]  # true last observation of each step; needed at truncations only
 
 
+class Following(NamedTuple):
+    """What comes after the last step of a chunk."""
+
+    obs: Tensor
+    is_init: Tensor
+    state_BS: Tensor
+
+
 class EnvCopies(Protocol):
     """What a trainer asks of the environment copies and tells them; `TaskEnv` is one."""
 
@@ -129,6 +137,8 @@ class Rollout:
     ) -> None:
         self.env = env
         self.policy = policy
+        #: acts; another one than `policy` only while that is being changed elsewhere
+        self.actor = policy
         self.capturable = env.capturable
         self.generator = generator
         self.reset_memory_on = reset_memory_on
@@ -203,7 +213,7 @@ class Rollout:
         """From the observation to the action, the first half of a step: what was seen so far, with the `action`."""
         inputs, is_init, state = self.inputs(), self.is_init, self.state_BS
         distribution = self.policy.distribution
-        outputs, self.state_BS, x, kept = self.policy.step(inputs, state, is_init)
+        outputs, self.state_BS, x, kept = self.actor.step(inputs, state, is_init)
         if self.deterministic:
             action = distribution.mode(outputs.policy)
         else:
@@ -269,14 +279,16 @@ class Rollout:
         """Act for T steps."""
         return self.experience(self.steps(steps))
 
-    def experience(self, acted: Steps) -> Experience:
-        """The last steps, up to now, as a chunk."""
+    def experience(self, acted: Steps, then: Following | None = None) -> Experience:
+        """Steps as a chunk; by default the last ones, up to now, whose task and mask are those of now."""
         seen, states, kept, final_obs = acted
         steps = len(states) - 1
         state_TBS, after_TBS = states[:-1], states[1:]
-        env = self.env
-        seen["task"] = env.task_device_B.expand(steps, -1)
-        seen["action_mask"] = env.action_mask_BA.expand(steps, -1, -1)
+        env, then = self.env, then or Following(self.obs, self.is_init, self.state_BS)
+        if "task" not in seen:
+            seen["task"] = env.task_device_B.expand(steps, -1)
+        if "action_mask" not in seen:
+            seen["action_mask"] = env.action_mask_BA.expand(steps, -1, -1)
         final_step, final_obs_KB = self.truncated(seen, final_obs)
         chunk = Chunk(
             obs=seen["obs"],
@@ -298,13 +310,13 @@ class Rollout:
             weight=seen["valid"].to(seen["reward"].dtype),
             final_step=final_step,
             final_obs=final_obs_KB,
-            next_obs=self.obs,
-            next_is_init=self.is_init,
-            bootstrap_value=torch.zeros_like(self.previous_reward),
+            next_obs=then.obs,
+            next_is_init=then.is_init,
+            bootstrap_value=torch.zeros_like(seen["value"][0]),
             state=state_TBS[0],
         )
         chunk.bootstrap_value, chunk.final_value = self.policy.after(
-            chunk, self.state_BS, lambda copies: after_TBS[:, copies], dense=self.dense
+            chunk, then.state_BS, lambda copies: after_TBS[:, copies], dense=self.dense
         )
         left = Acted(after_TBS, kept) if kept else None
         return Experience(chunk, seen["x"], state_TBS, seen["episode_return"], seen["done"], acted=left)

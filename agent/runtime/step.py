@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lifelong.agent.optimizers.obgd import ObGD
 from lifelong.kernels import adam
+from lifelong.kernels.loop import Direct, Each
 
 
 def clip_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
@@ -60,6 +62,47 @@ def adam_of(optimizer: torch.optim.Optimizer) -> adam.Adam | None:
     if not plain or not _plain(optimizer.param_groups[0]):
         return None
     return _numbers(optimizer, optimizer.param_groups[0])
+
+
+class Stepping:
+    """An optimiser's step as a call for `kernels.loop`: Adam, AdamW, and gradient descent without momentum (SGD, and
+    ObGD, whose bound comes before).
+
+    Args:
+        optimizer: over `parameters`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+        self.optimizer, self.parameters = optimizer, parameters
+
+    def numbers(self) -> adam.Adam | adam.Descent | None:
+        """Of the step as it is now; None if there is no such call."""
+        kind, groups = type(self.optimizer), self.optimizer.param_groups
+        if kind in (torch.optim.SGD, ObGD) and len(groups) == 1:
+            group = groups[0]
+            odd = any(group.get(name) for name in ("momentum", "dampening", "nesterov", "maximize"))
+            return None if odd else adam.Descent(float(group["lr"]), group.get("weight_decay", 0.0))
+        return adam_of(self.optimizer)
+
+    def ready(self) -> bool:
+        """Whether the optimiser has its state: the first step makes that of Adam."""
+        state = self.optimizer.state
+        return isinstance(self.numbers(), adam.Descent) or all(state.get(p) for p in self.parameters)
+
+    def addresses(self) -> list[int]:
+        """Where its state lies."""
+        if isinstance(self.numbers(), adam.Descent):
+            return []
+        state, names = self.optimizer.state, ("exp_avg", "exp_avg_sq", "step")
+        return [state[p][name].data_ptr() for p in self.parameters for name in names]
+
+    def call(self, grads: Sequence[Tensor], watched: Each | None = None) -> Direct:
+        """The step; nothing is done where one of the numbers `watched` is not finite."""
+        numbers = self.numbers()
+        assert numbers is not None
+        if isinstance(numbers, adam.Descent):
+            return adam.descent_call([p.detach() for p in self.parameters], grads, numbers, watched)
+        return adam.step_call(tensors_of(self.optimizer, self.parameters, grads), numbers, watched)
 
 
 def _numbers(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> adam.Adam:

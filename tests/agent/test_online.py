@@ -426,8 +426,6 @@ def test_strategies_go_without_boundaries_only_if_they_can() -> None:
         agent_for(strategy=["ewc"], stream={"boundaries": "hidden"})
     with pytest.raises(ConfigError, match=r"stream\.boundaries is hidden, so nobody tells the agent; set it to given"):
         agent_for(stream={"boundaries": "hidden"}).boundary("next")
-    with pytest.raises(ConfigError, match="objective supervised needs prediction tasks"):
-        agent_for(objective="supervised")
 
 
 #: of every family one; the others are in `make test-all`
