@@ -183,7 +183,7 @@ class Forager(BatchedEnv):
         age = s.time - s.born.gather(1, looked).squeeze(1)
         expired = (old > 0) & (age >= LIFE) & ~(eaten & (looked.squeeze(1) == here))
         goes = (place == looked) & expired.unsqueeze(1)
-        pause = 9 + (unit[:, :2] * 3).long()
+        pause = 10 + (unit[:, :2] * 3).long()
         wait, waiting = _put(wait, s.back, eaten, thing + 4 * (here >= PLACES).long(), pause[:, 0])
         wait, waiting = _put(wait, waiting, expired, old + 4 * (looked.squeeze(1) >= PLACES).long(), pause[:, 1])
         gone = (mine & eaten.unsqueeze(1)) | goes
