@@ -32,12 +32,13 @@ def make_step(optimizer: torch.optim.Optimizer) -> None:
         return
     for group in optimizer.param_groups:
         parameters = [p for p in group["params"] if p.grad is not None]
-        states = [optimizer.state[p] for p in parameters]
         grads = [p.grad for p in parameters if p.grad is not None]
-        ready = all(state for state in states) and adam.available([*parameters, *grads]) if parameters else False
-        if parameters and not ready:  # the first step makes the state
+        if parameters and not adam.available([*parameters, *grads]):
             optimizer.step()
             return
+        for parameter in parameters:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] = _fresh(parameter)
     for group in optimizer.param_groups:
         parameters = [p for p in group["params"] if p.grad is not None]
         if not parameters:
@@ -45,6 +46,13 @@ def make_step(optimizer: torch.optim.Optimizer) -> None:
         grads = [p.grad for p in parameters if p.grad is not None]
         adam.step(tensors_of(optimizer, parameters, grads), _numbers(optimizer, group))
         torch.autograd.graph.increment_version(parameters)
+
+
+def _fresh(parameter: nn.Parameter) -> dict[str, Tensor]:
+    """What torch's Adam begins with."""
+    zeros = (torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2))
+    first, second = zeros
+    return {"step": torch.tensor(0.0, dtype=torch.float32), "exp_avg": first.detach(), "exp_avg_sq": second.detach()}
 
 
 def tensors_of(
