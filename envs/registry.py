@@ -52,6 +52,7 @@ ENVIRONMENTS: dict[str, str] = {
     "Series": "lifelong.envs.prediction.series:Series",
     "Parity": "lifelong.envs.prediction.parity:Parity",
     "ImageRows": "lifelong.envs.prediction.image_rows:ImageRows",
+    "Chaos": "lifelong.envs.prediction.chaos:Chaos",
     "GaussianMixture": "lifelong.envs.prediction.gaussian_mixture:GaussianMixture",
     "Lorenz": "lifelong.envs.prediction.lorenz:Lorenz",
     "TraceConditioning": "lifelong.envs.prediction.trace_conditioning:TraceConditioning",

@@ -317,6 +317,7 @@ def returns_of(env: BatchedEnv, episodes: int) -> np.ndarray:
         rows = torch.stack([torch.as_tensor(env.action_space.sample()) for _ in range(64)])
         made = env.compiled_steps(rows)
         assert made is not None
+        made.begin()
         loop(64, made.calls, torch.float32)
         made.finish()
         done, returns = made.is_init[1:].numpy(), made.episode_return.numpy()
