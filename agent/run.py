@@ -19,6 +19,7 @@ from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.runtime import changes, session
 from lifelong.agent.runtime.build import MakeActing, build
 from lifelong.agent.runtime.changes import Change
+from lifelong.agent.runtime.lean import without_compiler
 from lifelong.agent.runtime.lock import claimed, held
 from lifelong.agent.runtime.logging import Progress
 from lifelong.agent.runtime.metrics import Evaluations
@@ -47,6 +48,7 @@ def start(
         ClusterError: a cluster is needed and cannot be reached, is too small or failed.
     """
     wanted = Path(folder) if folder is not None else Path("runs") / config.name / str(config.seed)
+    without_compiler()
     trainer = build(config, wanted, _planned(config), _acting(config))
     with closing(trainer), claimed(wanted, others=folder is None) as place:
         trainer.record.folder = place

@@ -44,6 +44,7 @@ class Case(NamedTuple):
     cell: str = "elstm"
     #: in a loop of somebody else's
     alive: bool = False
+    objective: str = "actor_critic"
 
 
 CASES: dict[str, Case] = {
@@ -57,13 +58,26 @@ CASES: dict[str, Case] = {
     "1024 x 32": Case(1024, 32, 0, 128, "rtrl"),
     "gru, 64 x 32": Case(64, 32, 0, 128, "bptt", "gru"),
     "lstm, 64 x 32": Case(64, 32, 0, 128, "bptt", "lstm"),
+    "ppo, 64 x 32": Case(64, 32, 0, 128, "rtrl", objective="ppo"),
+    "ppo, 64 x 32 behind an encoder": Case(64, 32, 128, 128, "rtrl", objective="ppo"),
+    "ppo, one copy, 64 steps": Case(1, 64, 0, 128, "rtrl", objective="ppo"),
+}
+#: two of ours beside each other: the second is the measure
+OWN: dict[str, tuple[Case, Case]] = {
+    "streaming, one copy": (Case(1, 1, 0, 128, "rtrl", objective="ac_lambda"), Case(1, 1, 0, 128, "rtrl")),
+}
+#: of ours, by name
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "actor_critic": {"objective": {"kind": "actor_critic", "lam": 0.95}},
+    "ppo": {"objective": {"kind": "ppo", "lam": 0.95, "epochs": 4, "minibatches": 4}},
+    "ac_lambda": {"objective": {"kind": "ac_lambda"}, "optimizer": {"kind": "obgd"}, "max_grad_norm": 0.0},
 }
 STEPS = 60_000  # of all copies together, a turn of a case with many copies; a tenth of it for one copy
 
 
 def ours(case: Case) -> Any:
     """A function that trains for so many steps."""
-    copies, steps, encoder, units, engine, cell, alive = case
+    copies, steps, encoder, units, engine, cell, alive, objective = case
     raw = {
         "stream": {"tasks": [{"env": {"kind": "CartPole"}}], "steps_per_task": 10**12},
         "policy": {
@@ -71,7 +85,6 @@ def ours(case: Case) -> Any:
             "cell": {"kind": cell, "size": units},
         },
         "gradient": engine,
-        "objective": {"kind": "actor_critic", "lam": 0.95},
         "optimizer": {"kind": "adam", "lr": 1e-3},
         "max_grad_norm": 1.0,
         "rollout": {"copies": copies, "steps": steps},
@@ -79,7 +92,10 @@ def ours(case: Case) -> Any:
         "checkpoint": {"every": 10**12},
         "log_every": 10**12,
         "runtime": {"device": "cpu", "threads": 1},
+        **OBJECTIVES[objective],
     }
+    if objective == "ppo" and copies == 1:
+        raw["objective"] = {**OBJECTIVES["ppo"]["objective"], "minibatches": 1}
     if alive:
         return _alive(raw)
     trainer = build(configs.check(raw), Path(tempfile.mkdtemp()))
@@ -136,13 +152,13 @@ class Peer:
 def compare(jax: str, seconds: float) -> dict[str, Any]:
     """Case -> steps/s of both, and the median ratio ours / JAX."""
     found: dict[str, Any] = {}
-    for name, case in CASES.items():
-        arguments = [json.dumps(case)]
-        peers = {
-            "ours": Peer([sys.executable, __file__, "--serve", *arguments]),
-            "jax": Peer([jax, str(Path(__file__).parent / "programs" / "recurrent_jax.py"), *arguments]),
-        }
-        count = STEPS if case.copies > 1 else STEPS // 10
+    program = str(Path(__file__).parent / "programs" / "recurrent_jax.py")
+    for name, case in [*CASES.items(), *OWN.items()]:
+        first, second = (case, None) if isinstance(case, Case) else case
+        own = [sys.executable, __file__, "--serve"]
+        other = [jax, program, json.dumps(first)] if second is None else [*own, json.dumps(second)]
+        peers = {"ours": Peer([*own, json.dumps(first)]), "jax" if second is None else "beside": Peer(other)}
+        count = STEPS if first.copies > 1 else STEPS // 10
         for peer in peers.values():
             peer(count)  # compiles
         times: dict[str, list[float]] = {key: [] for key in peers}
@@ -152,9 +168,10 @@ def compare(jax: str, seconds: float) -> dict[str, Any]:
                 times[key].append(peer(count))
         for peer in peers.values():
             peer.process.kill()
-        ratio = median(ratios(times["jax"], times["ours"]))
+        mine, theirs = times.values()
+        ratio = median(ratios(theirs, mine))
         found[name] = {"case": case, **{key: 1 / median(each) for key, each in times.items()}, "ratio": ratio}
-        print(f"{name:30} {found[name]['ours']:12,.0f} {found[name]['jax']:12,.0f} {ratio:6.2f}", flush=True)
+        print(f"{name:30} {1 / median(mine):12,.0f} {1 / median(theirs):12,.0f} {ratio:6.2f}", flush=True)
     return found
 
 

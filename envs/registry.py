@@ -55,6 +55,12 @@ ENVIRONMENTS: dict[str, str] = {
 
 ADAPTERS = ("gymnasium", "envpool")
 
+#: what may stand between one copy of a Gymnasium environment and its agent
+WRAPPERS: dict[str, str] = {
+    "realtime": "lifelong.envs.wrappers.realtime:RealTime",
+    "irregular": "lifelong.envs.wrappers.irregular:Irregular",
+}
+
 
 def import_part(kind: str, name: str, known: Mapping[str, str]) -> Any:
     """What `name` stands for: a registered name of `known`, or `module:Attr`; the module is imported.

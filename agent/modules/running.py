@@ -46,9 +46,9 @@ class Running(nn.Module):
             self.count.copy_(total)
 
     def deviation(self) -> Tensor:
-        """The standard deviation of what was added; 1 before there are two rows."""
+        """The standard deviation of what was added; 1 before there are two rows, and where they do not differ."""
         variance = self.squares / (self.count - 1.0).clamp(min=1.0)
-        return torch.where(self.count > 1.0, (variance + 1e-8).sqrt(), torch.ones_like(variance))
+        return torch.where((self.count > 1.0) & (variance > 1e-8), variance.sqrt(), torch.ones_like(variance))
 
 
 class Normalized(Encoder):

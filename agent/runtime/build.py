@@ -33,6 +33,7 @@ from lifelong.agent.runtime.checks import (
 )
 from lifelong.agent.runtime.detection import Detection
 from lifelong.agent.runtime.evaluation import Evaluator
+from lifelong.agent.runtime.lean import Uninitialised
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.machine import identity, versions
 from lifelong.agent.runtime.memory import check_memory, check_places, is_memory, needs_of
@@ -251,7 +252,7 @@ def foresee(
         return False
     env = build_env(config, stream, 1, device, 0, Restarts(0))
     env.reset()
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), Uninitialised():
         policy = build_policy(config, env)
     check_memory(config, needs_of(config, env, policy, strategies, copies), device)
     check_places(config, policy, strategies, device, folder)

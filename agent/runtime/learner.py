@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -39,6 +40,8 @@ class Learner:
         changed: the forward pass of the cell, where it is another one than in acting.
     """
 
+    #: called between the parts of an update, by whoever spreads it
+    pause: Callable[[], None] = staticmethod(lambda: None)
     #: a counter for the host, which no chunk depends on (see `agent.runtime.capture`)
     TRANSIENT: ClassVar[tuple[str, ...]] = ("steps",)
 
@@ -119,6 +122,7 @@ class Learner:
                 extra = strategy.extra_reward(ctx, chunk)
                 chunk = chunk if extra is None else replace(chunk, reward=chunk.reward + extra)
             prepared = self.objective.prepare(chunk)
+        self.pause()
         reset_units: list[Tensor] = []
         sums: Metrics = {}
         acted, current = experience.acted, not experience.lags
@@ -134,6 +138,7 @@ class Learner:
                         reset_units.append(units)
                 # fused optimisers do not count their writes, and whoever caches weights goes by that count
                 torch.autograd.graph.increment_version(self.parameters)
+        self.pause()
         self.engine.advance(trace)
         self.policy.see(chunk, self.workers)
         for units in reset_units:
@@ -158,7 +163,8 @@ class Learner:
         if len(index):
             x, state, is_init = experience.x_TBD, experience.state_TBS, experience.chunk.is_init
             x, state, is_init = (tensor.index_select(1, index) for tensor in (x, state, is_init))
-            self.engine.advance(self.engine.trace(x, state, is_init, index))
+            copies = index if experience.copies is None else experience.copies[index]
+            self.engine.advance(self.engine.trace(x, state, is_init, copies))
 
     def _step(
         self,
@@ -194,9 +200,11 @@ class Learner:
                 loss = loss + extra
         for parameter in self.parameters:  # what `zero_grad` does, without its hooks
             parameter.grad = None
+        self.pause()
         if loss.requires_grad:
             loss.backward()
         self.passes.backward()
+        self.pause()
         self.objective.add_gradients(self.optimizer)
         self.workers.mean_([p.grad for p in self.parameters if p.grad is not None])
         for strategy in self.gradient_hooks:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from lifelong.agent.config import Config, RuntimeConfig
 from lifelong.agent.errors import CheckpointError, ConfigError, LifelongError
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.parallel import Workers
-from lifelong.agent.policy import Policy
+from lifelong.agent.policy import Inputs, Policy
 from lifelong.agent.runtime import checkpoint, session, state
 from lifelong.agent.runtime.build import build, build_env, build_stream, subseed
 from lifelong.agent.runtime.detection import Kept, chunks_kept
+from lifelong.agent.runtime.lanes import Lanes
 from lifelong.agent.runtime.randomness import untouched
-from lifelong.agent.runtime.rollout import Acting, Experience, Rollout
+from lifelong.agent.runtime.rollout import Acting, Experience, Following, Rollout
 from lifelong.agent.runtime.source import Lived
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.runtime.walk import map_tensors
@@ -72,9 +73,12 @@ class OutsideRollout(Rollout):
     Attributes:
         decided: the first half of the step that is under way, if there is one.
         records: the steps since the last chunk.
+        lanes: in place of both, if copies have steps of their own (see `agent.runtime.lanes`).
         keep, whole: how many of the last chunks of how many steps strategies look back on; shorter ones are left out.
         kept: these.
         forgets: the memory of every copy is to be reset before the next action.
+        mask_BA: the actions that there are, as the program says it; None: it never does.
+        version: of the parameters that act, a number that grows.
     """
 
     def __init__(self, env: TaskEnv, policy: Policy, generator: torch.Generator, *, reset_memory_on: str) -> None:
@@ -84,9 +88,15 @@ class OutsideRollout(Rollout):
         self.obs = torch.zeros(env.num_envs, *(space.shape or ()), dtype=dtype, device=env.device)
         self.decided: dict[str, Any] | None = None
         self.records: list[dict[str, Any]] = []
+        self.lanes: Lanes | None = None
         self.kept: list[Kept] = []
         self.keep = self.whole = 0
         self.forgets = False
+        self.mask_BA: Tensor | None = None
+        self.version = 0
+        self.oldest = 0  # version that acted in `records`
+        #: held while what acting goes on from changes
+        self.lock: AbstractContextManager[Any] = nullcontext()
         super().__init__(env, policy, generator, reset_memory_on=reset_memory_on)
         self.return_B = torch.zeros_like(self.previous_reward)
         #: copies whose observation was the last one of an episode: what they do next counts for nothing
@@ -96,12 +106,24 @@ class OutsideRollout(Rollout):
         """The observations that there are: nobody here can begin an episode."""
         return self.obs
 
+    def inputs(self) -> Inputs:
+        """What the policy reads now."""
+        inputs = super().inputs()
+        if self.mask_BA is not None:
+            inputs.action_mask = self.mask_BA
+        return inputs
+
     def decide(self) -> dict[str, Any]:
         """From the observation to the action (see `Rollout.decide`)."""
         if self.forgets:
             self._forget(torch.ones_like(self.is_init))
             self.forgets = False
-        return super().decide()
+        decided = super().decide()
+        if self.mask_BA is not None:
+            decided["action_mask"] = self.mask_BA
+        if not self.records:
+            self.oldest = self.version
+        return decided
 
     @torch.no_grad()
     def hear(
@@ -111,6 +133,7 @@ class OutsideRollout(Rollout):
         terminated_B: Tensor,
         truncated_B: Tensor,
         final_obs: Tensor | None,
+        target: Tensor | None = None,
         *,
         acts_on: bool,
     ) -> None:
@@ -122,6 +145,7 @@ class OutsideRollout(Rollout):
             terminated_B, truncated_B: bool.
             final_obs: [B, ...], where an episode ended its true last observation; `obs` is the first of the next one
                 there. None: `obs` is the last.
+            target: [B, ...], what was to be predicted; None: nothing.
             acts_on: in that case copies act on their last observation, too, as they do in a batch.
         """
         assert self.decided is not None
@@ -131,26 +155,144 @@ class OutsideRollout(Rollout):
         reward_B = torch.where(live_B, reward_B, 0.0)
         return_B = self.return_B + reward_B
         over_B = done_B if final_obs is None and acts_on else self.nowhere
-        none = torch.zeros(len(obs), 0, device=obs.device)
-        shaped = done_B.view(-1, *[1] * (obs.dim() - 1))
         info = {
-            "final_obs": obs if final_obs is None else torch.where(shaped, final_obs, obs),
+            "final_obs": obs if final_obs is None else _where(done_B, final_obs, obs),
             "_final_obs": done_B,
             "is_init": self.over_B | (done_B & ~over_B),
             "valid": live_B,
-            "target": none,
-            "target_mask": self.nowhere,
+            **self._target(target, len(obs)),
             "episode_return": return_B,
         }
         self.records.append(self.receive(self.decided, obs, reward_B, terminated_B, truncated_B, info))
         self.decided, self.over_B = None, over_B
         self.return_B = torch.where(done_B, 0.0, return_B)
 
+    def _target(self, target: Tensor | None, count: int) -> dict[str, Tensor]:
+        """What was to be predicted, and where there is such a thing; a shape for all of a life."""
+        distribution, device = self.policy.distribution, self.env.device
+        if not any(env.PREDICTION for env in self.env.envs):
+            return {"target": torch.zeros(count, 0, device=device), "target_mask": self.nowhere[:count]}
+        there = torch.full((count,), target is not None, device=device)
+        if target is None:
+            target = torch.zeros(count, *distribution.action_shape, dtype=distribution.action_dtype, device=device)
+        return {"target": target, "target_mask": there}
+
+    def waits(self, copy: int) -> bool:
+        """Whether an action of a copy waits for its outcome."""
+        if self.lanes is not None:
+            return self.lanes.waiting(copy) is not None
+        return self.decided is not None
+
+    # ---- copies one by one ---------------------------------------------------------------------------------------
+
+    def part(self) -> None:
+        """From now on every copy has steps of its own; an action that waits for its reward goes along."""
+        assert not self.records
+        self.lanes = Lanes(self.env.num_envs)
+        self.lanes.returns = self.return_B.tolist()
+        if self.decided is not None:
+            self._begin(range(self.env.num_envs), self.decided)
+        self.decided = None
+
+    def _begin(self, copies: Sequence[int], decided: dict[str, Any]) -> list[int]:
+        assert self.lanes is not None
+        index, inputs = torch.tensor(copies), self.inputs()
+        seen = {"task": inputs.task[index], "action_mask": inputs.action_mask[index], **decided}
+        return self.lanes.begin(copies, seen, self.version)
+
     @torch.no_grad()
-    def collect(self, steps: int) -> Experience:
-        """The steps since the last chunk, as one."""
+    def decide_some(self, copies: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Actions [n, ...] of some copies, and the serial numbers of these steps."""
+        if self.forgets:
+            self._forget(torch.ones_like(self.is_init))
+            self.forgets = False
+        index = torch.tensor(copies, device=self.env.device)
+        inputs, distribution = self.inputs(), self.policy.distribution
+        inputs = Inputs(*(each[index] for each in vars(inputs).values()))
+        is_init, state = self.is_init[index], self.state_BS[index]
+        outputs, after, x, _ = self.actor.step(inputs, state, is_init)
+        drawn = None if self.deterministic else distribution.act(outputs.policy, self.generator)
+        action = distribution.mode(outputs.policy) if drawn is None else drawn
+        self.state_BS = self.state_BS.index_copy(0, index, after)
+        decided = {
+            "obs": inputs.obs,
+            "previous_action": inputs.previous_action,
+            "previous_reward": inputs.previous_reward,
+            "is_init": is_init,
+            "action": action,
+            "policy": outputs.policy,
+            "value": outputs.value,
+            "x": x,
+            "state": state,
+        }
+        return action, self._begin(copies, decided)
+
+    @torch.no_grad()
+    def hear_some(
+        self,
+        copies: Sequence[int],
+        obs: Tensor,
+        reward: Tensor | None,
+        terminated: Tensor,
+        truncated: Tensor,
+        final_obs: Tensor | None,
+        target: Tensor | None = None,
+        *,
+        acts_on: bool,
+    ) -> None:
+        """What came of the last actions of some copies (see `hear`), [n, ...] each; of their rewards, if they are not
+        None."""
+        assert self.lanes is not None
+        index = torch.tensor(copies, device=self.env.device)
+        over, distribution = self.over_B[index], self.policy.distribution
+        live = ~over
+        terminated, truncated = terminated & live, truncated & live
+        done = terminated | truncated
+        now_over = done if final_obs is None and acts_on else torch.zeros_like(done)
+        given = torch.zeros_like(self.return_B[index]) if reward is None else torch.where(live, reward, 0.0)
+        scaled = given * self.env.reward_scale_B[index]
+        is_init = over | (done & ~now_over)
+        outcome = {
+            "reward": scaled,
+            "given": given,
+            "terminated": terminated,
+            "truncated": truncated,
+            **self._target(target, len(copies)),
+            "valid": live,
+            "final_obs": obs if final_obs is None else _where(done, final_obs, obs),
+            "episode_return": given,
+            "done": done,
+        }
+        rows = [self.lanes.waiting(copy) for copy in copies]
+        action = torch.cat([row["action"] for row in rows if row is not None])
+        self.lanes.hear(copies, outcome, settled=reward is not None)
+        self.obs = self.obs.index_copy(0, index, obs)
+        self.over_B = self.over_B.index_copy(0, index, now_over)
+        if self.policy.with_action:
+            self.previous_action = self.previous_action.index_copy(
+                0, index, distribution.features(action).to(self.previous_action.dtype)
+            )
+        if self.policy.with_reward:
+            self.previous_reward = self.previous_reward.index_copy(0, index, scaled)
+        self.is_init = self.is_init.index_fill(0, index, False)
+        forgets = {"episode": is_init, "step": torch.ones_like(is_init)}.get(self.reset_memory_on)
+        if forgets is not None:
+            self._forget(self.nowhere.index_copy(0, index, forgets))
+
+    # ---- the chunk -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def collect(self, steps: int, copies: Sequence[int] | None = None) -> Experience:
+        """The steps since the last chunk, as one; of lanes the first T of the copies that have so many, or of some."""
+        if self.lanes is not None:
+            copies = self.lanes.ready(steps) if copies is None else copies
+            acted, then, oldest = self.lanes.take(copies, steps, Following(self.obs, self.is_init, self.state_BS))
+            index = None if len(copies) == self.env.num_envs else torch.tensor(copies, device=self.env.device)
+            return replace(self.experience(acted, then), copies=index, lags=oldest != self.version)
         experience = self.experience(self.together(self.records))
         self.records = []
+        if self.oldest != self.version:
+            experience = replace(experience, lags=True, acted=None)
         if self.keep and steps == self.whole:
             one = Kept(0, experience.chunk, experience.episode_return_TB, experience.done_TB)
             self.kept = [*self.kept, one][-self.keep :]
@@ -158,26 +300,38 @@ class OutsideRollout(Rollout):
 
     def restart(self, mask_B: Tensor) -> None:
         """Go on with an empty memory in the copies of `mask_B` (bool [B]); what was kept is not what came before."""
-        super().restart(mask_B)
-        self.kept = []
+        with self.lock:
+            super().restart(mask_B)
+            self.kept = []
+            if self.lanes is not None:
+                for copy in mask_B.nonzero().flatten().tolist():
+                    self.lanes.drop(copy)
+
+    def abandon(self) -> None:
+        """Whatever is under way is not learned from, and no action waits for an outcome."""
+        self.decided, self.records, self.over_B = None, [], self.nowhere
+        if self.lanes is not None:
+            self.lanes = Lanes(self.env.num_envs)
 
     def reset_units(self, units: Tensor) -> None:
         """Zero what the memory of every copy, and of what is kept, holds of the re-initialised `units` (int64)."""
-        super().reset_units(units)
-        for one in self.kept:
-            self.policy.cell.reset_units(one.chunk.state, units)
+        with self.lock:
+            super().reset_units(units)
+            for one in self.kept:
+                self.policy.cell.reset_units(one.chunk.state, units)
+            for row in [row for rows in self.lanes.rows for row in rows] if self.lanes is not None else self.records:
+                self.policy.cell.reset_units(row["state"], units)
 
     def state_dict(self) -> dict[str, Any]:
         """All that acting goes on from, the steps of the chunk under way with it."""
         names = ("obs", "state_BS", "previous_action", "previous_reward", "is_init", "return_B", "over_B")
+        plain = ("forgets", "decided", "records", "mask_BA", "version", "oldest")
         return {
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in (*names, *plain)},
             "task": self.env.task_B,
             "generator": self.generator.get_state(),
-            "forgets": self.forgets,
-            "decided": self.decided,
-            "records": self.records,
             "kept": [one.state_dict() for one in self.kept],
+            "lanes": None if self.lanes is None else self.lanes.state_dict(),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -188,7 +342,15 @@ class OutsideRollout(Rollout):
         self.generator.set_state(saved["generator"].cpu())
         self.kept = [Kept.of(one, self.env.device) for one in saved["kept"]]
         rest = {name: value for name, value in saved.items() if name not in ("task", "generator", "kept")}
-        vars(self).update(map_tensors(rest, lambda x: x.to(self.env.device)))
+        rest = map_tensors(rest, lambda x: x.to(self.env.device))
+        lanes = rest.pop("lanes", None)
+        self.lanes = None if lanes is None else Lanes.of(lanes)
+        vars(self).update(rest)
+
+
+def _where(mask_B: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a [B, ...] where the mask [B] is true, else b."""
+    return torch.where(mask_B.view(-1, *[1] * (b.dim() - 1)), a, b)
 
 
 def as_outside(config: Config, copies: int, device: str = "cpu") -> Config:

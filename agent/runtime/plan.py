@@ -8,7 +8,7 @@ nothing has to be asked in between, it is a list of calls of our own kernels, an
     bootstrap   the value of what comes after the last step
     final       the value of the last observation of every episode that was cut off
     learn       log-probabilities, V-trace, loss and its slopes, backward pass, carry, norm of the gradient
-    step        Adam
+    step        Adam or gradient descent
 
 Rows of all rounds lie one after the other, so the memory of a round's last step is that of the next one's first, and
 random numbers are drawn ahead in the order of the chunks one by one. The result is theirs to rounding, however many
@@ -27,19 +27,21 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.modules.heads import Categorical
+from lifelong.agent.objectives.ac_lambda import ACLambda
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.objectives.ppo import PPO
 from lifelong.agent.runtime import backward, rows
 from lifelong.agent.runtime.finite import NotFinite
+from lifelong.agent.runtime.kept import Kept
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.plan_actor_critic import OneUpdate
 from lifelong.agent.runtime.plan_ppo import Epochs
+from lifelong.agent.runtime.plan_streaming import Traced
 from lifelong.agent.runtime.rollout import Experience, Rollout
-from lifelong.agent.runtime.rows import ActedRows, Kept
-from lifelong.agent.runtime.step import FlatGradients, adam_of, tensors_of
+from lifelong.agent.runtime.rows import ActedRows
+from lifelong.agent.runtime.step import FlatGradients, Stepping
 from lifelong.agent.strategies.base import Strategy, overrides
-from lifelong.kernels import adam
 from lifelong.kernels.loop import Direct, Each, Program, Segment, Watched
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 #: steps of all copies together that a program is made for at once, where nothing is due before
 ROWS = 4096
 #: what learns from a chunk, by objective: its calls, what they leave, and whether `many` chunks are made at once
-UPDATES: dict[type, Any] = {ActorCritic: OneUpdate, PPO: Epochs}
+UPDATES: dict[type, Any] = {ActorCritic: OneUpdate, PPO: Epochs, ACLambda: Traced}
 
 _log = logging.getLogger("lifelong.plan")
 
@@ -89,26 +91,27 @@ def update_refusal(learner: Learner, copies: int) -> str | None:
         f"the objective {type(objective).__name__}": type(objective) not in UPDATES,
         "the action space": type(policy.distribution) is not Categorical,
         "heads per task": policy.actor.tasks > 1 or policy.values > 1,
-        "the optimiser": adam_of(learner.optimizer) is None,
+        "the optimiser": Stepping(learner.optimizer, learner.parameters).numbers() is None,
     }
     found = next((name for name, applies in checks.items() if applies), None)
-    found = found or UPDATES[type(objective)].refusal(objective, copies)
+    found = found or UPDATES[type(objective)].refusal(learner, copies)
     return found or backward.refusal(policy.cell, learner.engine)
 
 
 def ready(rollout: Rollout, learner: Learner) -> bool:
     """Whether the next round can be made: the optimiser has its state, and actions are the environment's own."""
-    return all(learner.optimizer.state.get(p) for p in learner.parameters) and rows.ready(rollout)
+    return Stepping(learner.optimizer, learner.parameters).ready() and rows.ready(rollout)
 
 
 def key_of(rollout: Rollout, learner: Learner, rounds: int, steps: int) -> tuple[Any, ...]:
     """All that rounds are built for."""
-    state = learner.optimizer.state
-    moments = [state[p][name].data_ptr() for p in learner.parameters for name in ("exp_avg", "exp_avg_sq", "step")]
+    step = Stepping(learner.optimizer, learner.parameters)
     carry = [tensor.data_ptr() for tensor in learner.engine.state_dict().values()]
-    numbers = [each for each in vars(learner.objective).values() if isinstance(each, int | float)]
-    options = adam_of(learner.optimizer), learner.max_grad_norm
-    return *rows.key_of(rollout, rounds, steps), *moments, *carry, *numbers, *options
+    told = vars(learner.objective), *learner.optimizer.param_groups
+    numbers = [each for options in told for each in options.values() if isinstance(each, int | float)]
+    own = UPDATES[type(learner.objective)].addresses(learner)
+    places = *step.addresses(), *carry, *own
+    return *rows.key_of(rollout, rounds, steps), *places, *numbers, step.numbers(), learner.max_grad_norm
 
 
 class Plan:
@@ -253,11 +256,9 @@ class Rounds:
         return done
 
     def step(self, watched: Each) -> Direct:
-        """Adam on all parameters, unless a number that is watched is not finite."""
-        numbers = adam_of(self.learner.optimizer)
-        assert numbers is not None
+        """The optimiser's step on all parameters, unless a number that is watched is not finite."""
         grads = [self.gradients.named[name] for name in self.learner.named]
-        return adam.step_call(tensors_of(self.learner.optimizer, self.learner.parameters, grads), numbers, watched)
+        return Stepping(self.learner.optimizer, self.learner.parameters).call(grads, watched)
 
     def experience(self, first: int, steps: int) -> Experience:
         """Steps of all rounds as they were acted."""

@@ -17,6 +17,7 @@ from lifelong.kernels.dense import Dense, clear
 from lifelong.kernels.loop import Call, Direct, Each, Segment, by_round
 
 if TYPE_CHECKING:
+    from lifelong.agent.runtime.learner import Learner
     from lifelong.agent.runtime.plan import Rounds
 
 
@@ -51,9 +52,14 @@ class OneUpdate:
         self.segments = [Segment(learn), Segment([rows.step(Each(self.numbers))])]
 
     @staticmethod
-    def refusal(objective: ActorCritic, copies: int) -> str | None:
+    def refusal(learner: Learner, copies: int) -> str | None:
         """What keeps the objective from a plan: nothing."""
         return None
+
+    @staticmethod
+    def addresses(learner: Learner) -> list[int]:
+        """Where what it keeps from chunk to chunk lies: it keeps nothing."""
+        return []
 
     def scalars(self) -> Tensor:
         """What is logged of every round, [K, n]."""

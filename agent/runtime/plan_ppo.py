@@ -19,6 +19,7 @@ from lifelong.kernels.ppo_loss import Statistics
 from lifelong.kernels.ppo_loss.cpu import loss_call
 
 if TYPE_CHECKING:
+    from lifelong.agent.runtime.learner import Learner
     from lifelong.agent.runtime.plan import Rounds
 
 
@@ -55,9 +56,15 @@ class Epochs:
         self.segments = [Segment(self._advantages()), Segment(self._update(), updates)]
 
     @staticmethod
-    def refusal(objective: PPO, copies: int) -> str | None:
+    def refusal(learner: Learner, copies: int) -> str | None:
         """What keeps the objective from a plan."""
+        objective = learner.objective
         return "minibatches of different size" if copies % objective.minibatches else None
+
+    @staticmethod
+    def addresses(learner: Learner) -> list[int]:
+        """Where what it keeps from chunk to chunk lies: it keeps nothing."""
+        return []
 
     def scalars(self) -> Tensor:
         """What is logged of the chunk, [1, n]."""

@@ -47,6 +47,10 @@ def drop(trainer: Trainer, found: NotFinite) -> None:
     if found.experience is not None:
         bad_B = bad_copies(found.experience)
         trainer.learner.live_through(found.experience, ~bad_B)
+        if found.experience.copies is not None:  # of all copies
+            bad_B = torch.zeros(env.num_envs, dtype=torch.bool, device=env.device).index_put(
+                (found.experience.copies,), bad_B
+            )
     if trainer.detection:  # what it keeps is consecutive
         trainer.detection.kept = []
     trainer.learner.reset(bad_B)

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lifelong.agent.optimizers.obgd import ObGD
 from lifelong.kernels import adam
+from lifelong.kernels.loop import Direct, Each
 
 
 def clip_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
@@ -30,12 +32,13 @@ def make_step(optimizer: torch.optim.Optimizer) -> None:
         return
     for group in optimizer.param_groups:
         parameters = [p for p in group["params"] if p.grad is not None]
-        states = [optimizer.state[p] for p in parameters]
         grads = [p.grad for p in parameters if p.grad is not None]
-        ready = all(state for state in states) and adam.available([*parameters, *grads]) if parameters else False
-        if parameters and not ready:  # the first step makes the state
+        if parameters and not adam.available([*parameters, *grads]):
             optimizer.step()
             return
+        for parameter in parameters:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] = _fresh(parameter)
     for group in optimizer.param_groups:
         parameters = [p for p in group["params"] if p.grad is not None]
         if not parameters:
@@ -43,6 +46,13 @@ def make_step(optimizer: torch.optim.Optimizer) -> None:
         grads = [p.grad for p in parameters if p.grad is not None]
         adam.step(tensors_of(optimizer, parameters, grads), _numbers(optimizer, group))
         torch.autograd.graph.increment_version(parameters)
+
+
+def _fresh(parameter: nn.Parameter) -> dict[str, Tensor]:
+    """What torch's Adam begins with."""
+    zeros = (torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2))
+    first, second = zeros
+    return {"step": torch.tensor(0.0, dtype=torch.float32), "exp_avg": first.detach(), "exp_avg_sq": second.detach()}
 
 
 def tensors_of(
@@ -60,6 +70,47 @@ def adam_of(optimizer: torch.optim.Optimizer) -> adam.Adam | None:
     if not plain or not _plain(optimizer.param_groups[0]):
         return None
     return _numbers(optimizer, optimizer.param_groups[0])
+
+
+class Stepping:
+    """An optimiser's step as a call for `kernels.loop`: Adam, AdamW, and gradient descent without momentum (SGD, and
+    ObGD, whose bound comes before).
+
+    Args:
+        optimizer: over `parameters`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+        self.optimizer, self.parameters = optimizer, parameters
+
+    def numbers(self) -> adam.Adam | adam.Descent | None:
+        """Of the step as it is now; None if there is no such call."""
+        kind, groups = type(self.optimizer), self.optimizer.param_groups
+        if kind in (torch.optim.SGD, ObGD) and len(groups) == 1:
+            group = groups[0]
+            odd = any(group.get(name) for name in ("momentum", "dampening", "nesterov", "maximize"))
+            return None if odd else adam.Descent(float(group["lr"]), group.get("weight_decay", 0.0))
+        return adam_of(self.optimizer)
+
+    def ready(self) -> bool:
+        """Whether the optimiser has its state: the first step makes that of Adam."""
+        state = self.optimizer.state
+        return isinstance(self.numbers(), adam.Descent) or all(state.get(p) for p in self.parameters)
+
+    def addresses(self) -> list[int]:
+        """Where its state lies."""
+        if isinstance(self.numbers(), adam.Descent):
+            return []
+        state, names = self.optimizer.state, ("exp_avg", "exp_avg_sq", "step")
+        return [state[p][name].data_ptr() for p in self.parameters for name in names]
+
+    def call(self, grads: Sequence[Tensor], watched: Each | None = None) -> Direct:
+        """The step; nothing is done where one of the numbers `watched` is not finite."""
+        numbers = self.numbers()
+        assert numbers is not None
+        if isinstance(numbers, adam.Descent):
+            return adam.descent_call([p.detach() for p in self.parameters], grads, numbers, watched)
+        return adam.step_call(tensors_of(self.optimizer, self.parameters, grads), numbers, watched)
 
 
 def _numbers(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> adam.Adam:

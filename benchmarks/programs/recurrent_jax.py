@@ -1,9 +1,10 @@
 """The JAX program that `benchmarks/peers.py` compares with: everything in one `lax.scan`, jitted; or, `alive`, a jitted
 step that a loop over Gymnasium's CartPole calls.
 
-    python benchmarks/programs/recurrent_jax.py '[copies, steps, encoder, units, engine, cell, alive]'
+    python benchmarks/programs/recurrent_jax.py '[copies, steps, encoder, units, engine, cell, alive, objective]'
 
-The engine is "rtrl" (eLSTM) or "bptt", the cell "elstm", "gru" or "lstm", `alive` a bool.
+The engine is "rtrl" (eLSTM) or "bptt", the cell "elstm", "gru" or "lstm", `alive` a bool, the objective "actor_critic"
+or "ppo" (four epochs of four minibatches of copies; of one copy one minibatch).
 
 The eLSTM (f = sigmoid(F x + v_f c + b_f), z = tanh(Z x + v_z c + b_z), c' = f c + (1 - f) z, its output
 sigmoid(W x + U c' + b) c'); exact RTRL in its chunked form: within a chunk by `jax.grad`, before it by the
@@ -23,8 +24,9 @@ os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_paralleli
 import jax
 import jax.numpy as jnp
 
-COPIES, STEPS, ENCODER, UNITS, ENGINE, CELL, ALIVE = json.loads(sys.argv[1])
+COPIES, STEPS, ENCODER, UNITS, ENGINE, CELL, ALIVE, OBJECTIVE = json.loads(sys.argv[1])
 GATES, STATE = {"elstm": (2, UNITS), "gru": (3, UNITS), "lstm": (4, 2 * UNITS)}[CELL]
+EPOCHS, MINIBATCHES, CLIP = 4, min(4, COPIES), 0.2
 GAMMA, LAMBDA, VALUE, ENTROPY, LR, NORM, ACTIONS = 0.99, 0.95, 0.5, 0.01, 1e-3, 1.0, 2
 
 
@@ -118,17 +120,21 @@ def act(p: dict[str, Any], carry: Any, key: Any) -> Any:
     return (after, age, new, terminated | truncated), seen
 
 
-def loss(p: dict[str, Any], c0: Any, obs: Any, init: Any, action: Any, target: Any, advantage: Any) -> Any:
-    """Of a chunk, from the state that it starts from."""
+def outputs(p: dict[str, Any], c0: Any, obs: Any, init: Any) -> Any:
+    """Logits and values of a chunk, from the state that it starts from."""
     x = encode(p, obs)
 
-    def step(c: Any, xi: Any) -> Any:
+    def go_on(c: Any, xi: Any) -> Any:
         y, c = cell(p, xi[0], jnp.where(xi[1][:, None], 0.0, c))
         return c, y
 
-    _, y = jax.lax.scan(step, c0, (x, init))
-    logits = y @ p["actor"].T + p["actor_b"]
-    value = (y @ p["critic"].T + p["critic_b"])[..., 0]
+    _, y = jax.lax.scan(go_on, c0, (x, init))
+    return y @ p["actor"].T + p["actor_b"], (y @ p["critic"].T + p["critic_b"])[..., 0]
+
+
+def loss(p: dict[str, Any], c0: Any, obs: Any, init: Any, action: Any, target: Any, advantage: Any) -> Any:
+    """Of a chunk, from the state that it starts from."""
+    logits, value = outputs(p, c0, obs, init)
     log_p = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(log_p, action[..., None], -1)[..., 0]
     entropy = -(jnp.exp(log_p) * log_p).sum(-1)
@@ -179,20 +185,56 @@ def update(state: Any, _: None) -> Any:
     value = (y @ p["critic"].T + p["critic_b"])[..., 0]
     y_next, _ = cell(p, encode(p, world[0]), jnp.where(world[3][:, None], 0.0, world[2]))
     target, advantage = returns(value, heads(p, y_next)[1], terminated, truncated, final_value)
-    chunk = obs, init, action, target, advantage
-    p, moments, count, sensitivities = learn(p, moments, count, sensitivities, c0, c, chunk)
+    if OBJECTIVE == "ppo":
+        log_p = jax.nn.log_softmax(y @ p["actor"].T + p["actor_b"])
+        old = jnp.take_along_axis(log_p, action[..., None], -1)[..., 0]
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        rows = jax.vmap(lambda k: jax.random.permutation(k, COPIES))(jax.random.split(own, EPOCHS))
+        chunk = obs, init, action, target, advantage, old
+        acted = p
+
+        def minibatch(now: Any, index: Any) -> Any:
+            p, moments, count = now
+            some = tuple(each[:, index] for each in chunk)
+            grad, d0 = jax.grad(ppo_loss, (0, 1))(p, c0[index], *some)
+            if ENGINE == "rtrl":
+                grad = boundary(grad, d0, tuple(each[index] for each in sensitivities))
+            return step(p, moments, count, grad), None
+
+        now, _ = jax.lax.scan(minibatch, (p, moments, count), rows.reshape(EPOCHS * MINIBATCHES, -1))
+        p, moments, count = now
+        if ENGINE == "rtrl":
+            sensitivities = move(acted, sensitivities, (encode(acted, obs), c, init))
+    else:
+        chunk = obs, init, action, target, advantage
+        p, moments, count, sensitivities = learn(p, moments, count, sensitivities, c0, c, chunk)
     return (p, moments, count, world, sensitivities, key), None
 
 
-def learn(p: Any, moments: Any, count: Any, sensitivities: Any, c0: Any, c: Any, chunk: Any) -> Any:
-    """One step of the optimiser from a chunk, and the sensitivities after it."""
-    grad, d0 = jax.grad(loss, (0, 1))(p, c0, *chunk)
-    if ENGINE == "rtrl":
-        S, b, v = sensitivities
-        grad["weight"] += jnp.einsum("bn,bgnd->gnd", d0, S).reshape(2 * UNITS, -1)
-        grad["bias"] += jnp.einsum("bn,bgn->gn", d0, b).reshape(-1)
-        grad["vector"] += jnp.einsum("bn,bgn->gn", d0, v)
-        sensitivities = move(p, sensitivities, (encode(p, chunk[0]), c, chunk[1]))
+def ppo_loss(
+    p: dict[str, Any], c0: Any, obs: Any, init: Any, action: Any, target: Any, advantage: Any, old: Any
+) -> Any:
+    """Of a minibatch, from the states that it starts from."""
+    logits, value = outputs(p, c0, obs, init)
+    log_p = jax.nn.log_softmax(logits)
+    ratio = jnp.exp(jnp.take_along_axis(log_p, action[..., None], -1)[..., 0] - old)
+    entropy = -(jnp.exp(log_p) * log_p).sum(-1)
+    gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - CLIP, 1 + CLIP) * advantage)
+    return -gain.mean() + VALUE * 0.5 * ((value - target) ** 2).mean() - ENTROPY * entropy.mean()
+
+
+def boundary(grad: Any, d0: Any, sensitivities: Any) -> Any:
+    """The gradient with what came before the chunk."""
+    S, b, v = sensitivities
+    return grad | {
+        "weight": grad["weight"] + jnp.einsum("bn,bgnd->gnd", d0, S).reshape(2 * UNITS, -1),
+        "bias": grad["bias"] + jnp.einsum("bn,bgn->gn", d0, b).reshape(-1),
+        "vector": grad["vector"] + jnp.einsum("bn,bgn->gn", d0, v),
+    }
+
+
+def step(p: Any, moments: Any, count: Any, grad: Any) -> Any:
+    """Clipping and Adam."""
     norm = jnp.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grad)))
     scale = jnp.minimum(1.0, NORM / (norm + 1e-6))
     count += 1
@@ -200,7 +242,16 @@ def learn(p: Any, moments: Any, count: Any, sensitivities: Any, c0: Any, c: Any,
     q = jax.tree.map(lambda q, g: 0.999 * q + 0.001 * (g * scale) ** 2, moments[1], grad)
     size, root = LR / (1 - 0.9**count), jnp.sqrt(1 - 0.999**count)
     p = jax.tree.map(lambda p, m, q: p - size * m / (jnp.sqrt(q) / root + 1e-8), p, m, q)
-    return p, (m, q), count, sensitivities
+    return p, (m, q), count
+
+
+def learn(p: Any, moments: Any, count: Any, sensitivities: Any, c0: Any, c: Any, chunk: Any) -> Any:
+    """One step of the optimiser from a chunk, and the sensitivities after it."""
+    grad, d0 = jax.grad(loss, (0, 1))(p, c0, *chunk)
+    if ENGINE == "rtrl":
+        grad = boundary(grad, d0, sensitivities)
+        sensitivities = move(p, sensitivities, (encode(p, chunk[0]), c, chunk[1]))
+    return *step(p, moments, count, grad), sensitivities
 
 
 @jax.jit

@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -25,8 +25,9 @@ from lifelong.envs.adapters.external import ExternalEnv, SpaceEncoder, Transitio
 from lifelong.envs.adapters.guard import Guards, lost_in
 from lifelong.envs.base import select
 from lifelong.envs.border import Restarts, blame
-from lifelong.envs.errors import EnvError, EnvStepError
+from lifelong.envs.errors import EnvError, EnvStepError, unknown_name
 from lifelong.envs.options import Interval
+from lifelong.envs.registry import WRAPPERS, import_part
 
 VECTORIZATIONS = ("sync", "async", "vector_entry_point")
 AUTORESETS = {
@@ -58,6 +59,8 @@ class GymnasiumEnv(ExternalEnv):
         vectorization: "sync", "async" (one process a copy) or "vector_entry_point" (the environment's own vector form,
             which has its own autoreset mode).
         autoreset: "same_step", "disabled" or "next_step", for "sync" and "async".
+        wrappers: of every copy, from the inside: names of `WRAPPERS` or `module:Class`, or mappings with such a `kind`
+            and options; for "sync" and "async".
         score: (return of a useless policy, return of a solved task), `SCORE` of this instance; (0, 1) if not given.
         restarts: how often copies of an environment made by `id` that raised may be made anew, with "sync" and "async"
             (see `Guard`); none if not given.
@@ -79,6 +82,7 @@ class GymnasiumEnv(ExternalEnv):
         kwargs: dict[str, Any] | None = None,
         vectorization: Literal["sync", "async", "vector_entry_point"] = "sync",
         autoreset: Literal["same_step", "next_step", "disabled"] = "same_step",
+        wrappers: Sequence[str | Mapping[str, Any]] = (),
         score: Interval | None = None,
         restarts: Restarts | None = None,
         label: str = "",
@@ -89,7 +93,7 @@ class GymnasiumEnv(ExternalEnv):
         self.restarts, self.label = restarts or Restarts(), label or str(id)
         self.restartable = env is None and vectorization != "vector_entry_point"
         if env is None:
-            env = self._make(str(id), num_envs or 1, kwargs or {}, vectorization, autoreset)
+            env = self._make(str(id), num_envs or 1, kwargs or {}, vectorization, autoreset, wrappers)
         elif num_envs not in (None, env.num_envs):
             raise EnvError(f"num_envs is {num_envs}, but the given vector environment has {env.num_envs} copies")
         mode = env.metadata.get("autoreset_mode")
@@ -183,19 +187,30 @@ class GymnasiumEnv(ExternalEnv):
         final_obs = obs.index_copy(0, torch.from_numpy(ended), last)
         return Transition(final_obs, obs, reward, terminated, truncated)
 
-    def _make(self, id: str, num_envs: int, kwargs: dict[str, Any], vectorization: str, autoreset: str) -> VectorEnv:
+    def _make(
+        self,
+        id: str,
+        num_envs: int,
+        kwargs: dict[str, Any],
+        vectorization: str,
+        autoreset: str,
+        wrappers: Sequence[str | Mapping[str, Any]],
+    ) -> VectorEnv:
         if vectorization not in VECTORIZATIONS:
             raise EnvError(f"vectorization is {vectorization!r}; valid: {', '.join(VECTORIZATIONS)}")
         if autoreset not in AUTORESETS:
             raise EnvError(f"autoreset is {autoreset!r}; valid: {', '.join(AUTORESETS)}")
         own = vectorization == "vector_entry_point"
+        if own and wrappers:
+            raise EnvError("wrappers are of single copies, and vectorization vector_entry_point has none; use sync")
         vector_kwargs: dict[str, Any] = {} if own else {"autoreset_mode": AUTORESETS[autoreset]}
         if vectorization == "async":
             vector_kwargs["worker"] = _worker
-        guards = Guards(partial(gymnasium.make, id, **kwargs), self.restarts.limit)
+        guards = Guards(partial(_made, id, kwargs, wrappers), self.restarts.limit)
+        around: list[Any] = [*([partial(wrapped, wrappers=wrappers)] if wrappers else []), guards]
         try:
             with _quiet("Received the following error", "Raising the last exception", "\x1b"):  # an EnvError says it
-                env = gymnasium.make_vec(id, num_envs, vectorization, vector_kwargs, [] if own else [guards], **kwargs)
+                env = gymnasium.make_vec(id, num_envs, vectorization, vector_kwargs, [] if own else around, **kwargs)
         except BaseException as error:
             guards.close()
             if not isinstance(error, (gymnasium.error.Error, ModuleNotFoundError, TypeError)):
@@ -206,6 +221,33 @@ class GymnasiumEnv(ExternalEnv):
             for process in env.processes:  # what `terminate` sends is ignored
                 process._popen.terminate = process._popen.kill  # type: ignore[attr-defined]
         return env
+
+
+def _made(id: str, kwargs: Mapping[str, Any], wrappers: Sequence[str | Mapping[str, Any]]) -> gymnasium.Env[Any, Any]:
+    """One copy of the environment, in its wrappers."""
+    return wrapped(gymnasium.make(id, **kwargs), wrappers)
+
+
+def wrapped(env: gymnasium.Env[Any, Any], wrappers: Sequence[str | Mapping[str, Any]]) -> gymnasium.Env[Any, Any]:
+    """A Gymnasium environment in wrappers, from the inside.
+
+    Args:
+        env: the environment.
+        wrappers: names of `WRAPPERS` or `module:Class`, or mappings with such a `kind` and options.
+
+    Raises:
+        EnvError: an unknown wrapper, or options that it does not take.
+    """
+    for spec in wrappers:
+        options = {"kind": spec} if isinstance(spec, str) else dict(spec)
+        kind = options.pop("kind", None)
+        if not isinstance(kind, str) or (kind not in WRAPPERS and ":" not in kind):
+            raise EnvError(unknown_name("wrapper", str(kind), WRAPPERS))
+        try:
+            env = import_part("wrapper", kind, WRAPPERS)(env, **options)
+        except TypeError as error:
+            raise EnvError(f"wrapper {kind}: {error}") from error
+    return env
 
 
 @contextmanager

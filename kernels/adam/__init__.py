@@ -1,4 +1,5 @@
-"""Clipping of the gradients' norm, and a step of Adam or AdamW, over all parameters in one compiled call each (CPU).
+"""Clipping of the gradients' norm, and a step of Adam, AdamW or plain gradient descent, over all parameters in one
+compiled call each (CPU).
 
 As `torch.nn.utils.clip_grad_norm_`, `torch.optim.Adam` (Kingma & Ba 2015, algorithm 1) and `AdamW` (Loshchilov & Hutter
 2019, algorithm 2) do it; torch takes some ten microseconds a parameter tensor, whatever its size.
@@ -45,6 +46,13 @@ class Adam(NamedTuple):
     decoupled: bool
 
 
+class Descent(NamedTuple):
+    """Numbers of plain gradient descent; weight decay is added to the gradients."""
+
+    lr: float
+    weight_decay: float
+
+
 class Tensors(NamedTuple):
     """What a step reads and writes; state as torch has it: exp_avg, exp_avg_sq and step (a float32 scalar)."""
 
@@ -74,6 +82,17 @@ def step_call(tensors: Tensors, numbers: Adam, watched: Each | None = None) -> D
     sizes, addresses = Held(_sizes(tensors.params)), [Held(_addresses(each)) for each in tensors]
     entry = _OP.module("cpu", sample).ADAM[sample.dtype]
     return Direct(entry, (len(tensors.params), int(numbers.decoupled), count, *numbers[:5], watched, sizes, *addresses))
+
+
+def descent_call(
+    params: Sequence[Tensor], grads: Sequence[Tensor], numbers: Descent, watched: Each | None = None
+) -> Direct:
+    """A step of gradient descent as a call for `kernels.loop`; nothing is done where one of the numbers `watched` is
+    not finite."""
+    sample, count = params[0], 0 if watched is None else watched.rows[0].numel()
+    addresses = [Held(_addresses(each)) for each in (params, grads)]
+    entry = _OP.module("cpu", sample).DESCEND[sample.dtype]
+    return Direct(entry, (len(params), count, *numbers, watched, Held(_sizes(params)), *addresses))
 
 
 def _sizes(tensors: Sequence[Tensor]) -> Any:

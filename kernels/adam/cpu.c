@@ -49,3 +49,16 @@ void FN(adam)(i64 count, i64 decoupled, i64 many, double lr, double beta1, doubl
         }
     }
 }
+
+/* Gradient descent: p -= lr (g + decay p). Nothing is done if one of `many` watched numbers is not finite. */
+void FN(descend)(i64 count, i64 many, double lr, double decay, const real *watched, const i64 *sizes, real *const *params,
+                 const real *const *grads) {
+    for (i64 i = 0; i < many; i++)
+        if (!isfinite(watched[i])) return;
+    for (i64 k = 0; k < count; k++) {
+        real *restrict p = params[k];
+        const real *restrict g = grads[k];
+#pragma omp simd
+        for (i64 i = 0; i < sizes[k]; i++) p[i] -= (real)lr * (g[i] + (real)decay * p[i]);
+    }
+}

@@ -207,6 +207,7 @@ CASES = {
         "actor_critic": {"kind": "actor_critic"},
         "ppo": {"kind": "ppo", "epochs": 3, "minibatches": 1},
         "ppo-minibatches": {"kind": "ppo", "epochs": 2, "minibatches": 2},
+        "ac_lambda": {"kind": "ac_lambda"},
     }.items()
     for engine in ("bptt", "rtrl", "exact", "eprop")
 }
@@ -227,13 +228,15 @@ def learn(workers: Workers, case: str, learner_class: type[Learner] = Learner) -
     copies = len(range(B)[workers.share(B)])
     engine = registry.build("gradient", {"kind": gradient}, policy.cell, copies)
     objective = registry.build("objective", spec, policy.distribution)
+    objective.setup(policy)
     objective.workers = workers
+    steps = 1 if objective.streaming else T
     optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
     learner = learner_class(policy, engine, objective, optimizer, [], 0.5, torch.Generator().manual_seed(4), workers)
     ctx = make_context(policy, objective, copies, T, workers=workers)
     state = torch.zeros(B, policy.cell.state_size)
     for update in range(UPDATES):
-        chunk = random_chunk(policy, T, B, seed=update)
+        chunk = random_chunk(policy, steps, B, seed=update)
         chunk.weight[: update + 2, 1:3] = 0.0  # steps that do not count, all in the first half
         experience, state = act_through(policy, dataclasses.replace(chunk, state=state))
         metrics, _ = learner.update(ctx, part_of(experience, workers.share(B)))

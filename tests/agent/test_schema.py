@@ -13,8 +13,9 @@ from lifelong.agent.schema import options
 from lifelong.envs.options import LARGEST, Range, problem
 
 PARTS = [(kind, name) for kind, names in REGISTRY.items() for name in names]
-#: what the wrapped environment is called is for its library to judge; the parts of a cell are checked as cells
-FREE = {("gymnasium", "id"), ("envpool", "id"), ("gymnasium", "env"), ("stack", "layers"), ("ensemble", "cells")}
+#: what the wrapped environment is called, and what wrappers take, is for them to judge; parts of a cell are cells
+FREE = {("gymnasium", name) for name in ("id", "env", "wrappers")} | {("envpool", "id")}
+FREE |= {("stack", "layers"), ("ensemble", "cells")}
 
 
 def unbounded(hint: Any) -> Iterator[Any]:

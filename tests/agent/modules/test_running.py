@@ -41,6 +41,13 @@ def test_mean_and_deviation_are_those_of_all_rows_that_count() -> None:
     assert Running((2,)).deviation().tolist() == [1.0, 1.0]
 
 
+def test_numbers_that_do_not_differ_have_a_unit_of_one() -> None:
+    """The first rewards of a batch are all alike; divided by next to nothing they would be all that is ever learned."""
+    seen = Running()
+    seen.add(torch.full((16,), 3.0), torch.ones(16), ALONE)
+    assert float(seen.deviation()) == 1.0
+
+
 class Pair(Workers):
     """One of two workers that are threads of this process."""
 

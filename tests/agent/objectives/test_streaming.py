@@ -421,6 +421,29 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path, name: str, r
     assert_identical(rest.state_dict(), whole.state_dict())
 
 
+@pytest.mark.parametrize(("name", "copies"), [("ac_lambda", 2), ("horde", None)])
+def test_an_agent_that_was_saved_goes_on_bit_for_bit(tmp_path: Path, name: str, copies: int | None) -> None:
+    config = {
+        "policy": {"encoder": "identity", "cell": {"kind": "elstm", "size": 5}},
+        "gradient": {"kind": "online_rtrl", "window": 6, "taylor": True},
+        "objective": KINDS[name],
+        "optimizer": "intentional",
+        "rollout": {"steps": 1},
+    }
+    agent = OnlineAgent(OBSERVATIONS, ACTIONS.get(name, Discrete(3)), config, copies=copies)
+    draw, shape = np.random.default_rng(0), () if copies is None else (copies,)
+    moments = [(draw.normal(size=(*shape, 3)), draw.normal(size=shape) if shape else draw.normal()) for _ in range(40)]
+    agent.act(moments[0][0])
+    for obs, reward in moments[1:20]:
+        agent.act(obs, reward)
+    agent.save(tmp_path / "agent.pt")
+    other = OnlineAgent.load(tmp_path / "agent.pt")
+    for obs, reward in moments[20:]:
+        np.testing.assert_array_equal(agent.act(obs, reward), other.act(obs, reward))
+    assert_identical(agent._trainer.shared_state(), other._trainer.shared_state())
+    assert_identical(agent._trainer.own_state()["traces"], other._trainer.own_state()["traces"])
+
+
 def test_copies_of_two_batches_do_not_see_each_other() -> None:
     """The gradient of a batch is the mean of those of its copies alone."""
     with double():

@@ -21,6 +21,11 @@ SCALED = [{"name": "a", "env": {"kind": "CartPole", "max_episode_steps": 11}, "r
 PADDED = [{"name": "a", "env": {"kind": "RepeatPrevious", "symbols": 3}}, {"name": "b", "env": {"kind": "CartPole"}}]
 MLP = {"kind": "mlp", "hidden": [12]}
 DEEP = {"kind": "mlp", "hidden": [12, 20], "activation": "crelu"}
+ONE: dict[str, Any] = {
+    "stream": {"tasks": CARTPOLE},
+    "rollout": {"copies": 1, "steps": 1},
+    "max_grad_norm": 0,
+}
 CASES: dict[str, dict[str, Any]] = {
     "narrow": {"stream": {"tasks": CARTPOLE}},
     "one copy, one step": {"stream": {"tasks": CARTPOLE}, "rollout": {"copies": 1, "steps": 1}},
@@ -81,6 +86,19 @@ CASES: dict[str, dict[str, Any]] = {
         "stream": {"tasks": PADDED, "spaces": "pad", "task_id": "observed"},
         "policy": {"encoder": MLP},
         "objective": {"kind": "ppo", "epochs": 2, "minibatches": 2},
+    },
+    "sgd": {"stream": {"tasks": CARTPOLE}, "optimizer": {"kind": "sgd", "lr": 0.1, "weight_decay": 0.01}},
+    "streaming": {
+        **ONE,
+        "policy": {"encoder": MLP},
+        "objective": {"kind": "ac_lambda", "entropy_weight": 0.1},
+        "optimizer": {"kind": "obgd", "kappa": 3.0},
+    },
+    "streaming, bptt": {
+        **ONE,
+        "gradient": "bptt",
+        "policy": {"cell": {"kind": "lstm", "size": 5}, "previous_action": True},
+        "objective": {"kind": "ac_lambda", "gamma": 0.9, "lam": 0.8},
     },
     "schedules": {
         "stream": {"tasks": CARTPOLE},
@@ -206,7 +224,8 @@ def test_a_run_that_is_stopped_and_resumed_is_that_of_one_piece(tmp_path: Path) 
         ({"objective": {"kind": "ppo", "minibatches": 3}}, "minibatches"),
         ({"policy": {"cell": {"kind": "diagonal_lstm", "size": 4}}}, "DiagonalLSTM"),
         ({"policy": {"heads": "per_task"}}, "heads"),
-        ({"optimizer": {"kind": "sgd", "lr": 0.1}}, "optimiser"),
+        ({"optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9}}, "optimiser"),
+        ({"objective": "ac_lambda", "rollout": {"copies": 2, "steps": 1}, "max_grad_norm": 0}, "traces"),
         ({"gradient": {"kind": "rtrl", "carry_dtype": "bfloat16"}}, "bfloat16"),
         ({"policy": {"encoder": {"kind": "mlp", "norm": "layer"}}}, "encoder"),
         ({"policy": {"encoder": {"kind": "mlp", "norm": "weight"}}}, "encoder"),

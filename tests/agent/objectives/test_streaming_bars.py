@@ -1,0 +1,47 @@
+"""What exact history is worth to an agent that learns at every step: rows of two recipes of published tables, at their
+small budgets, seed by seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lifelong.agent import config as configs
+from lifelong.agent import published
+from lifelong.agent.runtime.build import build
+from tests.agent.support import Silent
+
+SEEDS = range(3)
+
+
+def final_return(name: str, row: str, seed: int, folder: Path) -> float:
+    """The mean return of the last evaluation of a row."""
+    recipe = published.load(name)
+    raw = configs.override(
+        recipe.config, [*recipe.variants("small")[row], f"seed={seed}", "evaluation.every=10_000_000"]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = build(configs.check(raw), folder)
+    trainer.save = lambda log: None  # type: ignore[method-assign]
+    log: Any = Silent()
+    trainer.train(log, log)
+    return float(np.mean(trainer.evaluations.tensor()[-1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_trace_conditioning_needs_the_history_at_lambda_09(tmp_path: Path, seed: int) -> None:
+    exact = -final_return("trace_conditioning", "RTRL, λ = 0.9", seed, tmp_path / "exact")
+    cut = -final_return("trace_conditioning", "one-step truncation, λ = 0.9", seed, tmp_path / "cut")
+    assert exact <= 0.06
+    assert cut >= 3 * exact
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_memory_chains_twice_as_long_are_solved_with_the_history(tmp_path: Path, seed: int) -> None:
+    assert final_return("memory_chain", "RTRL, L = 64", seed, tmp_path / "exact") > 0.5
+    assert final_return("memory_chain", "one-step truncation, L = 64", seed, tmp_path / "cut") < 0.5
