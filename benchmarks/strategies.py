@@ -3,10 +3,12 @@
     lifelong bench strategies [--json FILE]
 
 One process, one thread. Each strategy, at the options that the quickstart has for it, stands alone and is measured in
-its second task, when everything that it does at a boundary and after it is at work; a run of finetune on the same
-config takes turns with it. The median of the ratios of neighbouring turns is reported, in seconds of this process. What
-happens at a boundary is timed by itself, as the number of chunks of finetune that fit into it. Memory is that of the
-strategy's tensors, in units of the policy's parameters.
+its second task, when everything that it does at a boundary and after it is at work; two runs of finetune on the same
+config take turns with it: one whose chunks are made one by one, with every step where a hook could stand, which says
+what the hooks cost, and one as it is run, whose chunks are planned (see docs/performance.md). The median of the ratios
+of neighbouring turns is reported, in seconds of this process for a chunk. What happens at a boundary is timed by
+itself, as the number of chunks of the first finetune that fit into it. Memory is that of the strategy's tensors, in
+units of the policy's parameters.
 """
 
 from __future__ import annotations
@@ -46,12 +48,17 @@ def trainer_of(strategy: str, needs: list[str], folder: Path) -> Trainer:
     return build(configs.load("quickstart", [f"strategy={strategy}", *needs, *short]), folder)
 
 
+def frames(trainer: Trainer) -> int:
+    """Steps of a chunk."""
+    return trainer.config.rollout.copies * trainer.config.rollout.steps
+
+
 def seconds(trainer: Trainer, chunks: int) -> float:
-    """Of this process, for so many chunks."""
-    begun = time.process_time()
-    for _ in range(chunks):
+    """Of this process, for a chunk, in the mean over so many, or a few more where several are planned at once."""
+    begun, step = time.process_time(), trainer.step
+    while trainer.step < step + chunks * frames(trainer):
         trainer.advance()
-    return time.process_time() - begun
+    return (time.process_time() - begun) * frames(trainer) / (trainer.step - step)
 
 
 def measure(strategy: str, folder: Path) -> dict[str, Any] | None:
@@ -64,22 +71,25 @@ def measure(strategy: str, folder: Path) -> dict[str, Any] | None:
         break
     else:
         return None
-    plain = trainer_of("finetune", needs, folder / f"{strategy}-finetune")
-    chunk = ours.config.rollout.copies * ours.config.rollout.steps
-    before = FIRST // chunk - 1
-    for trainer in (ours, plain):
+    plain, planned = (trainer_of("finetune", needs, folder / f"{strategy}-{i}") for i in range(2))
+    plain.planned.plan = None
+    before = FIRST // frames(ours) - 1
+    for trainer in (ours, plain, planned):
         seconds(trainer, before)
-    border = seconds(ours, 3), seconds(plain, 3)
-    pairs = []
+    border = 3 * seconds(ours, 3)
+    for trainer in (plain, planned):
+        seconds(trainer, 3)
+    turns = []
     for turn in range(TURNS + 1):  # the first one warms up
-        pair = seconds(ours, CHUNKS), seconds(plain, CHUNKS)
+        found = [seconds(trainer, CHUNKS) for trainer in (ours, plain, planned)]
         if turn:
-            pairs.append(pair)
-    mine, others = zip(*pairs, strict=True)
+            turns.append(found)
+    mine, others, plans = (list(times) for times in zip(*turns, strict=True))
     parameters = held_bytes(dict(ours.rollout.policy.named_parameters()))
     return {
-        "speed": median(ratios(list(others), list(mine))),
-        "boundary_chunks": max(0.0, (border[0] - 3 * median(mine) / CHUNKS) / (median(others) / CHUNKS)),
+        "speed": median(ratios(others, mine)),
+        "speed_beside_plan": median(ratios(plans, mine)),
+        "boundary_chunks": max(0.0, (border - 3 * median(mine)) / median(others)),
         "memory_parameters": held_bytes(ours.strategies[0].state_dict()) / parameters,
         "needs": needs,
     }
@@ -89,7 +99,10 @@ def main(json_file: Path | None, only: list[str]) -> dict[str, Any]:
     """Measure, print, and write the JSON."""
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    print(f"{'strategy':22} {'speed':>6} {'boundary':>9} {'memory':>8}   (of finetune's; in its chunks; in parameters)")
+    print(
+        f"{'strategy':22} {'speed':>6} {'plan':>6} {'boundary':>9} {'memory':>8}"
+        "   (of finetune's, chunk by chunk and planned; in its chunks; in parameters)"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for name in only or REGISTRY["strategy"]:
             check_name("strategy", name)
@@ -99,7 +112,8 @@ def main(json_file: Path | None, only: list[str]) -> dict[str, Any]:
                 continue
             found[name] = result
             print(
-                f"{name:22} {result['speed']:6.2f} {result['boundary_chunks']:9.0f} {result['memory_parameters']:8.1f}"
+                f"{name:22} {result['speed']:6.2f} {result['speed_beside_plan']:6.2f}"
+                f" {result['boundary_chunks']:9.0f} {result['memory_parameters']:8.1f}"
                 f"   {' '.join(result['needs'])}",
                 flush=True,
             )

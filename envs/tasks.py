@@ -364,6 +364,11 @@ class TaskEnv(VectorEnv):
         info["final_obs"] = self.read(g, info["final_obs"])
         return self.read(g, obs), reward, terminated, truncated, info
 
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The environments that copies are on."""
+        return tuple(self._mask_of_group)
+
     def action_border(self) -> ActionBorder | None:
         """How actions become those of the environment, if all copies share one and they differ."""
         border = self.acts[next(iter(self._mask_of_group))]

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from lifelong.agent.modules.heads import NEGATIVE, Categorical, Gaussian, MultiCategorical
 from lifelong.agent.policy import Inputs, Policy
+from lifelong.envs.compiled import CompiledSteps
 from lifelong.envs.spaces import ActionBorder
 from lifelong.kernels import acting
 from lifelong.kernels.categorical import categorical_call
 from lifelong.kernels.dense import copy
-from lifelong.kernels.loop import Call, Calls, Direct
+from lifelong.kernels.loop import Call, Calls, Direct, Prepared
 
 
 def compiled(policy: Policy) -> bool:
@@ -214,3 +215,23 @@ class CompiledActing:
         else:
             self.noise = torch.empty(action.shape)
             self.before.append(categorical_call(logits, self.noise, action))
+
+
+class Program:
+    """The calls of T steps of acting.
+
+    Args:
+        made: the environment's; None: it is stepped between those before and after.
+        parts: the policy's.
+        reward: of every step.
+    """
+
+    def __init__(self, made: CompiledSteps | None, parts: CompiledActing, reward: Tensor) -> None:
+        self.made, self.parts, self.reward, dtype = made, parts, reward, parts.state_TBS.dtype
+        self.pack = Prepared(parts.pack, dtype)
+        whole = [] if made is None else [*made.calls, *parts.after]
+        self.before, self.after = Prepared([*parts.before, *whole], dtype), Prepared(parts.after, dtype)
+
+    def fits(self) -> bool:
+        """Whether the environment still has what it was built for."""
+        return self.made is None or self.made.fits()

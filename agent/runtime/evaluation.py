@@ -9,10 +9,14 @@ import torch
 
 from lifelong.agent.optimizers.base import Averaging
 from lifelong.agent.policy import Policy
+from lifelong.agent.runtime.kept import Kept
 from lifelong.agent.runtime.randomness import aside
 from lifelong.agent.runtime.rollout import Rollout
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.envs.tasks import TaskEnv
+
+#: steps that are made at once: 1, 2, 4, 8, 16
+WINDOWS = 5
 
 
 class Evaluator:
@@ -40,6 +44,7 @@ class Evaluator:
         self.max_steps = max_steps
         generator = torch.Generator(device=env.device)
         self.rollout = Rollout(env, policy, generator, reset_memory_on=reset_memory_on, deterministic=deterministic)
+        self.rollout.programs = Kept(WINDOWS * len(env.envs))
 
     @torch.no_grad()
     def evaluate(self, ctx: Context, strategies: list[Strategy]) -> np.ndarray:
@@ -72,7 +77,7 @@ class Evaluator:
         step = 0
         while step < self.max_steps:
             # the longer it has taken the further it looks ahead: asking whether all is over costs more than a step
-            window = min(max(1, step // 4), 16, self.max_steps - step)
+            window = min(1 << max(0, (step // 4).bit_length() - 1), 1 << WINDOWS - 1, self.max_steps - step)
             seen = self.rollout.steps(window).seen
             for returns_B, done_B in zip(seen["episode_return"], seen["done"], strict=True):
                 total_B = torch.where(running_B, returns_B, total_B)

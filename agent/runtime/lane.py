@@ -25,9 +25,10 @@ from lifelong.agent.cells.base import ElementwiseCell
 from lifelong.agent.runtime import rows
 from lifelong.agent.runtime.acting import actions
 from lifelong.agent.runtime.finite import NotFinite
+from lifelong.agent.runtime.kept import Kept
 from lifelong.agent.runtime.outside import OutsideRollout
 from lifelong.agent.runtime.plan import Rounds, hook_refusal, key_of, ready, update_refusal
-from lifelong.agent.runtime.rows import ActedRows, Kept
+from lifelong.agent.runtime.rows import ActedRows
 from lifelong.envs.compiled import CompiledSteps
 from lifelong.kernels.dense import copy
 from lifelong.kernels.loop import Call, Direct, Prepared, Program, Watched

@@ -29,7 +29,8 @@ from lifelong.agent.objectives.base import Objective
 from lifelong.agent.policy import Inputs, Outputs, Policy, inputs_of
 from lifelong.agent.runtime import backward
 from lifelong.agent.runtime.acting import read_out
-from lifelong.agent.runtime.rows import ActedInRows, ActedRows, Kept
+from lifelong.agent.runtime.kept import Kept
+from lifelong.agent.runtime.rows import ActedInRows, ActedRows
 from lifelong.agent.runtime.step import FlatGradients
 from lifelong.agent.strategies.base import Strategy, overrides
 from lifelong.kernels import acting

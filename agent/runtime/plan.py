@@ -33,12 +33,13 @@ from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.objectives.ppo import PPO
 from lifelong.agent.runtime import backward, rows
 from lifelong.agent.runtime.finite import NotFinite
+from lifelong.agent.runtime.kept import Kept
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.plan_actor_critic import OneUpdate
 from lifelong.agent.runtime.plan_ppo import Epochs
 from lifelong.agent.runtime.plan_streaming import Traced
 from lifelong.agent.runtime.rollout import Experience, Rollout
-from lifelong.agent.runtime.rows import ActedRows, Kept
+from lifelong.agent.runtime.rows import ActedRows
 from lifelong.agent.runtime.step import FlatGradients, Stepping
 from lifelong.agent.strategies.base import Strategy, overrides
 from lifelong.kernels.loop import Direct, Each, Program, Segment, Watched

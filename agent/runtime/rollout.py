@@ -13,9 +13,10 @@ from torch import Tensor
 from lifelong.agent.cells.base import Acted
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.policy import Inputs, Policy
-from lifelong.agent.runtime.acting import CompiledActing, actions, compiled
+from lifelong.agent.runtime import backward
+from lifelong.agent.runtime.acting import CompiledActing, Program, actions, compiled
+from lifelong.agent.runtime.kept import Kept
 from lifelong.envs.tasks import TaskEnv
-from lifelong.kernels.loop import Prepared, loop
 from lifelong.replay.chunk import Chunk
 
 
@@ -145,6 +146,8 @@ class Rollout:
         self.deterministic = deterministic
         #: never wait for the device to know what the data are: everything is done for all copies and masked
         self.dense = env.device.type != "cpu"
+        #: kept programs, for whoever is done with steps when it asks for the next
+        self.programs: Kept[Program] | None = None
         self.start()
 
     def start(self, seed: int | None = None) -> None:
@@ -340,36 +343,27 @@ class Rollout:
         read = torch.int64 if policy.encoder.counts else policy.critic.weight.dtype
         if self.dense or self.reset_memory_on != "episode" or self.obs.dtype != read or not compiled(policy):
             return None
-        border = env.action_border()
-        acted = actions(policy, steps, B, rescaled=border is not None)
-        made = env.compiled_steps(acted.given_TB)
-        if made is None:
-            border, acted = None, actions(policy, steps, B, rescaled=False)
-            obs = self.obs.new_empty(steps + 1, *self.obs.shape)
-            is_init, reward = torch.empty(steps + 1, B, dtype=torch.bool), torch.empty(steps, B)
+        made = self._program(steps)
+        inputs, parts, env_steps = self.inputs(), made.parts, made.made
+        if env_steps is not None:
+            env_steps.begin()
+        parts.begin(inputs, self.state_BS, self.is_init, env.reward_scale_B if env.scaled else None)
+        made.pack.run()
+        obs, is_init, reward = parts.obs_TB, parts.is_init_TB, made.reward
+        if env_steps is None:
+            stepped = self._step_between(made)
         else:
-            obs, is_init, reward = made.obs, made.is_init, made.reward
-        inputs, generator = self.inputs(), None if self.deterministic else self.generator
-        masked, scaled = inputs.action_mask.shape[-1], env.scaled
-        parts = CompiledActing(policy, obs, is_init, reward, acted, border, generator, masked=masked, scaled=scaled)
-        if made is not None:
-            made.begin()
-        parts.begin(inputs, self.state_BS, self.is_init, env.reward_scale_B if scaled else None)
-        loop(1, parts.pack, parts.state_TBS.dtype)
-        if made is None:
-            stepped = self._step_between(parts, obs, is_init, reward, acted.clipped_TB)
-        else:
-            loop(steps, [*parts.before, *made.calls, *parts.after], parts.state_TBS.dtype)
-            made.finish()
+            made.before.run(steps)
+            env_steps.finish()
             stepped = {
-                "terminated": made.terminated,
-                "truncated": made.truncated,
-                "target": made.info.get("target", torch.zeros(steps, B, 0)),
-                "target_mask": made.info.get("target_mask", self.nowhere.expand(steps, -1)),
+                "terminated": env_steps.terminated,
+                "truncated": env_steps.truncated,
+                "target": env_steps.info.get("target", torch.zeros(steps, B, 0)),
+                "target_mask": env_steps.info.get("target_mask", self.nowhere.expand(steps, -1)),
                 "valid": ~self.nowhere.expand(steps, -1),
-                "episode_return": made.episode_return,
+                "episode_return": env_steps.episode_return,
                 "done": is_init[1:],
-                "final_obs": made.final_obs,
+                "final_obs": env_steps.final_obs,
             }
         previous_action, previous_reward = parts.shown(self.inputs())
         self.obs, self.is_init, self.state_BS = obs[-1].clone(), is_init[-1].clone(), parts.state_TBS[-1].clone()
@@ -379,7 +373,7 @@ class Rollout:
             "previous_action": previous_action[:-1],
             "previous_reward": previous_reward[:-1],
             "is_init": is_init[:-1],
-            "action": acted.drawn_TB,
+            "action": parts.acted.drawn_TB,
             "reward": reward,
             "policy": parts.policy_TBP.contiguous(),
             "value": parts.value_TB.contiguous(),
@@ -389,12 +383,39 @@ class Rollout:
         final_obs = seen.pop("final_obs")
         return Steps(seen, parts.state_TBS, parts.kept, lambda: final_obs)
 
-    def _step_between(
-        self, parts: CompiledActing, obs: Tensor, is_init: Tensor, reward: Tensor, action: Tensor
-    ) -> dict[str, Tensor]:
-        """Make the calls of `parts` with a step of the environment between them; what it returns beside observations,
-        resets and rewards, which go where the calls read them."""
-        before, after = (Prepared(calls, parts.state_TBS.dtype) for calls in (parts.before, parts.after))
+    def _program(self, steps: int) -> Program:
+        """The calls for T steps; with `programs` those that were built for them before."""
+        policy = self.policy
+        if self.programs is None or backward.cell_refusal(policy.cell):  # some cells read copies of their weights
+            return self._build(steps)
+        addresses = [parameter.data_ptr() for parameter in policy.parameters()]
+        key = steps, *self.env.groups, self.env.action_mask_BA.shape, self.env.scaled, self.obs.dtype, *addresses
+        if key in self.programs and not self.programs[key].fits():
+            del self.programs[key]
+        made = self.programs.get_or_build(key, lambda: self._build(steps))
+        assert made is not None
+        return made
+
+    def _build(self, steps: int) -> Program:
+        env, policy, B = self.env, self.policy, self.env.num_envs
+        border = env.action_border()
+        acted = actions(policy, steps, B, rescaled=border is not None)
+        made = env.compiled_steps(acted.given_TB)
+        if made is None:
+            border, acted = None, actions(policy, steps, B, rescaled=False)
+            obs = self.obs.new_empty(steps + 1, *self.obs.shape)
+            is_init, reward = torch.empty(steps + 1, B, dtype=torch.bool), torch.empty(steps, B)
+        else:
+            obs, is_init, reward = made.obs, made.is_init, made.reward
+        masked, generator = env.action_mask_BA.shape[-1], None if self.deterministic else self.generator
+        parts = CompiledActing(policy, obs, is_init, reward, acted, border, generator, masked=masked, scaled=env.scaled)
+        return Program(made, parts, reward)
+
+    def _step_between(self, made: Program) -> dict[str, Tensor]:
+        """Make the calls with a step of the environment between them; what it returns beside observations, resets and
+        rewards, which go where the calls read them."""
+        obs, is_init, reward = made.parts.obs_TB, made.parts.is_init_TB, made.reward
+        before, after, action = made.before, made.after, made.parts.acted.clipped_TB
         records = []
         for t in range(len(reward)):
             before.run(1, t)

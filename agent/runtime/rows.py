@@ -12,9 +12,8 @@ so it is kept and used again (`Kept`), and what it leaves is valid until then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,17 +22,13 @@ from lifelong.agent.cells.base import Acted
 from lifelong.agent.modules.heads import Gaussian, MultiCategorical
 from lifelong.agent.runtime import backward
 from lifelong.agent.runtime.acting import Actions, CompiledActing, actions, compiled
+from lifelong.agent.runtime.kept import Kept
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.envs.compiled import CompiledSteps
 from lifelong.kernels import acting
 from lifelong.kernels.dense import copy
 from lifelong.kernels.loop import Call, Calls, Direct, Each, Program, Segment, fixed
 from lifelong.replay.chunk import Chunk
-
-#: programs of different shapes that are kept
-KEPT = 6
-
-Made = TypeVar("Made")
 
 
 def refusal(rollout: Any, kind: type[Rollout] = Rollout) -> str | None:
@@ -47,21 +42,6 @@ def refusal(rollout: Any, kind: type[Rollout] = Rollout) -> str | None:
     }
     found = next((name for name, applies in checks.items() if applies), None)
     return found or backward.cell_refusal(rollout.policy.cell)  # some cells read copies of their weights
-
-
-class Kept(dict[tuple[Any, ...], Made]):
-    """What was built lately, by all that it was built for."""
-
-    def get_or_build(self, key: tuple[Any, ...], build: Callable[[], Made | None]) -> Made | None:
-        """What was built for `key`, or is now."""
-        made = self.pop(key, None)
-        if made is None:
-            made = build()
-        if made is not None:
-            self[key] = made
-            if len(self) > KEPT:
-                del self[next(iter(self))]
-        return made
 
 
 def ready(rollout: Rollout) -> bool:

@@ -4,6 +4,7 @@ learning based orthogonal projection for continual learning of spiking neural ne
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -36,7 +37,7 @@ class HLOP(BasisProjection):
         rate: of H a step of the rule, where the inputs have energy 1.
         iterations: steps of the rule a look.
         momentum: of these steps: V <- momentum V + (1 - momentum) D.
-        period: look at every so many chunks.
+        period: look at every so many chunks, each time at some of the copies.
         threshold: of the energy that the new rows hold, the share that the ones which are kept must have.
         per_task: share of a layer's input space that a task has rows for.
         options: see `Projection`.
@@ -44,16 +45,18 @@ class HLOP(BasisProjection):
 
     #: entries of a step of the rule are not larger
     CLIP = 10.0
+    #: steps of a look, at most about twice as many
+    STEPS = 256
     #: of the energy of the rows from one look to the next
     KEEP = 0.95
 
     def __init__(
         self,
         *,
-        rate: Annotated[float, Range(0.0, 10.0, above=True)] = 0.2,
+        rate: Annotated[float, Range(0.0, 10.0, above=True)] = 1.0,
         iterations: Count = 5,
         momentum: Annotated[float, Range(0.0, 0.999)] = 0.9,
-        period: Count = 1,
+        period: Count = 5,
         threshold: Annotated[float, Range(0.0, 1.0, above=True)] = 0.999,
         per_task: Annotated[float, Range(0.0, 1.0, above=True)] = 0.3,
         **options: Any,
@@ -85,14 +88,26 @@ class HLOP(BasisProjection):
         self.looks += 1
         if (self.looks - 1) % self.period:
             return
-        found = self.taps.vectors(experience)
+        seen, steps = self.some(ctx, experience)
+        found = self.taps.vectors(seen)
         energy = {tap: x_MN.square().sum() for tap, x_MN in found.items()}
-        # where a chunk has more steps than a layer has inputs their second moments are the shorter way
-        dense = {tap: x_MN.T @ x_MN for tap, x_MN in found.items() if x_MN.shape[1] <= ctx.copies * ctx.steps}
+        # where there are more steps than a layer has inputs their second moments are the shorter way
+        dense = {tap: x_MN.T @ x_MN for tap, x_MN in found.items() if x_MN.shape[1] <= steps}
         ctx.workers.sum_([*energy.values(), *dense.values()])
         for tap, x_MN in found.items():
             scale = energy[tap].clamp(min=1e-12)
             self.learn(tap, x_MN.shape[1], partial(_times, ctx.workers, scale, dense.get(tap), x_MN))
+
+    def some(self, ctx: Context, experience: Experience) -> tuple[Experience, int]:
+        """What a look looks at, about `STEPS` steps, and how many these are: some copies, others the next time."""
+        stride = max(1, ctx.copies * ctx.steps // self.STEPS)
+        if stride == 1:
+            return experience, ctx.copies * ctx.steps
+        look = (self.looks - 1) // self.period
+        copies = torch.arange(look % stride, experience.chunk.copies, stride, device=ctx.device)
+        state_TBS = experience.state_TBS.index_select(1, copies)
+        seen = replace(experience, chunk=experience.chunk.select(copies), state_TBS=state_TBS)
+        return seen, ctx.copies * ctx.steps // stride
 
     def learn(self, tap: str, width: int, times: Callable[[Tensor], Tensor]) -> None:
         """One look: `iterations` steps of the rule. `times` multiplies rows by second moments with trace 1."""
@@ -100,15 +115,15 @@ class HLOP(BasisProjection):
         if tap not in self.rows:
             self._begin(tap, frozen_nk)
         rows, velocity = self.rows[tap], self.velocity[tap]
+        rank, every = frozen_nk.shape[1], torch.cat([frozen_nk.T, rows])
+        moving = every[rank:]
         for _ in range(self.iterations):
-            every = torch.cat([frozen_nk.T, rows])
-            answer = times(rows)  # mean y x^T
+            answer = times(moving)  # mean y x^T
             step = (answer - (answer @ every.T) @ every).clamp(-self.CLIP, self.CLIP)
             velocity.mul_(self.momentum).add_(step, alpha=1 - self.momentum)
-            rows.add_(velocity, alpha=self.rate)
-        every = torch.cat([frozen_nk.T, rows])
+            moving.add_(velocity, alpha=self.rate)
+        rows.copy_(moving)
         answers = times(every) @ every.T  # mean y y^T
-        rank = frozen_nk.shape[1]
         self.energy[tap] = self.KEEP * self.energy[tap] + (1 - self.KEEP) * answers[rank:, rank:]
         self.residual[tap] = 1 - answers.trace()
 
