@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lifelong
-from lifelong.agent import adding, reproduce
+from lifelong.agent import adding, profile, reproduce
 from lifelong.agent import config as configs
 from lifelong.agent.errors import (
     CheckpointError,
@@ -123,7 +123,7 @@ def parser() -> Parser:
     verify = commands.add_parser("verify", help="check that the ledger of a sweep holds")
     verify.add_argument("folder", metavar="SWEEP", type=Path, help="folder of a sweep, such as sweeps/strategies")
 
-    again = reproduce.declare(commands)
+    again, measured = reproduce.declare(commands), profile.declare(commands)
 
     bench = commands.add_parser("bench", help="run a benchmark of benchmarks/")
     bench.add_argument("name", metavar="NAME")
@@ -143,11 +143,11 @@ def parser() -> Parser:
             action="store_true",
             help="go on with other kernels, versions or another device than the run was trained with",
         )
-    for command in (run, resume, evaluate, show, sweep):
+    for command in (run, resume, evaluate, show, sweep, measured):
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
     for command in (run, resume, sweep, compare, again):
         command.add_argument("--quiet", action="store_true", help="no progress")
-    for command in (run, resume, evaluate, export, report, sweep, compare, again):
+    for command in (run, resume, evaluate, export, report, sweep, compare, again, measured):
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands.add_parser("schema", help="the JSON schema of configs, for editors")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
@@ -477,6 +477,7 @@ COMMANDS = {
     "verify": _verify,
     "reproduce": reproduce.command,
     "bench": _bench,
+    "profile": profile.command,
     "list": _list,
     "show": _show,
     "schema": _schema,

@@ -25,6 +25,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "blurry": "lifelong.envs.stream:Blurry",
         "drift": "lifelong.envs.stream:Drift",
         "curriculum": "lifelong.envs.curriculum:Curriculum",
+        "power_law": "lifelong.envs.recurring:PowerLaw",
+        "visits": "lifelong.envs.recurring:Visits",
+        "learning_progress": "lifelong.envs.progress:LearningProgress",
     },
     "encoder": {
         "identity": "lifelong.agent.modules.encoders:Identity",

@@ -1,19 +1,23 @@
-"""Environment speed: every native environment, compiled and eager, beside EnvPool's and Gymnasium's where they have it.
+"""Environment speed: every native environment, compiled and eager, beside those of EnvPool, Gymnasium, POPGym and
+MinAtar.
 
-    lifelong bench envs [--json FILE]
+    lifelong bench envs [--json FILE] [--only NAME ...]
 
 All step random actions that were drawn before the clock starts, in this process, with one thread and in turn; the
 median of the ratios of neighbouring turns is reported. The clock is the process's own, so that what others take of a
 shared machine does not count. `steps` makes T = 32 steps in one call, as a run does, `step` one at a time; `eager` is
 the step in torch that both are made from. Of Gymnasium `vector` is its CartPole written in numpy for all copies at
 once, `sync` a loop over single environments (64 copies only). A step of ours ends in a reset where an episode ended;
-EnvPool's and Gymnasium's resets take a step of their own, which is counted as an environment step all the same. EnvPool
-is needed only here and by its adapter: `pip install lifelong[envpool]`; without it the rest is measured.
+EnvPool's and Gymnasium's resets take a step of their own, which is counted as an environment step all the same. The
+packages POPGym and MinAtar have no vector form that is faster than a loop over their environments, so that is measured:
+one call of `step` and of `reset` where an episode ended, without collecting what they return (`package`). What is not
+installed (`pip install lifelong[envpool] popgym mazelib MinAtar`) is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import sys
 import time
@@ -50,6 +54,16 @@ ELSEWHERE = {
 }
 #: whose numpy form Gymnasium has
 VECTOR = ("CartPole",)
+#: candidate -> what its ratio is called
+PEERS = {"envpool": "envpool", "vector": "gymnasium_vector", "sync": "gymnasium_sync", "package": "package"}
+#: modules of MinAtar
+MINATAR = {
+    "Asterix": "asterix",
+    "Breakout": "breakout",
+    "Freeway": "freeway",
+    "Seaquest": "seaquest",
+    "SpaceInvaders": "space_invaders",
+}
 Candidate = tuple[Callable[[Any], Any], list[Any], int]  # what is called, what it gets in turn, steps of a call
 
 
@@ -60,6 +74,12 @@ def ours(name: str, copies: int, actions: list[np.ndarray]) -> dict[str, Candida
         env.reset()
     each = [torch.from_numpy(action) for action in actions]
     rows = [torch.stack([each[(k + t) % ACTIONS] for t in range(STEPS)]) for k in range(4)]
+    one_by_one: dict[str, Candidate] = {
+        "step": (envs["step"].step, each, 1),
+        "eager": (envs["eager"].eager_step, each, 1),
+    }
+    if not envs["steps"].COMPILES:
+        return one_by_one
     many = envs["steps"]
 
     def steps(action_TB: torch.Tensor) -> None:
@@ -69,16 +89,12 @@ def ours(name: str, copies: int, actions: list[np.ndarray]) -> dict[str, Candida
         loop(STEPS, made.calls, torch.float32)
         made.finish()
 
-    return {
-        "step": (envs["step"].step, each, 1),
-        "steps": (steps, rows, STEPS),
-        "eager": (envs["eager"].eager_step, each, 1),
-    }
+    return {**one_by_one, "steps": (steps, rows, STEPS)}
 
 
 def others(name: str, copies: int, actions: list[np.ndarray]) -> dict[str, Candidate]:
-    """EnvPool's and Gymnasium's environment of that name, where they have it."""
-    found: dict[str, Candidate] = {}
+    """The environment of that name in EnvPool, Gymnasium, POPGym and MinAtar, where they have it."""
+    found: dict[str, Candidate] = package(name, copies, actions)
     if name not in ELSEWHERE:
         return found
     if importlib.util.find_spec("envpool"):
@@ -97,6 +113,42 @@ def others(name: str, copies: int, actions: list[np.ndarray]) -> dict[str, Candi
         vector.reset(seed=0)
         found[way] = (vector.step, actions, 1)
     return found
+
+
+def package(name: str, copies: int, actions: list[np.ndarray]) -> dict[str, Candidate]:
+    """POPGym's or MinAtar's environment of that name (easy), in a loop over single ones."""
+    if name in MINATAR and importlib.util.find_spec("minatar"):
+        module = importlib.import_module(f"minatar.environments.{MINATAR[name]}")
+        games = [module.Env() for _ in range(copies)]
+
+        def play(action: np.ndarray) -> None:
+            for game, each in zip(games, action, strict=True):
+                if game.act(each)[1]:
+                    game.reset()
+                game.state()
+
+        return {"package": (play, actions, 1)}
+    maze = name.startswith("Labyrinth") and not importlib.util.find_spec("mazelib")
+    if maze or name in ELSEWHERE or not importlib.util.find_spec("popgym"):
+        return {}
+    import popgym
+
+    kind = getattr(popgym.envs, f"{name}Easy", None)
+    if kind is None:
+        return {}
+    envs = [kind() for _ in range(copies)]
+    for env in envs:
+        env.reset()
+    side = {"Battleship": 8, "MineSweeper": 4}.get(name)
+    given = [np.stack(np.divmod(action, side), 1) if side else action for action in actions]
+
+    def step(action: np.ndarray) -> None:
+        for env, each in zip(envs, action, strict=True):
+            _, _, terminated, truncated, _ = env.step(each)
+            if terminated or truncated:
+                env.reset()
+
+    return {"package": (step, given, 1)}
 
 
 class Turn:
@@ -130,29 +182,30 @@ def measure(name: str, copies: int) -> dict[str, Any]:
     }
     times = take_turns(turns, seconds=SECONDS_PER_SIZE, clock=time.process_time)
     a_step = {way: [t / turns[way].steps for t in values] for way, values in times.items()}
+    best = "steps" if "steps" in a_step else "step"
     return {
         "steps_per_second": {way: copies / seconds for way, seconds in medians(a_step).items()},
-        "over": {way: median(ratios(a_step[way], a_step["steps"])) for way in turns if way != "steps"},
+        "over": {way: median(ratios(a_step[way], a_step[best])) for way in turns if way != best},
         "step_over": {
             way: median(ratios(a_step[way], a_step["step"])) for way in turns if way not in ("step", "steps")
         },
-        "turns": len(a_step["steps"]),
+        "turns": len(a_step[best]),
     }
 
 
-def main(json_file: Path | None) -> dict[str, Any]:
+def main(json_file: Path | None, only: list[str] | None = None) -> dict[str, Any]:
     """Measure, print the table, and write the JSON."""
     torch.set_num_threads(THREADS)
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # EnvPool's spaces are float64
     detail: dict[str, dict[str, Any]] = {}
     found: dict[str, dict[str, float]] = {}
-    for name in [name for name in ENVIRONMENTS if name not in ADAPTERS]:
+    for name in [name for name in only or ENVIRONMENTS if name not in ADAPTERS]:
         for copies in COPIES:
             size = f"{name} B={copies} threads={THREADS}"
             each = detail[size] = measure(name, copies)
             found.setdefault("steps_over_eager", {})[size] = each["over"]["eager"]
             found.setdefault("step_over_eager", {})[size] = each["step_over"]["eager"]
-            for way, called in (("envpool", "envpool"), ("vector", "gymnasium_vector"), ("sync", "gymnasium_sync")):
+            for way, called in PEERS.items():
                 if way in each["over"]:
                     found.setdefault(f"steps_over_{called}", {})[size] = each["over"][way]
                     found.setdefault(f"step_over_{called}", {})[size] = each["step_over"][way]
@@ -168,4 +221,6 @@ def main(json_file: Path | None) -> dict[str, Any]:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("--json", type=Path)
-    main(arguments.parse_args().json)
+    arguments.add_argument("--only", nargs="+", choices=[name for name in ENVIRONMENTS if name not in ADAPTERS])
+    given = arguments.parse_args()
+    main(given.json, given.only)

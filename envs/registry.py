@@ -16,6 +16,10 @@ ENVIRONMENTS: dict[str, str] = {
     "Acrobot": "lifelong.envs.control.acrobot:Acrobot",
     "MountainCar": "lifelong.envs.control.mountain_car:MountainCar",
     "Pendulum": "lifelong.envs.control.pendulum:Pendulum",
+    "WornCartPole": "lifelong.envs.control.drifting:WornCartPole",
+    "WornAcrobot": "lifelong.envs.control.drifting:WornAcrobot",
+    "WornMountainCar": "lifelong.envs.control.drifting:WornMountainCar",
+    "WornPendulum": "lifelong.envs.control.drifting:WornPendulum",
     # memory: the observation alone is never enough
     "TMaze": "lifelong.envs.memory.tmaze:TMaze",
     "RepeatPrevious": "lifelong.envs.memory.repeat_previous:RepeatPrevious",
@@ -41,11 +45,15 @@ ENVIRONMENTS: dict[str, str] = {
     "Freeway": "lifelong.envs.arcade.freeway:Freeway",
     "Seaquest": "lifelong.envs.arcade.seaquest:Seaquest",
     "SpaceInvaders": "lifelong.envs.arcade.space_invaders:SpaceInvaders",
+    # endless
+    "Forager": "lifelong.envs.forager.forager:Forager",
     # prediction: the action is the prediction, info["target"] the truth
     "Copy": "lifelong.envs.prediction.copy:Copy",
     "Series": "lifelong.envs.prediction.series:Series",
     "Parity": "lifelong.envs.prediction.parity:Parity",
     "ImageRows": "lifelong.envs.prediction.image_rows:ImageRows",
+    "Chaos": "lifelong.envs.prediction.chaos:Chaos",
+    "GaussianMixture": "lifelong.envs.prediction.gaussian_mixture:GaussianMixture",
     "Lorenz": "lifelong.envs.prediction.lorenz:Lorenz",
     "TraceConditioning": "lifelong.envs.prediction.trace_conditioning:TraceConditioning",
     # adapters: other people's environments under the same contract

@@ -45,7 +45,7 @@ from lifelong.agent.runtime.source import Fresh
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Strategy
 from lifelong.envs.border import Restarts, blame
-from lifelong.envs.stream import Phases, Random, Schedule, TaskStream
+from lifelong.envs.stream import Phases, Schedule, TaskStream
 from lifelong.envs.tasks import Task, TaskEnv, environment_class
 from lifelong.kernels.allocator import keep_freed_memory
 from lifelong.kernels.dispatch import prepare
@@ -104,11 +104,13 @@ def build_stream(config: Config) -> TaskStream:
     except EnvError as error:
         raise ConfigError(str(error)) from error
     copies, frames = config.rollout.copies, config.rollout.copies * config.rollout.steps
-    if isinstance(schedules[0], Random) and schedules[0].every < frames:
-        raise ConfigError(
-            f"stream.schedule.every is {schedules[0].every:,}, below the {frames:,} steps of a chunk (rollout.copies x "
-            "rollout.steps), so that tasks that are drawn would not be trained"
-        )
+    for option in ("every", "length"):
+        each: int = getattr(schedules[0], option, frames)
+        if each < frames:
+            raise ConfigError(
+                f"stream.schedule.{option} is {each:,}, below the {frames:,} steps of a chunk (rollout.copies x "
+                "rollout.steps), so that tasks that are drawn would not be trained"
+            )
     never = stream.never_trained(copies, frames)
     if never:
         task = stream.tasks[never[0]]

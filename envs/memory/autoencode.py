@@ -16,12 +16,13 @@ from lifelong.envs.memory.popgym import POPGymTask, below, deal
 
 SUITS = 4
 PLAY, WATCH = 0, 1
+PACK = 31  # suits in an int64, so that it stays positive
 
 
 @dataclass(frozen=True)
 class AutoencodeState:
-    """`cards` uint8 [B, N]: the suits in the order in which they were dealt; `step` int64 [B]: steps so far; `card`
-    int64 [B]: the suit in view; `left` int64 [B, 4]: cards in the deck."""
+    """`cards` int64 [B, W]: the suits in the order in which they were dealt, two bits each, 31 of them in a number;
+    `step` int64 [B]: steps so far; `card` int64 [B]: the suit in view; `left` int64 [B, 4]: cards in the deck."""
 
     cards: Tensor
     step: Tensor
@@ -50,7 +51,7 @@ class Autoencode(POPGymTask):
     def draw_state(self) -> AutoencodeState:
         """The first card is in view."""
         first = below(self.unit(), SUITS)
-        cards = torch.cat((first.unsqueeze(1).to(torch.uint8), self.zeros(self.count - 1, dtype=torch.uint8)), 1)
+        cards = torch.cat((first.unsqueeze(1), self.zeros((self.count - 1) // PACK)), 1)
         left = self.zeros(SUITS) + self.count // SUITS - torch.nn.functional.one_hot(first, SUITS)
         return AutoencodeState(cards, self.zeros(), first, left)
 
@@ -61,11 +62,11 @@ class Autoencode(POPGymTask):
         N, watching = self.count, state.step < self.count - 1
         dealt, left = deal(state.left, self.unit())
         step = state.step + 1
-        place = torch.arange(N, device=self.device)
-        new = watching.unsqueeze(1) & (place == step.unsqueeze(1))
-        cards = torch.where(new, dealt.unsqueeze(1).to(torch.uint8), state.cards)
-        asked = (2 * N - 2 - state.step).clamp(0, N - 1).unsqueeze(1)
-        right = action == state.cards.gather(1, asked).squeeze(1)
+        word = torch.arange(state.cards.shape[1], device=self.device) == (step // PACK).unsqueeze(1)
+        cards = state.cards | torch.where(word & watching.unsqueeze(1), (dealt << 2 * (step % PACK)).unsqueeze(1), 0)
+        asked = (2 * N - 2 - state.step).clamp(0, N - 1)
+        packed = state.cards.gather(1, (asked // PACK).unsqueeze(1)).squeeze(1)
+        right = action == (packed >> 2 * (asked % PACK)) & 3
         reward = torch.where(watching, 0.0, (2.0 * right.float() - 1.0) / N)
         card = torch.where(watching, dealt, 0)
         left = torch.where(watching.unsqueeze(1), left, state.left)

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import gymnasium
 import torch
+from gymnasium.spaces import Discrete, MultiDiscrete
 from torch import Tensor
 
 from lifelong.envs.memory.popgym import POPGymTask, deal
@@ -40,9 +42,9 @@ class Concentration(POPGymTask):
     """N cards lie face down; two are turned one after the other, and stay if they are of a kind.
 
     Colours of 1 deck, colours of 2, ranks of 1. Observation: for every card its kind if it lies face up or was just
-    turned, else "face down"; one-hot float32 [B, N (K + 1)]. Actions: the card to turn. A pair gives +2/N, two cards
-    that differ, or the same card twice, -2/L; a card that lies face up -1/L for every card in play, which are turned
-    back. L = ceil(2N - N / (2N - 1)) steps are an episode, if not all pairs are found before.
+    turned, else K, "face down"; int64 [B, N], categories that encoders read one-hot. Actions: the card to turn. A pair
+    gives +2/N, two cards that differ, or the same card twice, -2/L; a card that lies face up -1/L for every card in
+    play, which are turned back. L = ceil(2N - N / (2N - 1)) steps are an episode, if not all pairs are found before.
     """
 
     LEVELS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -103,6 +105,14 @@ class Concentration(POPGymTask):
             luck=self.unit(),
         )
         return following, reward, (found == self.cards) | (step >= self.length), {}
+
+    def spaces(self) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+        """A kind or none of every card; the cards."""
+        return MultiDiscrete(list(self.categories)), Discrete(self.actions)
+
+    def observe(self, state: ConcentrationState) -> Tensor:
+        """Kinds of the cards in view: so many numbers take longer to write one-hot than all else takes."""
+        return self.shown(state)
 
     def shown(self, state: ConcentrationState) -> Tensor:
         """Kinds of the cards in view."""

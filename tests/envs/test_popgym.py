@@ -52,7 +52,9 @@ def ours(name: str, level: str, copies: int, seed: int = 0) -> BatchedEnv:
 
 
 def decoded(env: Any, obs: Tensor) -> np.ndarray:
-    """The categories that a one-hot observation shows."""
+    """The categories that an observation shows."""
+    if not obs.is_floating_point():
+        return obs.numpy()
     counts = env.categories if isinstance(env, POPGymTask) else (env.symbols,)
     return torch.stack([part.argmax(1) for part in obs.split(counts, 1)], 1).numpy()
 
@@ -112,7 +114,8 @@ def prepare(name: str, env: Any, s: SimpleNamespace, last: int) -> None:
     if name in ("RepeatFirst", "RepeatPrevious"):
         stack(env.deck, s.card if name == "RepeatFirst" else s.history[:, 0], "suits_idx")
     elif name == "Autoencode":
-        stack(env.deck, s.cards[-1][: last + 1], "suits_idx")
+        place = np.arange(min(last + 1, env.deck.num_cards))
+        stack(env.deck, s.cards[-1][place // 31] >> 2 * (place % 31) & 3, "suits_idx")
     elif name == "HigherLower":
         stack(env.deck, s.card, "ranks_idx")
     elif name == "CountRecall":
@@ -314,6 +317,7 @@ def returns_of(env: BatchedEnv, episodes: int) -> np.ndarray:
         rows = torch.stack([torch.as_tensor(env.action_space.sample()) for _ in range(64)])
         made = env.compiled_steps(rows)
         assert made is not None
+        made.begin()
         loop(64, made.calls, torch.float32)
         made.finish()
         done, returns = made.is_init[1:].numpy(), made.episode_return.numpy()
