@@ -384,7 +384,7 @@ def _bytes(value: Any) -> Any:
 def test_a_memory_that_is_reset_is_that_of_the_beginning() -> None:
     obs = np.ones(3, np.float32)
     agent = agent_for(optimizer={"kind": "sgd", "lr": 0.0})
-    agent._lane = None  # whose memory lies elsewhere
+    agent._lane = None  # what it remembers is looked at
     agent.act(obs)
     first = agent._rollout.state_BS.clone()
     agent.act(obs, 1.0)
