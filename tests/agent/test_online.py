@@ -278,7 +278,7 @@ def test_a_saved_agent_goes_on_bit_for_bit_in_another_process(
     assert len(set(here)) == 3 or behind > 1000
     assert there["actions"] == here
     assert_identical(there["parameters"], parameters(world.agent))
-    assert there["report"] == world.agent.report()
+    assert there["report"] == pytest.approx(world.agent.report(), rel=0, abs=0, nan_ok=True)  # one step has no variance
 
 
 def test_saving_is_whole_or_not_at_all_and_changes_nothing(tmp_path: Path) -> None:
