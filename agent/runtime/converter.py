@@ -27,6 +27,9 @@ class Converter:
 
     def __init__(self, env: TaskEnv, dtype: torch.dtype, device: torch.device) -> None:
         self.env, self.dtype, self.device = env, dtype, device
+        self._numpy = torch.empty(0, dtype=dtype).numpy().dtype
+        #: of observations that are read as they are given, by task
+        self._shapes = {task: self._outside(task).given.shape for task in range(len(env.tasks)) if self._is_plain(task)}
 
     def _outside(self, task: int) -> OutsideEnv:
         env = self.env.envs[self.env.group_of[task]]
@@ -52,6 +55,16 @@ class Converter:
         Raises:
             EnvError: another shape or kind of number, or one that is not finite; names what it is.
         """
+        shape = self._shapes.get(task)
+        if shape is not None and type(obs) is np.ndarray and obs.dtype.kind == "f" and obs.shape == (*lead, *shape):
+            array = obs.astype(self._numpy).reshape(-1, *shape)
+            flat = array.reshape(-1)
+            if math.isfinite(float(flat.dot(flat))):  # else the other way says what is wrong, or that it is not
+                return torch.from_numpy(array).to(self.device)
+        return self._read(obs, task, lead)
+
+    def _read(self, obs: Any, task: int, lead: tuple[int, ...]) -> Tensor:
+        """Observations of any space."""
         env, count = self._outside(task), math.prod(lead)
         arrays = plain_arrays(env.given, obs, lead)
         read = env.encoder.batch(arrays, count) if env.encoder else torch.from_numpy(arrays)
@@ -60,25 +73,26 @@ class Converter:
 
     def plain(self) -> bool:
         """Whether observations of every task are read as they are given, in the policy's type of numbers."""
-        for task in range(len(self.env.group_of)):
-            space = self._outside(task).given
-            if not isinstance(space, Box) or space.dtype.kind != "f":
-                return False
-            seen = np.linspace(0.1, 0.9, math.prod(space.shape)).astype(space.dtype).reshape(space.shape)
-            read = self.observations(seen, task, ())
-            if read.shape[1:] != seen.shape or not np.array_equal(read[0].numpy(), seen.astype(read.numpy().dtype)):
-                return False
-        return True
+        return all(task in self._shapes for task in range(len(self.env.group_of)))
+
+    def _is_plain(self, task: int) -> bool:
+        space = self._outside(task).given
+        if not isinstance(space, Box) or space.dtype.kind != "f" or not space.shape:
+            return False
+        seen = np.linspace(0.1, 0.9, math.prod(space.shape)).astype(space.dtype).reshape(space.shape)
+        read = self._read(seen, task, ())
+        return read.shape[1:] == seen.shape and np.array_equal(read[0].cpu().numpy(), seen.astype(self._numpy))
 
     def actions(self, action: Tensor, task: int, lead: tuple[int, ...]) -> Any:
         """Clipped actions [B, ...] of the policy as the environment's `step` takes them: an array of its space's type,
         with a leading axis for a batch; an int for one environment with a Discrete space."""
         group = self.env.group_of[task]
         space = self.env.envs[group].single_action_space
+        if not lead and isinstance(space, Discrete):
+            count = self.env.action_count[group] if self.env.padded else space.n
+            return min(int(action), int(count) - 1) + int(space.start)
         array = self.env.given(group, action).cpu().numpy().astype(space.dtype).reshape(-1, *(space.shape or ()))
-        if lead:
-            return array
-        return int(array[0]) if isinstance(space, Discrete) else array[0]
+        return array if lead else array[0]
 
     def mask(self, task: int, count: int) -> Tensor:
         """Which actions there are, bool [B, A], or [B, 0] where nothing is padded."""

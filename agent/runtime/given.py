@@ -75,17 +75,14 @@ def rewards(reward: Any, lead: Lead, dtype: torch.dtype) -> Tensor:
     Raises:
         EnvError: another shape, no number, or one that is not finite.
     """
-    if type(reward) is float and not lead:
-        array: Any = np.array([reward])
-        if not np.isfinite(reward):
-            raise EnvError("the argument reward has a number that is not finite; nothing was learned from it")
-    else:
-        array = plain_array(reward, "the argument reward")
-        if array.dtype.kind == "b":
-            raise EnvError("reward is a bool; the order is act(obs, reward, terminated, truncated)")
-        if array.shape != lead:
-            wanted = f"{lead}, one an environment" if lead else "one number"
-            raise EnvError(f"reward has shape {array.shape}; it must be {wanted}")
+    if isinstance(reward, float) and not lead and abs(reward) <= torch.finfo(dtype).max:
+        return torch.tensor([reward], dtype=dtype)
+    array = plain_array(reward, "the argument reward")
+    if array.dtype.kind == "b":
+        raise EnvError("reward is a bool; the order is act(obs, reward, terminated, truncated)")
+    if array.shape != lead:
+        wanted = f"{lead}, one an environment" if lead else "one number"
+        raise EnvError(f"reward has shape {array.shape}; it must be {wanted}")
     made = torch.from_numpy(np.array(array)).reshape(-1).to(dtype)
     if not bool(made.isfinite().all()):
         raise EnvError(f"reward is {reward}, which is too large to be learned from")

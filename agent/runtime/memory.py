@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from lifelong.agent import registry
 from lifelong.agent.config import Config
 from lifelong.agent.detectors.base import LOOKBACK
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.gradients.parts import carry_numbers
+from lifelong.agent.modules.values import Predictions
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.detection import chunks_kept
 from lifelong.agent.runtime.walk import tensors_of
@@ -100,6 +102,10 @@ def needs_of(
         (f"rollout.copies with gradient {config.gradient['kind']}", copies * carry),
         ("evaluation.episodes", config.evaluation.episodes * copy),
     ]
+    kind = config.objective["kind"]
+    if registry.load("objective", kind).streaming:  # traces, their gradients, and what they are made of
+        rows = policy.distribution.size if isinstance(policy.distribution, Predictions) else 1
+        needs.append((f"rollout.copies with objective {kind}", 3 * 4 * copies * rows * size))
     for spec, strategy in zip(config.strategy, strategies, strict=True):
         fresh = 2 * strategy.fresh_sequences(copies) * (chunk + carry)  # as many again while they are drawn
         stored = stored_bytes(strategy, policy, steps, slots)

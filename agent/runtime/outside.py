@@ -99,6 +99,8 @@ class OutsideRollout(Rollout):
         self.lock: AbstractContextManager[Any] = nullcontext()
         super().__init__(env, policy, generator, reset_memory_on=reset_memory_on)
         self.return_B = torch.zeros_like(self.previous_reward)
+        predicts, nothing = any(one.PREDICTION for one in env.envs), torch.zeros(env.num_envs, 0, device=env.device)
+        self._no_target = None if predicts else {"target": nothing, "target_mask": self.nowhere}
         #: copies whose observation was the last one of an episode: what they do next counts for nothing
         self.over_B = self.nowhere
 
@@ -149,29 +151,35 @@ class OutsideRollout(Rollout):
             acts_on: in that case copies act on their last observation, too, as they do in a batch.
         """
         assert self.decided is not None
-        live_B = ~self.over_B
-        terminated_B, truncated_B = terminated_B & live_B, truncated_B & live_B
-        done_B = terminated_B | truncated_B
-        reward_B = torch.where(live_B, reward_B, 0.0)
-        return_B = self.return_B + reward_B
-        over_B = done_B if final_obs is None and acts_on else self.nowhere
+        if self.over_B is self.nowhere and not bool((terminated_B | truncated_B).any()):  # as nearly always
+            done_B = over_B = starts_B = self.nowhere
+            live_B, return_B = ~self.nowhere, self.return_B + reward_B
+            last, after_B = obs, return_B
+        else:
+            live_B = ~self.over_B
+            terminated_B, truncated_B = terminated_B & live_B, truncated_B & live_B
+            done_B = terminated_B | truncated_B
+            reward_B = torch.where(live_B, reward_B, 0.0)
+            return_B = self.return_B + reward_B
+            over_B = done_B if final_obs is None and acts_on else self.nowhere
+            last = obs if final_obs is None else _where(done_B, final_obs, obs)
+            starts_B, after_B = self.over_B | (done_B & ~over_B), torch.where(done_B, 0.0, return_B)
         info = {
-            "final_obs": obs if final_obs is None else _where(done_B, final_obs, obs),
+            "final_obs": last,
             "_final_obs": done_B,
-            "is_init": self.over_B | (done_B & ~over_B),
+            "is_init": starts_B,
             "valid": live_B,
             **self._target(target, len(obs)),
             "episode_return": return_B,
         }
         self.records.append(self.receive(self.decided, obs, reward_B, terminated_B, truncated_B, info))
-        self.decided, self.over_B = None, over_B
-        self.return_B = torch.where(done_B, 0.0, return_B)
+        self.decided, self.over_B, self.return_B = None, over_B, after_B
 
     def _target(self, target: Tensor | None, count: int) -> dict[str, Tensor]:
         """What was to be predicted, and where there is such a thing; a shape for all of a life."""
         distribution, device = self.policy.distribution, self.env.device
-        if not any(env.PREDICTION for env in self.env.envs):
-            return {"target": torch.zeros(count, 0, device=device), "target_mask": self.nowhere[:count]}
+        if self._no_target is not None:
+            return self._no_target if count == len(self.obs) else {n: x[:count] for n, x in self._no_target.items()}
         there = torch.full((count,), target is not None, device=device)
         if target is None:
             target = torch.zeros(count, *distribution.action_shape, dtype=distribution.action_dtype, device=device)

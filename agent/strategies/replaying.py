@@ -18,7 +18,7 @@ from lifelong.replay.buffer import SequenceReplay
 from lifelong.replay.chunk import Chunk, concatenate, resumed
 from lifelong.replay.sampling import SAMPLING, Dissimilar, sequence_priority, sliced_wasserstein
 from lifelong.replay.storage import Place
-from lifelong.replay.writing import WRITING
+from lifelong.replay.writing import WRITING, NoveltyQuota
 
 
 class Replaying(Strategy):
@@ -123,6 +123,11 @@ class Replaying(Strategy):
                 raise ValueError(f"mib is {self.mib}, and a sequence has {each / 2**20:,.2f} MiB; raise it")
         if self.capacity < workers:
             raise ValueError(f"capacity is {self.capacity}; it must be at least one sequence for {workers} workers")
+        if isinstance(self.writing, NoveltyQuota) and self.writing.regions.most * 4 > self.capacity // workers:
+            raise ValueError(
+                f"regions is {self.writing.regions.most}, and {self.capacity // workers:,} sequences are kept; have at "
+                "least four for a region"
+            )
         self.device, self.workers, self.steps = ctx.device, workers, ctx.steps
         self.share, self.begin = self.capacity // workers, max(1, min(self.start, self.capacity) // workers)
         self.replay = SequenceReplay(

@@ -111,10 +111,9 @@ class Asterix(MinAtarGame):
         )
 
     def picture(self, s: Any) -> Mapping[str, Tensor]:
-        rows = torch.arange(1, ROWS + 1, device=self.device).expand(self.num_envs, ROWS)
         return {
             "player": self.cell(s.y, s.x),
-            "enemy": self.things(rows, s.at, s.there & ~s.gold),
-            "trail": self.things(rows, s.at - onward(s.right), s.there),
-            "gold": self.things(rows, s.at, s.there & s.gold),
+            "enemy": self.lanes(s.at, s.there & ~s.gold),
+            "trail": self.lanes(s.at - onward(s.right), s.there),
+            "gold": self.lanes(s.at, s.there & s.gold),
         }

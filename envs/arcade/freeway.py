@@ -72,13 +72,11 @@ class Freeway(MinAtarGame):
         return following, crossed.long(), following.left < 0
 
     def picture(self, s: Any) -> Mapping[str, Tensor]:
-        rows = torch.arange(1, LANES + 1, device=self.device).expand(self.num_envs, LANES)
         behind = (s.at - s.speed.sign()) % SIZE
-        trails = {f"speed{n}": self.things(rows, behind, s.speed.abs() == n) for n in range(1, 6)}
         return {
             "chicken": self.cell(s.y, torch.full_like(s.y, COLUMN)),
-            "car": self.things(rows, s.at, torch.ones_like(s.at, dtype=torch.bool)),
-            **trails,
+            "car": self.lanes(s.at, torch.ones_like(s.at, dtype=torch.bool)),
+            **{f"speed{n}": self.lanes(behind, s.speed.abs() == n) for n in range(1, 6)},
         }
 
     def _speeds(self) -> Tensor:

@@ -6,7 +6,7 @@ experiments", and its package, whose order of events is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -103,6 +103,19 @@ class MinAtarGame(BatchedEnv):
         row = (self.axis().view(-1, 1) == y.unsqueeze(1)) & there.unsqueeze(1)  # [B, 10, n]
         column = self.axis().view(-1, 1) == x.unsqueeze(1)
         return (row.unsqueeze(2) & column.unsqueeze(1)).any(3)
+
+    def lanes(self, x: Tensor, there: Tensor) -> Tensor:
+        """The picture of one thing in each of the rows 1 to 8, at x [B, 8] if it is there; bool [B, 10, 10]."""
+        row = torch.where(there & (x >= 0) & (x < SIZE), torch.ones_like(x) << x.clamp(0, SIZE - 1), 0)
+        none = self.zeros()
+        return self.bits([none, *row.unbind(1), none])
+
+    def bits(self, rows: Sequence[Tensor]) -> Tensor:
+        """The picture of ten numbers int64 [B], a row each, whose bit x says whether a cell is set; bool [B, 10, 10].
+
+        They come one by one, so that compiled code makes each once and not for every cell.
+        """
+        return (torch.stack(list(rows), 1).unsqueeze(2) >> self.axis()) & 1 > 0
 
 
 def moved(action: Tensor, less: int, more: int) -> Tensor:

@@ -107,18 +107,15 @@ class SpaceInvaders(MinAtarGame):
         return following, _count(killed), over
 
     def picture(self, s: Any) -> Mapping[str, Tensor]:
-        aliens, left = self._cells(s.aliens), (s.way < 0).view(-1, 1, 1)
+        left = (s.way < 0).unsqueeze(1)
         return {
             "cannon": self.cell(torch.full_like(s.x, BOTTOM), s.x),
-            "alien": aliens,
-            "alien_left": aliens & left,
-            "alien_right": aliens & ~left,
-            "friendly_bullet": self._cells(s.shots),
-            "enemy_bullet": self._cells(s.bombs),
+            "alien": self.bits(s.aliens.unbind(1)),
+            "alien_left": self.bits(torch.where(left, s.aliens, 0).unbind(1)),
+            "alien_right": self.bits(torch.where(left, 0, s.aliens).unbind(1)),
+            "friendly_bullet": self.bits(s.shots.unbind(1)),
+            "enemy_bullet": self.bits(s.bombs.unbind(1)),
         }
-
-    def _cells(self, rows: Tensor) -> Tensor:
-        return (rows.unsqueeze(2) >> self.axis()) & 1 > 0
 
     def _wave(self) -> Tensor:
         return torch.where(self.axis() < WAVE_ROWS, WAVE, 0)

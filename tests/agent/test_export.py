@@ -33,6 +33,7 @@ EVERYTHING = {
         "previous_action": True,
         "previous_reward": True,
         "heads": "per_task",
+        "normalize_observations": True,
     },
     "gradient": "rtrl",
     "stream": {"task_id": "observed", "boundaries": "given"},

@@ -278,7 +278,7 @@ def test_a_saved_agent_goes_on_bit_for_bit_in_another_process(
     assert len(set(here)) == 3 or behind > 1000
     assert there["actions"] == here
     assert_identical(there["parameters"], parameters(world.agent))
-    assert there["report"] == world.agent.report()
+    assert there["report"] == pytest.approx(world.agent.report(), rel=0, abs=0, nan_ok=True)  # one step has no variance
 
 
 def test_saving_is_whole_or_not_at_all_and_changes_nothing(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def _bytes(value: Any) -> Any:
 def test_a_memory_that_is_reset_is_that_of_the_beginning() -> None:
     obs = np.ones(3, np.float32)
     agent = agent_for(optimizer={"kind": "sgd", "lr": 0.0})
-    agent._lane = None  # whose memory lies elsewhere
+    agent._lane = None  # what it remembers is looked at
     agent.act(obs)
     first = agent._rollout.state_BS.clone()
     agent.act(obs, 1.0)

@@ -228,6 +228,7 @@ def summed_gradients(agent: OnlineAgent) -> dict[str, Tensor]:
 
 def forced(agent: OnlineAgent) -> None:
     """The action is a function of what is seen: how often it is asked must not matter."""
+    agent._lane = None  # which draws by itself
     agent._rollout.policy.distribution.act = lambda params, generator: params.argmax(-1)  # type: ignore[method-assign]
 
 

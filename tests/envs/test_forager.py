@@ -140,7 +140,7 @@ def test_what_is_not_eaten_moves_after_its_time() -> None:
     assert bool((env.state.born[env.state.things > 0] > 0).all())  # all of them came anew
 
 
-def rate(policy: Any, steps: int = 600, **params: Any) -> float:
+def rate(policy: Any, steps: int = 300, **params: Any) -> float:
     """Mean reward of a step."""
     env, total = Forager(64, **params), 0.0
     env.reset(seed=6)

@@ -119,3 +119,13 @@ def test_a_container_has_the_memory_that_it_is_given(tmp_path: Path, monkeypatch
     assert machine > 10**8
     (tmp_path / "memory.max").write_text("100000000\n")
     assert memory.memory_of(torch.device("cpu")) == 10**8
+
+
+def test_traces_count_once_a_copy_and_prediction(tmp_path: Path) -> None:
+    series = {"tasks": [{"name": "s", "env": {"kind": "Series"}}], "task_id": "hidden"}
+    trainer = make_trainer(tmp_path, stream=series, objective="td", rollout={"copies": 5, "steps": 1})
+    trainer.advance()
+    env, policy = trainer.rollout.env, trainer.rollout.policy
+    needs = dict(needs_of(trainer.config, env, policy, trainer.strategies, 5))  # type: ignore[arg-type]
+    trace = trainer.learner.objective.own_state_dict()["trace"]
+    assert needs["rollout.copies with objective td"] == 3 * trace.nbytes

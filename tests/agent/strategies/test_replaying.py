@@ -18,6 +18,7 @@ from lifelong.agent.strategies.replaying import Replaying
 from lifelong.envs.base import BatchedEnv
 from lifelong.replay.buffer import SequenceReplay
 from lifelong.replay.sampling import Dissimilar, Prioritised
+from lifelong.replay.writing import NoveltyQuota
 from tests.agent.support import (
     COUNT,
     assert_identical,
@@ -91,6 +92,21 @@ def test_staleness_is_the_distance_of_the_memory_that_acting_had_after_the_burn_
     drawn = strategy.draw(ctx, B)
     assert strategy.report()["replay_staleness"] > 1e-2
     assert drawn is not None and drawn.state.shape[-1] == policy.cell.state_size
+
+
+def test_writing_by_class_needs_classes_and_by_regions_rows_for_each(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"strategy er: writing class_quota needs prediction tasks .* novelty_quota"):
+        make_trainer(tmp_path, strategy=[{"kind": "er", "writing": "class_quota"}])
+    spec = {"kind": "er", "capacity": 24, "start": 4, "writing": "novelty_quota"}
+    with pytest.raises(ConfigError, match="regions is 7, and 24 sequences are kept; have at least four for a region"):
+        make_trainer(tmp_path, strategy=[{**spec, "regions": 7}])
+    trainer = make_trainer(tmp_path, strategy=[{**spec, "regions": 4}], stream={"task_id": "hidden"})
+    run(trainer)
+    (strategy,) = trainer.strategies
+    assert isinstance(strategy, ER) and isinstance(strategy.replay.writing, NoveltyQuota)
+    counts = torch.bincount(strategy.replay.writing.regions.now(strategy.replay.kind))
+    held = counts[counts > 0]
+    assert int(held.sum()) == 24 and 1 < len(held) <= 4
 
 
 def test_a_capacity_of_the_whole_stream_is_a_perfect_memory() -> None:
