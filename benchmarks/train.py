@@ -40,13 +40,13 @@ ALIKE = 30  # chunks that take us about as long as one takes sb3-contrib: a shor
 SECONDS = 2.5  # at least, of a comparison with it
 
 
-def lifelong(gradient: str, env: str, copies: int, steps: int) -> Callable[[int], None]:
+def lifelong(gradient: str, env: str, copies: int, steps: int, cell: str = "elstm") -> Callable[[int], None]:
     """A function that trains for a number of chunks with our trainer."""
     task = {"kind": env} if env == "CartPole" else {"kind": env, "corridor": 16}
     config = configs.check(
         {
             "stream": {"tasks": [{"env": task}]},
-            "policy": {"encoder": "identity", "cell": {"kind": "elstm", "size": STATE}},
+            "policy": {"encoder": "identity", "cell": {"kind": cell, "size": STATE}},
             "gradient": gradient,
             "objective": {"kind": "ppo", "epochs": 1, "minibatches": 1},
             "rollout": {"copies": copies, "steps": steps},
@@ -142,7 +142,7 @@ def main(json_file: Path | None) -> dict[str, Any]:
         found.setdefault(name, {})[at] = pair["ratio"]
         detail[f"{name} {at}"] = {**pair, **size, "env": env, "copies": copies, "steps": steps}
         print(
-            f"{name:<26} {at:<28} {pair['ratio']:6.2f}   {labels[0]} {pair['a']:>9,.0f}/s   "
+            f"{name:<30} {at:<28} {pair['ratio']:6.2f}   {labels[0]} {pair['a']:>9,.0f}/s   "
             f"{labels[1]} {pair['b']:>9,.0f}/s",
             flush=True,
         )
@@ -154,13 +154,14 @@ def main(json_file: Path | None) -> dict[str, Any]:
             pair = paired(ours, other, copies * STEPS, (chunks, chunks))
             note("rtrl_share_of_bptt_speed", pair, ("rtrl", "bptt"), env, copies, STEPS)
     if importlib.util.find_spec("sb3_contrib"):
-        for name, gradient, shared, steps in (
-            ("ppo_over_sb3", "bptt", False, SB3_STEPS),
-            ("ppo_over_sb3", "bptt", False, STEPS),
-            ("ppo_rtrl_over_sb3", "rtrl", False, SB3_STEPS),
-            ("ppo_over_sb3_shared_lstm", "bptt", True, SB3_STEPS),
+        for name, gradient, shared, steps, cell in (
+            ("ppo_over_sb3", "bptt", False, SB3_STEPS, "elstm"),
+            ("ppo_over_sb3", "bptt", False, STEPS, "elstm"),
+            ("ppo_rtrl_over_sb3", "rtrl", False, SB3_STEPS, "elstm"),
+            ("ppo_over_sb3_shared_lstm", "bptt", True, SB3_STEPS, "elstm"),
+            ("ppo_lstm_over_sb3_shared_lstm", "bptt", True, SB3_STEPS, "lstm"),
         ):
-            ours = in_process(lifelong, gradient, "CartPole", COPIES, steps)
+            ours = in_process(lifelong, gradient, "CartPole", COPIES, steps, cell)
             theirs = in_process(stable_baselines, shared, steps)
             pair = paired(ours, theirs, COPIES * steps, (ALIKE, 1), SECONDS)
             note(name, pair, ("ours", "sb3"), "CartPole", COPIES, steps)
