@@ -316,11 +316,16 @@ def returns_of(env: BatchedEnv, episodes: int) -> np.ndarray:
     while counted.min() < per_copy:
         rows = torch.stack([torch.as_tensor(env.action_space.sample()) for _ in range(64)])
         made = env.compiled_steps(rows)
-        assert made is not None
-        made.begin()
-        loop(64, made.calls, torch.float32)
-        made.finish()
-        done, returns = made.is_init[1:].numpy(), made.episode_return.numpy()
+        if made is None:  # steps in torch
+            steps = [env.step(row)[4] for row in rows]
+            done, returns = (
+                np.stack([info[key].numpy() for info in steps]) for key in ("_final_obs", "episode_return")
+            )
+        else:
+            made.begin()
+            loop(64, made.calls, torch.float32)
+            made.finish()
+            done, returns = made.is_init[1:].numpy(), made.episode_return.numpy()
         for t in range(64):
             ended = done[t] & (counted < per_copy)
             found.append(returns[t][ended])
