@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -42,7 +43,7 @@ class OneUpdate:
 
     def __init__(self, rows: Rounds) -> None:
         self.rows, K = rows, rows.rounds
-        self.numbers, self.statistics = rows.empty(K, 2), rows.empty(K, 4)
+        self.numbers, self.statistics = rows.empty(K, 2), rows.empty(K, len(self.METRICS) - 2)
         parts, made = rows.acted.parts, rows.acted.made
         seen = backward.CellRows(K, parts.x_TBD[: K * rows.steps], parts.state_TBS, made.is_init, parts.kept)
         self.cell = backward.calls_of(rows.policy.cell, seen)
@@ -75,23 +76,19 @@ class OneUpdate:
     def _learn(self) -> list[Call | Direct]:
         rows, made, parts = self.rows, self.rows.acted.made, self.rows.acted.parts
         K, T, B, M = rows.rounds, rows.steps, rows.B, rows.steps * rows.B
-        objective, policy = rows.learner.objective, rows.policy
+        objective = rows.learner.objective
         assert isinstance(objective, ActorCritic)
 
         def each(tensor: Tensor) -> Each:
             return Each(tensor[: K * T].unflatten(0, (K, T)))
 
-        logits, action, value = (
-            by_round(parts.policy_TBP, K, T),
-            each(rows.acted.actions.drawn_TB),
-            each(parts.value_TB),
-        )
+        logits, action = by_round(parts.policy_TBP, K, T), each(rows.acted.actions.drawn_TB)
+        value = each(parts.value_TB)
         A = parts.policy_TBP.shape[-1]
         log_prob, bootstrap = each(rows.log_prob), Each(parts.value_TB[T::T])
         entropy, size, target, advantage, error = (rows.empty(M) for _ in range(5))
         ones, zero, total = torch.ones(M, dtype=rows.dtype), torch.zeros(M, dtype=rows.dtype), rows.empty(1).fill_(M)
         slopes = [rows.empty(M) for _ in range(3)]
-        d_logits, d_read, dy = rows.empty(M, A), rows.empty(M, A + 1), rows.empty(M, policy.cell.output_size)
         ended = each(made.terminated), each(made.truncated), each(rows.acted.final_value)
         numbers = Each(self.numbers[:, :1]), Each(self.numbers[:, 1:])
         weights = objective.value_weight, objective.entropy_weight
@@ -106,16 +103,28 @@ class OneUpdate:
                 (log_prob, entropy, value, advantage, target, ones, total),
                 (numbers[0], Each(self.statistics), error, *slopes),
             ),
+            *self._back(logits, action, entropy, size, slopes),
+        ]
+        return [*calls, adam.clip_call(rows.gradients.flat, rows.learner.max_grad_norm, numbers[1])]
+
+    def _back(
+        self, logits: Each, action: Each, entropy: Tensor, size: Tensor, slopes: Sequence[Tensor]
+    ) -> list[Call | Direct]:
+        """From the slopes of log-probability, entropy and value to the gradients of all parameters; moves the carry."""
+        rows, parts, engine, grads = self.rows, self.rows.acted.parts, self.rows.learner.engine, self.rows.gradients
+        K, M, A, policy = rows.rounds, rows.steps * rows.B, parts.policy_TBP.shape[-1], rows.policy
+        d_logits, d_read, dy = rows.empty(M, A), rows.empty(M, A + 1), rows.empty(M, policy.cell.output_size)
+        encoder = parts.encoder.backward
+        dx = rows.empty(M, policy.cell.input_size) if encoder else None
+        calls: list[Call | Direct] = [
             log_prob_backward_call(M, A, logits, action, entropy, size, slopes[0], slopes[1], d_logits),
             acting.place_rows(d_logits, d_read[:, :A]),
             acting.place_rows(slopes[2][:, None], d_read[:, A:]),
             *self.cell.before,
-            *self.read.backward(self.cell.outputs, d_read, d_read, d_read, *rows.gradients.read, dy, add=False),
+            *self.read.backward(self.cell.outputs, d_read, d_read, d_read, *grads.read, dy, add=False),
+            *self.cell.backward(dy, grads.below("cell."), dx),
+            *self.cell.carry(engine, grads.below("cell.")),
         ]
-        encoder = parts.encoder.backward
-        dx = rows.empty(M, policy.cell.input_size) if encoder else None
-        calls += self.cell.backward(dy, rows.gradients.below("cell."), dx)
-        calls += self.cell.carry(rows.learner.engine, rows.gradients.below("cell."))
         if encoder and dx is not None:
-            calls += encoder(K, dx[:, : policy.encoder.output_size], rows.gradients.below("encoder."))
-        return [*calls, adam.clip_call(rows.gradients.flat, rows.learner.max_grad_norm, numbers[1])]
+            calls += encoder(K, dx[:, : policy.encoder.output_size], grads.below("encoder."))
+        return calls

@@ -98,7 +98,7 @@ CASES: dict[str, dict[str, Any]] = {
         **ONE,
         "gradient": "bptt",
         "policy": {"cell": {"kind": "lstm", "size": 5}, "previous_action": True},
-        "objective": {"kind": "ac_lambda", "gamma": 0.9, "lam": 0.8},
+        "objective": {"kind": "ac_lambda", "gamma": 1, "lam": 0.8},
     },
     "schedules": {
         "stream": {"tasks": CARTPOLE},
