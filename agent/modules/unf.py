@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lifelong.agent.files import write
+
 #: what is looked at of every entry (see `agent.strategies.unf`)
 CHANNELS = 8
 HIDDEN = 16
@@ -98,7 +100,7 @@ class Rule(nn.Module):
         """Write the weights as JSON."""
         rounded = {name: (1e5 * x).round().div(1e5).double().tolist() for name, x in self.state_dict().items()}
         text = json.dumps({name: _short(x) for name, x in rounded.items()}, separators=(",", ":"))
-        path.write_text(text.replace('],"', '],\n"') + "\n")
+        write(path, text.replace('],"', '],\n"') + "\n")
 
     @staticmethod
     def load(path: Path) -> Rule:

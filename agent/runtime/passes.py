@@ -76,7 +76,7 @@ class Passes:
     TRANSIENT: ClassVar[tuple[str, ...]] = ("_kept", "_made")
 
     def __init__(self, policy: Policy, engine: GradientEngine, changed: LearningPass | None, own: str = "") -> None:
-        self.policy, self.through = policy, (changed or engine).sequence
+        self.policy, self.through = policy, changed or engine
         #: why they are torch's, for the log; empty if they are compiled
         self.why = refusal(policy, engine, changed, own) or ""
         self.parameters = list(policy.parameters())
@@ -87,7 +87,7 @@ class Passes:
         """What `Policy.sequence` returns; the backward pass goes as far as the read-out until `backward` is called."""
         self._made = None
         if self.why:
-            return self.policy.sequence(batch, state_BS, acted, current=current, through=self.through)
+            return self.policy.sequence(batch, state_BS, acted, current=current, through=self.through.sequence)
         rows = acted.rows if isinstance(acted, ActedInRows) else None
         # a load may have put parameters elsewhere
         addresses = [parameter.data_ptr() for parameter in self.parameters]
