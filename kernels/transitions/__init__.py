@@ -32,7 +32,7 @@ from torch import Tensor
 
 from lifelong.kernels import build
 from lifelong.kernels.compiler.trace import Branching, Untraceable
-from lifelong.kernels.transitions.functions import address
+from lifelong.kernels.transitions.functions import address, team
 from lifelong.kernels.transitions.source import Writer
 from lifelong.kernels.transitions.trace import Trace, trace
 from lifelong.kernels.transitions.tracer import Draw, Slot
@@ -80,6 +80,7 @@ class Transition:
             bind = build.entry_point(library, "transition_bind", "ipp", torch.float32)
             for place, function in enumerate(self._called):
                 bind(place, *address(function))
+            build.entry_point(library, "transition_team", "p", torch.float32)(team())
         self.function = build.entry_point(library, "transition", "pp", torch.float32)
         #: for `kernels.loop`, whatever its other calls compute in
         self.functions = build.Functions("", "transition", "pp")

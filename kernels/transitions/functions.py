@@ -35,6 +35,15 @@ def address(name: str) -> tuple[int | None, int | None]:
 
 
 @functools.cache
+def team() -> int | None:
+    """Of the function `int(int)` that says how many threads the vector library may use in this thread, and what it was;
+    None if there is none."""
+    library = _torch()
+    found = getattr(library, "MKL_Set_Num_Threads_Local", None) if library is not None else None
+    return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
+
+
+@functools.cache
 def _torch() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so"))

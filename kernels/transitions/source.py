@@ -279,9 +279,15 @@ void FN(transition_bind)(i64 place, void *vector, void *asking) {
     FN(vector)[place] = (FN(vector_function))vector;
     FN(asking)[place] = (FN(asking_function))asking;
 }
+/* The library shares even short vectors among threads, which takes longer than they do; this says how many it may. */
+static int (*FN(team))(int);
+void FN(transition_team)(void *team) { FN(team) = (int (*)(int))team; }
 static void FN(call)(i64 place, i64 n, const real *x, real *y) {
-    if (FN(vector)[place]) FN(vector)[place](n, x, y, MODE);
-    else FN(asking)[place](n, x, y);
+    if (FN(vector)[place]) {
+        const int had = FN(team) ? FN(team)(1) : 0;
+        FN(vector)[place](n, x, y, MODE);
+        if (FN(team)) FN(team)(had);
+    } else FN(asking)[place](n, x, y);
 }
 """
 _ENTRY = """
