@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.tasks import environment_class
 from lifelong.kernels import build, dispatch
 from lifelong.kernels.loop import loop
+from lifelong.kernels.transitions.functions import team
 from tests.envs.test_contract import NATIVE, make
 
 #: steps in torch only, as its file says
@@ -349,3 +351,19 @@ def test_a_step_that_does_more_than_it_returns_is_not_compiled(caplog: pytest.Lo
     before = Counting.steps
     assert not compiled.available(told)
     assert Counting.steps == before
+
+
+def test_a_compiled_step_leaves_the_vector_library_its_threads() -> None:
+    """It takes them away for itself: with two, 128 sines were shared among them, which took a hundred times as long."""
+    where = team()
+    if where is None:
+        pytest.skip("this torch has no such library")
+    threads = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(where)
+    env = make("CartPole", 200, seed=0)
+    env.reset()
+    before = threads(3)
+    try:
+        env.step(torch.zeros(200, dtype=torch.int64))
+        assert threads(3) == 3
+    finally:
+        threads(before)
