@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from lifelong.envs.adapters.external import ExternalEnv
 from lifelong.envs.base import BatchedEnv, select
 from lifelong.envs.border import Restarts, told
 from lifelong.envs.compiled import CompiledSteps
@@ -22,6 +23,7 @@ from lifelong.envs.errors import EnvError, EnvStepError, unknown_name
 from lifelong.envs.options import LARGEST, Range, brief, parameters_of, problem
 from lifelong.envs.registry import ENVIRONMENTS, import_part
 from lifelong.envs.spaces import ActionBorder, ObservationBorder, byte_scale
+from lifelong.envs.wrappers.layer import layered
 from lifelong.kernels.acting import place
 
 
@@ -79,8 +81,8 @@ class Task:
         Raises:
             EnvError: an option or parameter that the environment does not have, or refuses.
         """
-        cls = environment_class(self.kind)
-        arguments: dict[str, Any] = {**self.options, **self.params, **context}
+        cls, options = wrapped_class(environment_class(self.kind), self.options)
+        arguments: dict[str, Any] = {**options, **self.params, **context}
         if cls.restartable:
             arguments |= {"restarts": restarts, "label": self.label()}
         try:
@@ -101,8 +103,28 @@ class Task:
 CONTEXT = ("num_envs", "device", "seed", "evaluation", "random_initial_age", "restarts", "label")
 
 
+def wrapped_class(cls: type[BatchedEnv], options: Mapping[str, Any]) -> tuple[type[BatchedEnv], dict[str, Any]]:
+    """A native environment's class in the `wrappers` of its options, and the other options; adapters have their own.
+
+    Raises:
+        EnvError: a wrapper that cannot be (see `layered`).
+    """
+    if "wrappers" not in options or "wrappers" in parameters_of(cls):
+        return cls, dict(options)
+    if issubclass(cls, ExternalEnv):
+        raise EnvError(
+            f"{cls.__name__} steps all copies in one call, with wrappers of its own, which are options in kwargs (such "
+            "as frame_skip of Atari); wrappers are for env gymnasium and native environments"
+        )
+    return layered(cls, options["wrappers"]), {name: value for name, value in options.items() if name != "wrappers"}
+
+
 def _check(task: str, cls: type[BatchedEnv], kind: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Refuse parameters and options of an environment that it does not have, or whose values cannot be."""
+    try:
+        _, options = wrapped_class(cls, options)
+    except EnvError as error:
+        raise EnvError(f"task {task!r}: {error}") from error
     known = {name: both for name, both in parameters_of(cls).items() if name not in CONTEXT}
     for name, value in options.items():
         if name not in known:

@@ -35,6 +35,8 @@ AUTORESETS = {
     "next_step": AutoresetMode.NEXT_STEP,
     "disabled": AutoresetMode.DISABLED,
 }
+#: wrappers in `gymnasium.wrappers` whose observations are those of other libraries
+_OTHER_LIBRARIES = ("ArrayConversion", "JaxToNumpy", "JaxToTorch", "NumpyToTorch")
 #: seconds that an asynchronous copy has to end the step it is in, when it is closed
 CLOSE_TIMEOUT = 1.0
 
@@ -59,8 +61,8 @@ class GymnasiumEnv(ExternalEnv):
         vectorization: "sync", "async" (one process a copy) or "vector_entry_point" (the environment's own vector form,
             which has its own autoreset mode).
         autoreset: "same_step", "disabled" or "next_step", for "sync" and "async".
-        wrappers: of every copy, from the inside: names of `WRAPPERS` or `module:Class`, or mappings with such a `kind`
-            and options; for "sync" and "async".
+        wrappers: of every copy, from the inside: names of `WRAPPERS` or in `gymnasium.wrappers`, or `module:Class`, or
+            mappings with such a `kind` and options; for "sync" and "async".
         score: (return of a useless policy, return of a solved task), `SCORE` of this instance; (0, 1) if not given.
         restarts: how often copies of an environment made by `id` that raised may be made anew, with "sync" and "async"
             (see `Guard`); none if not given.
@@ -233,21 +235,34 @@ def wrapped(env: gymnasium.Env[Any, Any], wrappers: Sequence[str | Mapping[str, 
 
     Args:
         env: the environment.
-        wrappers: names of `WRAPPERS` or `module:Class`, or mappings with such a `kind` and options.
+        wrappers: names of `WRAPPERS` or of classes in `gymnasium.wrappers`, or `module:Class`; or mappings with such a
+            `kind` and options.
 
     Raises:
         EnvError: an unknown wrapper, or options that it does not take.
     """
+    known = known_wrappers()
     for spec in wrappers:
         options = {"kind": spec} if isinstance(spec, str) else dict(spec)
         kind = options.pop("kind", None)
-        if not isinstance(kind, str) or (kind not in WRAPPERS and ":" not in kind):
-            raise EnvError(unknown_name("wrapper", str(kind), WRAPPERS))
+        if not isinstance(kind, str) or (kind not in known and ":" not in kind):
+            raise EnvError(unknown_name("wrapper", str(kind), known))
+        wrapper = import_part("wrapper", kind, known)
+        if not (isinstance(wrapper, type) and issubclass(wrapper, gymnasium.Wrapper)):
+            raise EnvError(
+                f"wrapper {kind} is no subclass of gymnasium.Wrapper, as wrappers of Gymnasium environments are"
+            )
         try:
-            env = import_part("wrapper", kind, WRAPPERS)(env, **options)
+            env = wrapper(env, **options)
         except TypeError as error:
             raise EnvError(f"wrapper {kind}: {error}") from error
     return env
+
+
+def known_wrappers() -> dict[str, str]:
+    """`WRAPPERS` and the classes in `gymnasium.wrappers`: name -> "module:Class"."""
+    theirs = [name for name in gymnasium.wrappers.__all__ if name not in ("vector", *_OTHER_LIBRARIES)]
+    return {**WRAPPERS, **{name: f"gymnasium.wrappers:{name}" for name in theirs}}
 
 
 @contextmanager
