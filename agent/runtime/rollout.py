@@ -140,7 +140,6 @@ class Rollout:
         self.policy = policy
         #: acts; another one than `policy` only while that is being changed elsewhere
         self.actor = policy
-        self.capturable = env.capturable
         self.generator = generator
         self.reset_memory_on = reset_memory_on
         self.deterministic = deterministic
@@ -149,6 +148,7 @@ class Rollout:
         #: kept programs, for whoever is done with steps when it asks for the next
         self.programs: Kept[Program] | None = None
         self.start()
+        self.capturable = env.capturable and not env.masks_vary
 
     def start(self, seed: int | None = None) -> None:
         """Start fresh episodes with an empty memory in every copy."""
@@ -164,6 +164,88 @@ class Rollout:
     def first_obs(self, seed: int | None = None, mask_B: Tensor | None = None) -> Tensor:
         """The observations after fresh episodes have begun, in all copies or in those of `mask_B` (bool [B])."""
         return self.env.reset(seed=seed, options=None if mask_B is None else {"reset_mask": mask_B})[0]
+
+    def switch(self, task_B: Tensor, *, fresh: bool = True) -> None:
+        """Put the copies on `task_B` (int64 on the host). Copies that change start a fresh episode if `fresh`."""
+
+    def reset_units(self, units: Tensor) -> None:
+        """Zero what the memory of every copy holds of the re-initialised `units` (int64)."""
+
+    def restart(self, mask_B: Tensor) -> None:
+        """Start a fresh episode with an empty memory in the copies of `mask_B` (bool [B])."""
+
+    def collect(self, steps: int) -> Experience:
+        """Act for T steps."""
+
+    def running(self) -> AbstractContextManager[None]:
+        """Whatever must run while this is used."""
+
+    def timing(self) -> dict[str, float]:
+        """Scalars for the log that depend on the clock."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that acting goes on from."""
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+class Rollout:
+    """B copies of the environment and the policy's memory of each; both go on from chunk to chunk.
+
+    Args:
+        env: the environment copies.
+        policy: acts, under `no_grad`.
+        generator: randomness of the actions, on the environment's device.
+        reset_memory_on: `episode`, `task`, `never` or `step`.
+        deterministic: take the most likely action.
+    """
+
+    owns_environments = True
+
+    def __init__(
+        self,
+        env: TaskEnv,
+        policy: Policy,
+        generator: torch.Generator,
+        *,
+        reset_memory_on: str = "episode",
+        deterministic: bool = False,
+    ) -> None:
+        self.env = env
+        self.policy = policy
+        #: acts; another one than `policy` only while that is being changed elsewhere
+        self.actor = policy
+        self.generator = generator
+        self.reset_memory_on = reset_memory_on
+        self.deterministic = deterministic
+        #: never wait for the device to know what the data are: everything is done for all copies and masked
+        self.dense = env.device.type != "cpu"
+        #: kept programs, for whoever is done with steps when it asks for the next
+        self.programs: Kept[Program] | None = None
+        self.start()
+        self.capturable = env.capturable and not env.masks_vary
+
+    def start(self, seed: int | None = None) -> None:
+        """Start fresh episodes with an empty memory in every copy."""
+        B, device = self.env.num_envs, self.env.device
+        self.obs = self.first_obs(seed)
+        self.state_BS = self.policy.cell.initial_state(B, device)
+        features = self.policy.distribution.feature_size if self.policy.with_action else 0
+        self.previous_action = torch.zeros(B, features, device=device)
+        self.previous_reward = torch.zeros(B, device=device)
+        self.is_init = torch.ones(B, dtype=torch.bool, device=device)
+        self.nowhere = torch.zeros(B, dtype=torch.bool, device=device)
+
+    def first_obs(self, seed: int | None = None, mask_B: Tensor | None = None) -> Tensor:
+        """The observations after fresh episodes have begun, in all copies or in those of `mask_B` (bool [B])."""
+        obs = self.env.reset(seed=seed, options=None if mask_B is None else {"reset_mask": mask_B})[0]
+        if self.env.masks_vary and not self.policy.distribution.maskable:
+            raise EnvError(
+                "an environment says which actions there are, and values of actions cannot be masked from step to step; "
+                "use objective actor_critic or ppo, or take the action mask out of info in a wrapper"
+            )
+        return obs
 
     def switch(self, task_B: Tensor, *, fresh: bool = True) -> None:
         """Put the copies on `task_B` (int64 on the host). Copies that change start a fresh episode if `fresh`."""
@@ -221,7 +303,9 @@ class Rollout:
             action = distribution.mode(outputs.policy)
         else:
             action = distribution.act(outputs.policy, self.generator)
+        masks = {"action_mask": inputs.action_mask} if self.env.masks_vary else {}
         return {
+            **masks,
             "obs": inputs.obs,
             "previous_action": inputs.previous_action,
             "previous_reward": inputs.previous_reward,
@@ -341,7 +425,13 @@ class Rollout:
         policy has none."""
         env, policy, B = self.env, self.policy, self.env.num_envs
         read = torch.int64 if policy.encoder.counts else policy.critic.weight.dtype
-        if self.dense or self.reset_memory_on != "episode" or self.obs.dtype != read or not compiled(policy):
+        if (
+            self.dense
+            or env.masks_vary
+            or self.reset_memory_on != "episode"
+            or self.obs.dtype != read
+            or not compiled(policy)
+        ):
             return None
         made = self._program(steps)
         inputs, parts, env_steps = self.inputs(), made.parts, made.made
