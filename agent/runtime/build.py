@@ -412,7 +412,7 @@ def _build(
     names = [task.name for task in stream.tasks]
     scores = [tuple(map(float, score)) for score in env.scores]
     evaluations = Evaluations(tasks=names, scores=scores, training_end=stream.training_ends())
-    record = Record(config, folder, versions(), names, device, restarts)
+    record = Record(config, folder, versions(), names, device, restarts, alike=len({*scores}) == 1)
     fresh = Fresh(fresh_rollout, engine_of)
     graph = CudaGraph if can_capture(config, rollout, workers) else None
     detection = build_detection(config, strategies, copies, device, workers)
