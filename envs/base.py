@@ -162,6 +162,8 @@ class BatchedEnv(VectorEnv):
     COMPILES: ClassVar[bool] = True
     #: gone before anything is repeated (see `agent.runtime.capture`)
     TRANSIENT: ClassVar[tuple[str, ...]] = ("_watch", "_compiled_env")
+    #: the actions that there are now, bool [B, A], flags of a MultiDiscrete side by side; None: always all
+    action_mask_BA: Tensor | None = None
     #: positional and keyword arguments that it was made with
     made_with: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -228,6 +230,11 @@ class BatchedEnv(VectorEnv):
         """`observe(state)` where episodes ended; `final_obs` is what it would be of all others, for an environment
         whose observations take long to make."""
         return self.observe(state)
+
+    def allowed(self, state: Any) -> Tensor | None:
+        """The actions that there are in a state, bool [B, A] with at least one a copy (of a MultiDiscrete the flags of
+        all numbers side by side); None, the default: always all. A step that has them does not compile."""
+        return None
 
     # ---- the contract --------------------------------------------------------------------------------------------
 
@@ -311,6 +318,11 @@ class BatchedEnv(VectorEnv):
         }
         return self._shown(done_B, final_obs), reward_B, terminated_B, truncated_B, info
 
+    @property
+    def masked(self) -> bool:
+        """Whether its class says which actions there are."""
+        return type(self).allowed is not BatchedEnv.allowed
+
     def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
         """T steps as one compiled call each that reads row t of `action_TB`; None if there is no such call.
 
@@ -377,6 +389,8 @@ class BatchedEnv(VectorEnv):
         self.age_B = saved["age"].to(self.device).clone()
         self.return_B = saved["return"].to(self.device).clone()
         self.generator.set_state(saved["generator"].cpu())
+        if self.masked and self.state is not None:
+            self.action_mask_BA = self.allowed(self.state)
 
     # ---- helpers for subclasses ----------------------------------------------------------------------------------
 
@@ -402,6 +416,8 @@ class BatchedEnv(VectorEnv):
 
     def _shown(self, done_B: Tensor | None = None, final_obs: Tensor | None = None) -> Tensor:
         """The observation that a reset or a step ends with."""
+        if self.masked:
+            self.action_mask_BA = self.allowed(self.state)
         if done_B is None or final_obs is None:
             obs = self.observe(self.state)
         else:

@@ -69,10 +69,13 @@ def camera(
     flat = torch.where(up < 0, EYE, 1 - EYE) / up.abs()
     texels = textures.reshape(-1, 4)
     return Camera(
-        *(each.float().to(device) for each in (across, up, flat)),
-        *(each.contiguous().to(device) for each in (texels[:, :3], texels[:, 3])),
-        floor=floor,
-        ceiling=ceiling,
+        across.float().to(device),
+        up.float().to(device),
+        flat.float().to(device),
+        texels[:, :3].contiguous().to(device),
+        texels[:, 3].contiguous().to(device),
+        floor,
+        ceiling,
     )
 
 
