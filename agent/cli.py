@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lifelong
-from lifelong.agent import adding, profile, reproduce
+from lifelong.agent import adding, profile, reproduce, watching
 from lifelong.agent import config as configs
 from lifelong.agent.errors import (
     CheckpointError,
@@ -125,6 +125,7 @@ def parser() -> Parser:
     verify.add_argument("folder", metavar="SWEEP", type=Path, help="folder of a sweep, such as sweeps/strategies")
 
     again, measured = reproduce.declare(commands), profile.declare(commands)
+    shown, watched = watching.declare(commands)
 
     bench = commands.add_parser("bench", help="run a benchmark of benchmarks/")
     bench.add_argument("name", metavar="NAME")
@@ -148,7 +149,7 @@ def parser() -> Parser:
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
     for command in (run, resume, sweep, compare, again):
         command.add_argument("--quiet", action="store_true", help="no progress")
-    for command in (run, resume, evaluate, export, report, sweep, compare, again, measured):
+    for command in (run, resume, evaluate, export, report, sweep, compare, again, measured, shown, watched):
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands.add_parser("schema", help="the JSON schema of configs, for editors")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
@@ -479,6 +480,8 @@ COMMANDS = {
     "reproduce": reproduce.command,
     "bench": _bench,
     "profile": profile.command,
+    "show-env": watching.show_env,
+    "watch": watching.watch,
     "list": _list,
     "show": _show,
     "schema": _schema,
