@@ -41,6 +41,8 @@ FLAGS = (
     "-fopenmp",
     "-fno-math-errno",
     "-fno-trapping-math",
+    # some tunings take products and sums apart where these follow each other: one row would not be as among many
+    "--param=avoid-fma-max-bits=0",
     "-shared",
     "-fPIC",
 )
