@@ -115,6 +115,7 @@ def parser() -> Parser:
     compare.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs; default compare/<config>")
     compare.add_argument("--csv", type=Path, metavar="FILE", help="write every task of every run there")
     compare.add_argument("--json", type=Path, metavar="FILE", help="write every row, with machine and versions, there")
+    compare.add_argument("--latex", type=Path, metavar="FILE", help="write that table for LaTeX there")
     compare.add_argument("--markdown", type=Path, metavar="FILE", help="write a table with intervals there")
 
     sweep = commands.add_parser("sweep", help="tune a run config with Ray Tune; the same command goes on")
@@ -373,7 +374,9 @@ def _compare(options: argparse.Namespace) -> int:
         write_json(options.json, rows.json())
     if options.markdown:
         write(options.markdown, rows.markdown())
-    print(f"runs: {out}\nreport: {_command('lifelong')} report {out}")
+    if options.latex:
+        write(options.latex, rows.latex())
+    print(f"page: {rows.write(out)}\nas comparison.csv, .json, .md and .tex beside it; runs: {out}")
     return 0
 
 
