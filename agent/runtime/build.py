@@ -23,6 +23,7 @@ from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.capture import CudaGraph
 from lifelong.agent.runtime.checks import (
     check_gradient,
+    check_masks,
     check_resets,
     check_restarts,
     check_runners,
@@ -399,6 +400,7 @@ def _build(
     )
     evaluation_env = environment("evaluation", config.evaluation.episodes, evaluation=True)
     opened.callback(evaluation_env.close)
+    check_masks(config, evaluation_env, policy.distribution)
     evaluator = Evaluator(
         evaluation_env,
         policy,

@@ -13,7 +13,7 @@ from lifelong.envs.wrappers.layer import Layer
 
 
 class StickyActions(Layer):
-    """With `probability` 0.25 the environment takes the action that it took before instead of the one it is given; never
+    """With `probability` 0.25 the environment takes the action that it took before, not the one that it is given; never
     in the first step of an episode.
 
     Machado et al. (2018, "Revisiting the Arcade Learning Environment", section 5.2).
