@@ -150,10 +150,10 @@ def test_tasks_alone_give_forward_transfer_and_the_markdown_table_an_interval(
 def test_every_number_of_the_table_is_recomputed_from_the_run_folders(
     config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["compare", "tiny.yaml", "strategy=finetune,er", "optimizer.lr=0.001,0.1", "--seeds", "2"]) == 0
+    assert main(["compare", "tiny.yaml", "strategy=finetune,er", "optimizer.lr=0.1", "--seeds", "2"]) == 0
     made = json.loads((tmp_path / "compare/tiny/comparison.json").read_text())
     assert [arm["variant"] for arm in made["arms"]] == [
-        f"strategy={strategy} optimizer.lr={lr}" for strategy in ("finetune", "er") for lr in ("0.001", "0.1")
+        f"strategy={strategy} optimizer.lr=0.1" for strategy in ("finetune", "er")
     ]
     averages = []
     for arm in made["arms"]:
