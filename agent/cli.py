@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lifelong
-from lifelong.agent import adding, profile, reproduce, showing
+from lifelong.agent import adding, compare, profile, reproduce, showing
 from lifelong.agent import config as configs
 from lifelong.agent.errors import (
     CheckpointError,
@@ -89,24 +89,7 @@ def parser() -> Parser:
     report.add_argument("folders", metavar="RUN", type=Path, nargs="+", help="run folders, or folders of runs")
     report.add_argument("--out", type=Path, metavar="DIR", help="where the page goes; default: the first folder")
 
-    compare = commands.add_parser("compare", help="train a config in several variants and seeds, and one table of them")
-    compare.add_argument("config", metavar="CONFIG", help="a bundled name (see `lifelong list config`) or a path")
-    compare.add_argument(
-        "overrides",
-        metavar="a.b=x,y",
-        nargs="*",
-        help="overrides; of several values each is tried, in all combinations",
-    )
-    compare.add_argument("--row", action="append", default=[], metavar="'a.b=x c.d=y'", help="one more row; repeatable")
-    compare.add_argument("--controls", action="store_true", help="add finetune, reset, freeze and interleaved")
-    compare.add_argument("--alone", action="store_true", help="train every task alone, too, for forward transfer")
-    compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1; default 3")
-    compare.add_argument("--parallel", type=int, metavar="N", help="runs at once; default: the number of cores")
-    compare.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs; default compare/<config>")
-    compare.add_argument("--csv", type=Path, metavar="FILE", help="write every task of every run there")
-    compare.add_argument("--json", type=Path, metavar="FILE", help="write every row, with machine and versions, there")
-    compare.add_argument("--latex", type=Path, metavar="FILE", help="write that table for LaTeX there")
-    compare.add_argument("--markdown", type=Path, metavar="FILE", help="write a table with intervals there")
+    compared = compare.declare(commands)
 
     sweep = commands.add_parser("sweep", help="tune a run config with Ray Tune; the same command goes on")
     sweep.add_argument("config", metavar="CONFIG", help="a bundled name (see `lifelong list sweep`) or a path")
@@ -133,10 +116,10 @@ def parser() -> Parser:
         )
     for command in (run, resume, evaluate, show, sweep, measured):
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
-    for command in (run, resume, sweep, compare, again):
+    for command in (run, resume, sweep, compared, again):
         command.add_argument("--quiet", action="store_true", help="no progress")
         command.add_argument("--plain", action="store_true", help="progress as plain lines, on a terminal too")
-    for command in (run, resume, evaluate, export, report, sweep, compare, again, measured):
+    for command in (run, resume, evaluate, export, report, sweep, compared, again, measured):
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
     for name in showing.EXAMPLES:
@@ -335,8 +318,6 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from lifelong.agent import compare
-
     for name in ("seeds", "parallel"):
         given = vars(options)[name]
         if given is not None and given < 1:
