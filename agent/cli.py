@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lifelong
-from lifelong.agent import adding, compare, profile, reproduce, showing
+from lifelong.agent import adding, compare, profile, reproduce, scoring, showing
 from lifelong.agent import config as configs
 from lifelong.agent.errors import (
     CheckpointError,
@@ -98,7 +98,7 @@ def parser() -> Parser:
     verify = commands.add_parser("verify", help="check that the ledger of a sweep holds")
     verify.add_argument("folder", metavar="SWEEP", type=Path, help="folder of a sweep, such as sweeps/strategies")
 
-    again, measured = reproduce.declare(commands), profile.declare(commands)
+    again, measured, scored = (part.declare(commands) for part in (reproduce, profile, scoring))
 
     bench = commands.add_parser("bench", help="run a benchmark of benchmarks/")
     bench.add_argument("name", metavar="NAME")
@@ -114,12 +114,12 @@ def parser() -> Parser:
             action="store_true",
             help="go on with other kernels, versions or another device than the run was trained with",
         )
-    for command in (run, resume, evaluate, show, sweep, measured):
+    for command in (run, resume, evaluate, show, sweep, measured, scored):
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
     for command in (run, resume, sweep, compared, again):
         command.add_argument("--quiet", action="store_true", help="no progress")
         command.add_argument("--plain", action="store_true", help="progress as plain lines, on a terminal too")
-    for command in (run, resume, evaluate, export, report, sweep, compared, again, measured):
+    for command in (run, resume, evaluate, export, report, sweep, compared, again, measured, scored):
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
     for name in showing.EXAMPLES:
@@ -430,6 +430,7 @@ COMMANDS = {
     "reproduce": reproduce.command,
     "bench": _bench,
     "profile": profile.command,
+    "score": scoring.command,
     "list": showing.command_list,
     "show": showing.command_show,
     "schema": showing.command_schema,

@@ -154,6 +154,8 @@ class BatchedEnv(VectorEnv):
     capturable: ClassVar[bool] = True
     #: False if fresh episodes can be started in all copies only
     resets_some: bool = True
+    #: False if nobody said what a useless and a solved policy get: `SCORE` is (0, 1) then, and performance the return
+    scored: bool = True
     #: True if a copy that raised can be made anew; the class then takes `restarts` and `label`
     restartable: bool = False
     #: resets and steps, from the first on, in which what a subclass returns is looked at

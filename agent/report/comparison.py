@@ -18,7 +18,7 @@ from lifelong.agent.files import write, write_json
 from lifelong.agent.report import page
 from lifelong.agent.report.runs import Group, RunData, forward_transfer, load_runs, number
 from lifelong.agent.report.statistics import interquartile_mean, interval, permutation_test
-from lifelong.agent.report.tables import comparison_cells, number_text, runs_csv
+from lifelong.agent.report.tables import comparison_cells, number_text, runs_csv, scored
 from lifelong.agent.runtime.machine import machine, versions
 from lifelong.agent.runtime.metrics import LEARNED_FROM
 
@@ -98,7 +98,8 @@ class Comparison:
             "variant": " ".join(row),
             "tasks": [_task(summaries, index) for index in range(len(summaries[0]["tasks"]))],
             "never_learned": [
-                sum(number(task["learned"]) < LEARNED_FROM for task in summary["tasks"]) for summary in summaries
+                sum(scored(task) and number(task["learned"]) < LEARNED_FROM for task in summary["tasks"])
+                for summary in summaries
             ],
             **found,
             "interquartile_mean": interquartile_mean([number(t["final"]) for s in summaries for t in s["tasks"]]),

@@ -11,6 +11,7 @@ import numpy as np
 from lifelong.agent.report.colours import places
 from lifelong.agent.report.runs import Group, RunData, median_of, task_names
 from lifelong.agent.report.svg import Bar, Line, Stretch, bar_chart, line_chart, matrix_chart
+from lifelong.agent.report.tables import scored
 from lifelong.agent.runtime.metrics import LEARNED_FROM, average_performance_over_time
 
 #: what of the log has a chart of its own: heading -> pattern of the names
@@ -123,6 +124,7 @@ def _logged(name: str, run: RunData) -> Points | None:
 def _bar(group: Group, place: int, tasks: Sequence[str]) -> Bar:
     final, learned = ([group.task_values(task, key) for task in tasks] for key in ("final", "learned"))
     medians = [median_of(values) for values in learned]
+    unknown = {t["name"] for run in group.runs for t in run.summary["tasks"] if not scored(t)}
     return Bar(
         group.label,
         place,
@@ -130,7 +132,10 @@ def _bar(group: Group, place: int, tasks: Sequence[str]) -> Bar:
         [min(values, default=np.nan) for values in final],
         [max(values, default=np.nan) for values in final],
         medians,
-        [" (never learned)" if value < LEARNED_FROM else "" for value in medians],
+        [
+            " (never learned)" if value < LEARNED_FROM and task not in unknown else ""
+            for task, value in zip(tasks, medians, strict=True)
+        ],
     )
 
 
