@@ -35,6 +35,7 @@ from lifelong.agent.errors import (
 )
 from lifelong.agent.registry import REGISTRY
 from lifelong.agent.trust import check_run, trusted
+from lifelong.envs.registry import LAYERS, WRAPPERS
 
 STOPPED = 3
 
@@ -130,7 +131,7 @@ def parser() -> Parser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
 
     listing = commands.add_parser("list", help="the parts that a config can name")
-    listing.add_argument("kind", metavar="KIND", nargs="?", help="config, sweep, " + ", ".join(REGISTRY))
+    listing.add_argument("kind", metavar="KIND", nargs="?", help="config, sweep, wrapper, " + ", ".join(REGISTRY))
 
     show = commands.add_parser("show", help="the resolved config: includes, defaults and overrides")
     show.add_argument("config", metavar="CONFIG")
@@ -432,7 +433,7 @@ def _bench(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     files = {"config": configs.CONFIG_FOLDER, "sweep": configs.SWEEP_FOLDER}
     kinds = {kind: {n: str(path) for n, path in configs.bundled(folder).items()} for kind, folder in files.items()}
-    kinds |= REGISTRY
+    kinds |= {**REGISTRY, "wrapper": {**WRAPPERS, **LAYERS}}
     if options.kind is not None and options.kind not in kinds:
         raise ConfigError(unknown_name("kind", options.kind, kinds))
     for kind in [options.kind] if options.kind else kinds:

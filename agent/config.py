@@ -345,9 +345,15 @@ def foreign_parts(config: Config) -> list[str]:
     policy, stream = config.policy, config.stream
     parts = [policy.encoder, policy.cell, config.gradient, config.objective, config.optimizer, stream.schedule]
     parts += [config.detector, *config.strategy, *(task.env for task in stream.tasks)]
-    kinds = [part["kind"] for part in parts if is_foreign(part)]
+    wrappers = [each for task in stream.tasks for each in _list(task.env.get("wrappers"))]
+    parts += [dict(each) if isinstance(each, Mapping) else {"kind": each} for each in wrappers]
+    kinds = [part["kind"] for part in parts if isinstance(part.get("kind"), str) and is_foreign(part)]
     ids = [task.env.get("id") for task in stream.tasks]  # gymnasium imports the module of `module:Env-v0`
     return list(dict.fromkeys([*kinds, *(name for name in ids if isinstance(name, str) and ":" in name)]))
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def find_own_modules(config: Config) -> None:

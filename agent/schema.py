@@ -103,6 +103,8 @@ def _part(kind: str) -> dict[str, Any]:
             properties[option] = {**properties[option], "anyOf": [number, _ramp(number)]}
             for key in number:
                 properties[option].pop(key)
+        if kind == "env" and environment_class(name).exact_state:  # adapters have wrappers of their own, or none
+            properties["wrappers"] = {"type": "array"}
         allowed = {"properties": {"kind": {"const": name}, **properties}, "additionalProperties": False}
         cases.append({"if": {"properties": {"kind": {"const": name}}, "required": ["kind"]}, "then": allowed})
     return {"anyOf": [any_name, {"type": "object", "properties": {"kind": any_name}, "allOf": cases}]}

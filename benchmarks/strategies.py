@@ -3,9 +3,9 @@
     lifelong bench strategies [--json FILE]
 
 One process, one thread. Each strategy, at the options that the quickstart has for it, stands alone and is measured in
-its second task, when everything that it does at a boundary and after it is at work; two runs of finetune on the same
-config take turns with it: one whose chunks are made one by one, with every step where a hook could stand, which says
-what the hooks cost, and one as it is run, whose chunks are planned (see docs/performance.md). The median of the ratios
+its second task, when everything that it does at a boundary and after it is at work, and takes turns with finetune on
+the same config: once with chunks made one by one, both of them, which says what the hooks cost, and once as they are
+run, where finetune's chunks are planned, and those of strategies whose hooks are compiled (see docs/performance.md). The median of the ratios
 of neighbouring turns is reported, in seconds of this process for a chunk. What happens at a boundary is timed by
 itself, as the number of chunks of the first finetune that fit into it. Memory is that of the strategy's tensors, in
 units of the policy's parameters.
@@ -65,30 +65,30 @@ def measure(strategy: str, folder: Path) -> dict[str, Any] | None:
     """Speed, boundary and memory of one strategy; None if the quickstart has no place for it."""
     for needs in NEEDS:
         try:
-            ours = trainer_of(strategy, needs, folder / strategy)
+            ours, stepwise = (trainer_of(strategy, needs, folder / f"{strategy}-{i}") for i in range(2))
         except ConfigError:
             continue
         break
     else:
         return None
-    plain, planned = (trainer_of("finetune", needs, folder / f"{strategy}-{i}") for i in range(2))
-    plain.planned.plan = None
+    plain, planned = (trainer_of("finetune", needs, folder / f"finetune-{strategy}-{i}") for i in range(2))
+    plain.planned.plan = stepwise.planned.plan = None
     before = FIRST // frames(ours) - 1
-    for trainer in (ours, plain, planned):
+    for trainer in (ours, stepwise, plain, planned):
         seconds(trainer, before)
-    border = 3 * seconds(ours, 3)
-    for trainer in (plain, planned):
+    border = 3 * seconds(stepwise, 3)
+    for trainer in (ours, plain, planned):
         seconds(trainer, 3)
     turns = []
     for turn in range(TURNS + 1):  # the first one warms up
-        found = [seconds(trainer, CHUNKS) for trainer in (ours, plain, planned)]
+        found = [seconds(trainer, CHUNKS) for trainer in (stepwise, plain, ours, planned)]
         if turn:
             turns.append(found)
-    mine, others, plans = (list(times) for times in zip(*turns, strict=True))
+    mine, others, as_run, plans = (list(times) for times in zip(*turns, strict=True))
     parameters = held_bytes(dict(ours.rollout.policy.named_parameters()))
     return {
         "speed": median(ratios(others, mine)),
-        "speed_beside_plan": median(ratios(plans, mine)),
+        "speed_beside_plan": median(ratios(plans, as_run)),
         "boundary_chunks": max(0.0, (border - 3 * median(mine)) / median(others)),
         "memory_parameters": held_bytes(ours.strategies[0].state_dict()) / parameters,
         "needs": needs,
@@ -101,7 +101,7 @@ def main(json_file: Path | None, only: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     print(
         f"{'strategy':22} {'speed':>6} {'plan':>6} {'boundary':>9} {'memory':>8}"
-        "   (of finetune's, chunk by chunk and planned; in its chunks; in parameters)"
+        "   (of finetune's, chunk by chunk and as run; in its chunks; in parameters)"
     )
     with tempfile.TemporaryDirectory() as folder:
         for name in only or REGISTRY["strategy"]:

@@ -162,6 +162,8 @@ class BatchedEnv(VectorEnv):
     COMPILES: ClassVar[bool] = True
     #: gone before anything is repeated (see `agent.runtime.capture`)
     TRANSIENT: ClassVar[tuple[str, ...]] = ("_watch", "_compiled_env")
+    #: the actions that there are now, bool [B, A], flags of a MultiDiscrete side by side; None: always all
+    action_mask_BA: Tensor | None = None
     #: positional and keyword arguments that it was made with
     made_with: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -223,6 +225,11 @@ class BatchedEnv(VectorEnv):
     def observe(self, state: Any) -> Tensor:
         """The observation of a state, [B, ...]."""
         raise NotImplementedError
+
+    def allowed(self, state: Any) -> Tensor | None:
+        """The actions that there are in a state, bool [B, A] with at least one a copy (of a MultiDiscrete the flags of
+        all numbers side by side); None, the default: always all. A step that has them does not compile."""
+        return None
 
     # ---- the contract --------------------------------------------------------------------------------------------
 
@@ -306,6 +313,11 @@ class BatchedEnv(VectorEnv):
         }
         return self._shown(), reward_B, terminated_B, truncated_B, info
 
+    @property
+    def masked(self) -> bool:
+        """Whether its class says which actions there are."""
+        return type(self).allowed is not BatchedEnv.allowed
+
     def compiled_steps(self, action_TB: Tensor) -> CompiledSteps | None:
         """T steps as one compiled call each that reads row t of `action_TB`; None if there is no such call.
 
@@ -372,6 +384,8 @@ class BatchedEnv(VectorEnv):
         self.age_B = saved["age"].to(self.device).clone()
         self.return_B = saved["return"].to(self.device).clone()
         self.generator.set_state(saved["generator"].cpu())
+        if self.masked and self.state is not None:
+            self.action_mask_BA = self.allowed(self.state)
 
     # ---- helpers for subclasses ----------------------------------------------------------------------------------
 
@@ -397,6 +411,8 @@ class BatchedEnv(VectorEnv):
 
     def _shown(self) -> Tensor:
         """The observation that a reset or a step ends with."""
+        if self.masked:
+            self.action_mask_BA = self.allowed(self.state)
         obs = self._kept("obs", self.observe(self.state))
         if self._watch is not None:
             self._watch = self._watch.next()

@@ -251,7 +251,7 @@ _programs: dict[tuple[type, str], Program | str] = {}
 
 def available(env: BatchedEnv) -> bool:
     """Whether steps of an environment may be compiled at all: on a CPU, with a compiler, unless kernels are forced."""
-    return env.COMPILES and env.device.type == "cpu" and _OP.compiled(env.return_B)
+    return env.COMPILES and not env.masked and env.device.type == "cpu" and _OP.compiled(env.return_B)
 
 
 def compiled(env: BatchedEnv) -> CompiledEnv | None:

@@ -69,6 +69,13 @@ WRAPPERS: dict[str, str] = {
     "irregular": "lifelong.envs.wrappers.irregular:Irregular",
 }
 
+#: what may stand between a native environment and its agent
+LAYERS: dict[str, str] = {
+    "frame_stack": "lifelong.envs.wrappers.frame_stack:FrameStack",
+    "action_repeat": "lifelong.envs.wrappers.action_repeat:ActionRepeat",
+    "sticky_actions": "lifelong.envs.wrappers.sticky_actions:StickyActions",
+}
+
 
 def import_part(kind: str, name: str, known: Mapping[str, str]) -> Any:
     """What `name` stands for: a registered name of `known`, or `module:Attr`; the module is imported.

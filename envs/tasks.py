@@ -15,6 +15,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from lifelong.envs.adapters.external import ExternalEnv
+from lifelong.envs.adapters.flat import choices
 from lifelong.envs.base import BatchedEnv, select
 from lifelong.envs.border import Restarts, told
 from lifelong.envs.compiled import CompiledSteps
@@ -22,6 +24,7 @@ from lifelong.envs.errors import EnvError, EnvStepError, unknown_name
 from lifelong.envs.options import LARGEST, Range, brief, parameters_of, problem
 from lifelong.envs.registry import ENVIRONMENTS, import_part
 from lifelong.envs.spaces import ActionBorder, ObservationBorder, byte_scale
+from lifelong.envs.wrappers.layer import layered
 from lifelong.kernels.acting import place
 
 
@@ -79,8 +82,8 @@ class Task:
         Raises:
             EnvError: an option or parameter that the environment does not have, or refuses.
         """
-        cls = environment_class(self.kind)
-        arguments: dict[str, Any] = {**self.options, **self.params, **context}
+        cls, options = wrapped_class(environment_class(self.kind), self.options)
+        arguments: dict[str, Any] = {**options, **self.params, **context}
         if cls.restartable:
             arguments |= {"restarts": restarts, "label": self.label()}
         try:
@@ -101,8 +104,28 @@ class Task:
 CONTEXT = ("num_envs", "device", "seed", "evaluation", "random_initial_age", "restarts", "label")
 
 
+def wrapped_class(cls: type[BatchedEnv], options: Mapping[str, Any]) -> tuple[type[BatchedEnv], dict[str, Any]]:
+    """A native environment's class in the `wrappers` of its options, and the other options; adapters have their own.
+
+    Raises:
+        EnvError: a wrapper that cannot be (see `layered`).
+    """
+    if "wrappers" not in options or "wrappers" in parameters_of(cls):
+        return cls, dict(options)
+    if issubclass(cls, ExternalEnv):
+        raise EnvError(
+            f"{cls.__name__} steps all copies in one call, with wrappers of its own, which are options in kwargs (such "
+            "as frame_skip of Atari); wrappers are for env gymnasium and native environments"
+        )
+    return layered(cls, options["wrappers"]), {name: value for name, value in options.items() if name != "wrappers"}
+
+
 def _check(task: str, cls: type[BatchedEnv], kind: str, params: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Refuse parameters and options of an environment that it does not have, or whose values cannot be."""
+    try:
+        _, options = wrapped_class(cls, options)
+    except EnvError as error:
+        raise EnvError(f"task {task!r}: {error}") from error
     known = {name: both for name, both in parameters_of(cls).items() if name not in CONTEXT}
     for name, value in options.items():
         if name not in known:
@@ -167,7 +190,9 @@ class TaskEnv(VectorEnv):
             if_it_fails.pop_all()
         self.scores = [task.score or self.envs[g].SCORE for task, g in zip(self.tasks, self.group_of, strict=True)]
         self.exact_state = all(env.exact_state for env in self.envs)
-        self.capturable = all(env.capturable for env in self.envs)
+        #: whether the actions that there are change from step to step; known of an environment when it is reset
+        self.masks_vary = any(env.masked for env in self.envs)
+        self.capturable = not self.masks_vary and all(env.capturable for env in self.envs)
         self.every_step_counts = all(env.every_step_counts for env in self.envs)
         # on the host: which groups to step is known without a sync
         self.task_B = torch.zeros(num_envs, dtype=torch.int64)
@@ -218,15 +243,17 @@ class TaskEnv(VectorEnv):
                     f"tasks {first!r} and {name!r} have different spaces ({observation[0]}, {action[0]} against "
                     f"{observation[other]}, {action[other]}); set stream.spaces to pad, or use tasks that share spaces"
                 )
-            for (o, a), env in zip(pairs, self.envs, strict=True):
-                vector = isinstance(o, gymnasium.spaces.Box) and len(o.shape) == 1
+            alike = all(o == observation[0] for o in observation)
+            for (o, a), label in zip(pairs, self.labels, strict=True):
+                vector = alike or (isinstance(o, gymnasium.spaces.Box) and len(o.shape) == 1)
                 if not vector or not isinstance(a, gymnasium.spaces.Discrete):
                     raise EnvError(
-                        f"{type(env).__name__} has spaces {o}, {a}; stream.spaces=pad can pad only vector observations "
-                        "and mask only Discrete actions"
+                        f"{label} has spaces {o}, {a}; stream.spaces=pad can pad only vector observations and mask "
+                        "only Discrete actions (observations that are all alike stay as they are)"
                     )
-            width = max(o.shape[0] for o in observation)
-            self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
+            if not alike:
+                width = max(o.shape[0] for o in observation)  # type: ignore[index]
+                self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
             self.action_count = [int(a.n) for a in action]  # type: ignore[union-attr]
             self.single_action_space = gymnasium.spaces.Discrete(max(self.action_count))
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -283,13 +310,37 @@ class TaskEnv(VectorEnv):
             self.action_mask_BA = actions < count_B.unsqueeze(-1)
         else:
             self.action_mask_BA = torch.ones(self.num_envs, 0, dtype=torch.bool, device=self.device)
+        self._allow()
+
+    def _allow(self) -> None:
+        """Bring the action masks up to date with what the environments of the copies say."""
+        said = {g: self.envs[g].action_mask_BA for g in self._mask_of_group}
+        self.masks_vary |= any(mask is not None for mask in said.values())
+        if not self.masks_vary:
+            return
+        space = self.single_action_space
+        counts = choices(space)
+        if counts is None or not isinstance(space, (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)):
+            raise EnvError(f"{self.labels[0]} has action masks, and actions of {space} cannot be masked")
+        parts, width = {}, int(counts.sum())
+        for g, mask in said.items():
+            own = self.action_count[g] if self.padded else width
+            if mask is None:
+                mask = torch.ones(self.num_envs, own, dtype=torch.bool, device=self.device)
+            if mask.shape != (self.num_envs, own) or mask.dtype != torch.bool:
+                raise EnvError(
+                    f"{self.labels[g]}: the action mask is {mask.dtype} {tuple(mask.shape)}; it must be bool "
+                    f"{(self.num_envs, own)}"
+                )
+            parts[g] = torch.nn.functional.pad(mask, (0, width - own))
+        self.action_mask_BA = self._merge(parts)
 
     # ---- the contract --------------------------------------------------------------------------------------------
 
     def read(self, g: int, obs: Tensor) -> Tensor:
         """Observations of environment `g` as policies read them."""
         obs = self.reads[g](obs)
-        if not self.padded:
+        if not self.padded or self.reads[g].space == self.single_observation_space:
             return obs
         if obs.dtype == torch.uint8:  # the common space is one of floats
             obs = obs.float() / byte_scale(self.reads[g].space)  # type: ignore[arg-type]  # a Box
@@ -327,6 +378,7 @@ class TaskEnv(VectorEnv):
             except (Exception, SystemExit) as error:
                 raise EnvStepError(f"{self.labels[g]}: {told(error)}") from error
             self._started[g] = True
+        self._allow()
         return self._merge(obs), {}
 
     def step(self, actions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -337,6 +389,7 @@ class TaskEnv(VectorEnv):
                 results[g] = self._step(g, self.given(g, actions))
             except (Exception, SystemExit) as error:
                 raise EnvStepError(f"{self.labels[g]}: {told(error)}") from error
+        self._allow()
         if len(results) == 1:
             return self._complete(*results.popitem()[1])
         none_B, all_B = self._none_B, self._all_B

@@ -32,6 +32,8 @@ class Distribution:
     size: int
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype
+    #: whether single actions can be masked, other ones at every step
+    maskable: bool = False
 
     def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw one action a row."""
@@ -90,6 +92,7 @@ class Distribution:
 class Categorical(Distribution):
     """Discrete(n): parameters are logits [..., n]; actions are int64 [...]."""
 
+    maskable = True
     action_dtype = torch.int64
     action_shape = ()
 
@@ -142,6 +145,7 @@ class MultiCategorical(Distribution):
     where nothing was asked) is left out of `log_prob`.
     """
 
+    maskable = True
     action_dtype = torch.int64
 
     def __init__(self, counts: list[int]) -> None:
@@ -195,6 +199,9 @@ class MultiCategorical(Distribution):
 
     def tempered(self, params: Tensor, temperature: float) -> Tensor:
         return params / temperature
+
+    def mask(self, params: Tensor, action_mask: Tensor) -> Tensor:
+        return params.masked_fill(~action_mask, NEGATIVE)
 
     def features(self, action: Tensor) -> Tensor:
         if self.alike:

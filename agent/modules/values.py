@@ -26,6 +26,9 @@ class EpsilonGreedy(Categorical):
         temperature: of the softmax.
     """
 
+    #: a target needs the mask of the next observation, which chunks do not have
+    maskable = False
+
     def __init__(self, n: int, epsilon: float = 0.4, ladder: float = 7.0, temperature: float = 0.1) -> None:
         super().__init__(n)
         self.epsilon, self.ladder, self.temperature = epsilon, ladder, temperature

@@ -23,6 +23,7 @@ from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.capture import CudaGraph
 from lifelong.agent.runtime.checks import (
     check_gradient,
+    check_masks,
     check_resets,
     check_restarts,
     check_runners,
@@ -399,6 +400,7 @@ def _build(
     )
     evaluation_env = environment("evaluation", config.evaluation.episodes, evaluation=True)
     opened.callback(evaluation_env.close)
+    check_masks(config, evaluation_env, policy.distribution)
     evaluator = Evaluator(
         evaluation_env,
         policy,
@@ -410,7 +412,7 @@ def _build(
     names = [task.name for task in stream.tasks]
     scores = [tuple(map(float, score)) for score in env.scores]
     evaluations = Evaluations(tasks=names, scores=scores, training_end=stream.training_ends())
-    record = Record(config, folder, versions(), names, device, restarts)
+    record = Record(config, folder, versions(), names, device, restarts, alike=len({*scores}) == 1)
     fresh = Fresh(fresh_rollout, engine_of)
     graph = CudaGraph if can_capture(config, rollout, workers) else None
     detection = build_detection(config, strategies, copies, device, workers)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 import torch
 
 from lifelong.agent import registry
 from lifelong.agent.config import Config
 from lifelong.agent.errors import ConfigError
+from lifelong.agent.modules.heads import Distribution
 from lifelong.agent.objectives.base import Objective
 from lifelong.agent.optimizers.step_size import StepSize
 from lifelong.agent.parallel import Workers
@@ -114,6 +116,21 @@ def check_runners(config: Config, objective: Objective) -> None:
             f"runtime.env_runners is {config.runtime.env_runners}, so the policy that acts lags behind, which "
             f"objective {config.objective['kind']} does not correct for; use objective {' or '.join(valid)}"
         )
+
+
+def check_masks(config: Config, env: TaskEnv, distribution: Distribution) -> None:
+    """Refuse environments that say which actions there are, where values of actions are learned."""
+    if distribution.maskable or not isinstance(env.single_action_space, gymnasium.spaces.Discrete):
+        return
+    for one, label in zip(env.envs, env.labels, strict=True):
+        if not one.masked and not one.exact_state and one.restartable:
+            one.reset()  # only then it says it
+        if one.masked or one.action_mask_BA is not None:
+            raise ConfigError(
+                f"{label} says at every step which actions there are, and objective {config.objective['kind']} learns "
+                "values of actions, which cannot be masked so; use objective actor_critic or ppo, or take the action "
+                "mask out of info in a wrapper"
+            )
 
 
 def check_restarts(config: Config, env: TaskEnv) -> None:

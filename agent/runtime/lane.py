@@ -48,6 +48,8 @@ def refusal(trainer: Trainer) -> str | None:
         return "several environments"
     if schedules.ramps or schedules.lengths:
         return "hyper-parameters that change"
+    if rollout.keep:  # type: ignore[attr-defined]
+        return "chunks that are kept for a strategy"
     found = hook_refusal(learner, trainer.strategies, watched=trainer.detection is not None)
     return found or update_refusal(learner, 1) or rows.refusal(rollout, OutsideRollout)
 
@@ -86,6 +88,7 @@ class Lane:
         now = {name: getattr(rollout, name) for name in ("obs", "previous_action", "previous_reward", "is_init")}
         under_way = rollout.decided or {**now, "state": rollout.state_BS}
         made.begin([*rollout.records, under_way], decided=self.waiting)
+        made.rounds.step_count.fill_(self.trainer.step)
         made.returned[0] = float(rollout.return_B)
 
     @torch.no_grad()

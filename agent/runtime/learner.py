@@ -60,7 +60,7 @@ class Learner:
     ) -> None:
         self.policy, self.engine, self.objective, self.optimizer = policy, engine, objective, optimizer
         self.generator, self.workers, self.changed = generator, workers, changed
-        self.max_grad_norm = max_grad_norm or float("inf")
+        self.max_grad_norm, self.strategies = max_grad_norm or float("inf"), strategies
         self.reward_hooks = overrides(strategies, "extra_reward")
         self.batch_hooks = overrides(strategies, "transform_batch")
         self.loss_hooks = overrides(strategies, "extra_loss")

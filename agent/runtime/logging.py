@@ -12,12 +12,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lifelong.agent.errors import DiskError
 from lifelong.agent.files import sync
 from lifelong.agent.runtime.appended import METRICS, POINTS, TIMING, Appended, present, rewind
+from lifelong.agent.runtime.dashboard import Dashboard
 from lifelong.agent.runtime.events import Events
 from lifelong.agent.runtime.metrics import Evaluations
 
@@ -39,7 +41,14 @@ class RunLog:
         self.folder = folder
         self.metrics, self.timing, self.points = (Appended(folder / name) for name in (METRICS, TIMING, POINTS))
         self.events = Events(folder)
+        self.dashboard: Dashboard | None = None
         self.enough = 0  # evaluation points with which evaluation.npz is written again
+
+    def show(self, config: Mapping[str, Any], tasks: Sequence[str], starts: Callable[[], Sequence[int]]) -> None:
+        """Let TensorBoard show more than curves (see `agent.runtime.dashboard`)."""
+        self.dashboard = Dashboard(self.events, config, tasks, starts)
+        if self.events.new:
+            self.dashboard.open()
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
         """A text page in TensorBoard."""
@@ -69,6 +78,8 @@ class RunLog:
         """The last evaluation point. Its line is appended; the tensor is written again when it has grown by a tenth, so
         that a point costs the same however many there are."""
         self.points.write(evaluations.line().encode())
+        if self.dashboard is not None:
+            self.dashboard.evaluation(evaluations)
         if len(evaluations.steps) >= self.enough:
             self.tensor(evaluations)
 
@@ -89,6 +100,12 @@ class RunLog:
             raise DiskError(f"cannot write {self.folder}: {error.strerror}; what was saved is kept") from error
         return {path.name: os.stat(path).st_size for path in present(self.folder)}
 
+    def end(self, evaluations: Evaluations) -> None:
+        """What stands at the end of a run, or of this part of it."""
+        self.tensor(evaluations)
+        if self.dashboard is not None:
+            self.dashboard.matrix(evaluations)
+
     def close(self) -> None:
         """Close the files."""
         for file in (self.metrics, self.timing, self.points, self.events.file):
@@ -98,6 +115,12 @@ class RunLog:
 
 class NoLog:
     """The log of a worker that is not rank 0: nothing is written."""
+
+    def show(self, config: Mapping[str, Any], tasks: Sequence[str], starts: Callable[[], Sequence[int]]) -> None:
+        """Drop it."""
+
+    def end(self, evaluations: Evaluations) -> None:
+        """Drop it."""
 
     def text(self, tag: str, text: str, step: int = 0) -> None:
         """Drop it."""

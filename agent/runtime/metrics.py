@@ -257,6 +257,15 @@ def average_performance(evaluations: Evaluations) -> float:
     return float(np.nanmean(final(evaluations)))
 
 
+def over_tasks(evaluations: Evaluations) -> dict[str, float]:
+    """What a log has of the last evaluation point: the metrics that need no other run, by their names."""
+    return {
+        "continual/average_performance": average_performance(evaluations),
+        "continual/forgetting": forgetting(evaluations),
+        "continual/backward_transfer": backward_transfer(evaluations),
+    }
+
+
 def average_performance_over_time(evaluations: Evaluations) -> np.ndarray:
     """P(t) = (1/N) Σ_i p_i(t) at every evaluation point, tasks that were not trained yet included; [points].
 

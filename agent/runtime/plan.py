@@ -42,6 +42,8 @@ from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.agent.runtime.rows import ActedRows
 from lifelong.agent.runtime.step import FlatGradients, Stepping
 from lifelong.agent.strategies.base import Strategy, overrides
+from lifelong.agent.strategies.planned import HookCalls, Update, compiled, hook_calls
+from lifelong.kernels import hooks
 from lifelong.kernels.loop import Direct, Each, Program, Segment, Watched
 
 if TYPE_CHECKING:
@@ -74,10 +76,11 @@ def hook_refusal(learner: Learner, strategies: list[Strategy], *, watched: bool)
     """What has to be asked between acting and the optimiser's step."""
     later = ("after_chunk", "on_clock")
     others = [each for name in later for each in overrides(strategies, name) if name not in each.idle()]
-    hooked = [type(strategy).__name__ for strategy in (strategies if learner.hooked else others)]
+    hooked = [type(each).__name__ for each in strategies if each in others or not compiled(each, Strategy)]
     checks = {
         "policy.weight_drop or rollout.initial_state": learner.changed is not None,
         f"the strategy {', '.join(hooked)}": bool(hooked),
+        "the strategies' hooks, which are not compiled": not hooks.available(learner.parameters[0]),
         "a detector": watched,
         "several workers": learner.workers.count > 1,
     }
@@ -109,7 +112,8 @@ def key_of(rollout: Rollout, learner: Learner, rounds: int, steps: int) -> tuple
     carry = [tensor.data_ptr() for tensor in learner.engine.state_dict().values()]
     told = vars(learner.objective), *learner.optimizer.param_groups
     numbers = [each for options in told for each in options.values() if isinstance(each, int | float)]
-    own = UPDATES[type(learner.objective)].addresses(learner)
+    strategies = [each for strategy in learner.strategies for each in strategy.made_for()]
+    own = [*UPDATES[type(learner.objective)].addresses(learner), *strategies]
     places = *step.addresses(), *carry, *own
     return *rows.key_of(rollout, rounds, steps), *places, *numbers, step.numbers(), learner.max_grad_norm
 
@@ -132,8 +136,8 @@ class Plan:
         return None if acted is None else Rounds(self.learner, acted)
 
     @torch.no_grad()
-    def run(self, rounds: int) -> tuple[Experience, Metrics, Experience] | None:
-        """Make the next rounds.
+    def run(self, rounds: int, step: int) -> tuple[Experience, Metrics, Experience] | None:
+        """Make the next rounds, the first of which begins at environment step `step`.
 
         Returns:
             The last chunk, scalars [K] of all rounds, and an experience of all steps, valid until the next rounds; None
@@ -149,6 +153,7 @@ class Plan:
         made = self.kept.get_or_build(key, lambda: self._build(rounds))
         if made is None:
             return None
+        made.step_count.fill_(step)
         done = made.run()
         learner.steps += len(made.update.numbers)
         torch.autograd.graph.increment_version(learner.parameters)
@@ -211,7 +216,7 @@ class Planned:
         if self.plan is None or not ready(self.plan.rollout, self.plan.learner):
             return None
         rounds, self.plan.steps = self.rounds(trainer), trainer.chunk.steps
-        made = self.plan.run(rounds)
+        made = self.plan.run(rounds, trainer.step)
         if made is None:
             return None
         last, metrics, all_ = made
@@ -234,6 +239,9 @@ class Rounds:
         self.rounds, self.steps, self.B, self.dtype = acted.rounds, acted.steps, acted.B, acted.dtype
         self.log_prob = self.empty(self.rounds * self.steps, self.B)
         self.gradients = FlatGradients(learner.named)
+        #: environment steps when a round begins, and the weight of the entropy in it, for hooks of strategies
+        self.step_count = torch.zeros((), dtype=torch.int64)
+        self.entropy_weight = torch.zeros((), dtype=torch.float64)
         self.update = UPDATES[type(learner.objective)](self)
         self.segments = [Segment([*acted.pack, *self.update.pack]), *acted.segments, *self.update.segments]
 
@@ -259,6 +267,16 @@ class Rounds:
         """The optimiser's step on all parameters, unless a number that is watched is not finite."""
         grads = [self.gradients.named[name] for name in self.learner.named]
         return Stepping(self.learner.optimizer, self.learner.parameters).call(grads, watched)
+
+    def strategy_calls(self, loss: Each, watched: Each) -> HookCalls:
+        """What strategies do in an update whose loss, and loss and norm of the gradient, are these numbers."""
+        parameters = {name: parameter.detach() for name, parameter in self.learner.named.items()}
+        told = Update(parameters, self.gradients.named, loss, watched, self.entropy_weight, self.step_count)
+        found = hook_calls(self.learner.strategies, told)
+        if "before_loss" in found:
+            weight = self.learner.objective.entropy_weight  # type: ignore[attr-defined]
+            found["before_loss"].insert(0, hooks.set_call(self.gradients.flat, weight, self.entropy_weight))
+        return found
 
     def experience(self, first: int, steps: int) -> Experience:
         """Steps of all rounds as they were acted."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.runtime import backward
-from lifelong.kernels import acting, adam
+from lifelong.agent.strategies.planned import HookCalls
+from lifelong.kernels import acting, adam, hooks
 from lifelong.kernels.actor_critic_loss.cpu import loss_call
 from lifelong.kernels.advantages.cpu import vtrace_call
 from lifelong.kernels.categorical.cpu import log_prob_backward_call, log_prob_call
@@ -40,6 +41,8 @@ class OneUpdate:
     )
     many: ClassVar[bool] = True
     guard: ClassVar[int] = 0
+    #: what strategies do in an update
+    hooks: HookCalls = {}
 
     def __init__(self, rows: Rounds) -> None:
         self.rows, K = rows, rows.rounds
@@ -50,7 +53,7 @@ class OneUpdate:
         self.read = Dense(*parts.read_out)
         learn = self._learn()  # adds to what has to be packed
         self.pack = [*self.cell.pack, *self.read.pack(forward=False)]
-        self.segments = [Segment(learn), Segment([rows.step(Each(self.numbers))])]
+        self.segments = [Segment(learn), Segment(self._end())]
 
     @staticmethod
     def refusal(learner: Learner, copies: int) -> str | None:
@@ -91,10 +94,13 @@ class OneUpdate:
         slopes = [rows.empty(M) for _ in range(3)]
         ended = each(made.terminated), each(made.truncated), each(rows.acted.final_value)
         numbers = Each(self.numbers[:, :1]), Each(self.numbers[:, 1:])
-        weights = objective.value_weight, objective.entropy_weight
+        self.hooks = rows.strategy_calls(numbers[0], Each(self.numbers))
+        changing = "before_loss" in self.hooks
+        weights = objective.value_weight, rows.entropy_weight if changing else objective.entropy_weight
         gammas = objective.gamma, objective.lam, objective.rho_bar, objective.c_bar, objective.advantage_lam
         calls: list[Call | Direct] = [
             clear(rows.gradients.flat),
+            *self.hooks.get("before_loss", []),
             log_prob_call(M, A, logits, action, log_prob, entropy, size),
             vtrace_call(T, B, gammas, zero, each(made.reward), value, bootstrap, *ended, target, advantage),
             loss_call(
@@ -104,8 +110,17 @@ class OneUpdate:
                 (numbers[0], Each(self.statistics), error, *slopes),
             ),
             *self._back(logits, action, entropy, size, slopes),
+            *self.hooks.get("extra_loss", []),
+            *self.hooks.get("transform_gradients", []),
         ]
         return [*calls, adam.clip_call(rows.gradients.flat, rows.learner.max_grad_norm, numbers[1])]
+
+    def _end(self) -> list[Call | Direct]:
+        """The step and what comes after it."""
+        rows, after = self.rows, self.hooks
+        calls = [rows.step(Each(self.numbers)), *after.get("transform_update", []), *after.get("after_update", [])]
+        frames = rows.steps * rows.B
+        return [*calls, hooks.count_call(rows.gradients.flat, frames, rows.step_count)] if after else [*calls]
 
     def _back(
         self, logits: Each, action: Each, entropy: Tensor, size: Tensor, slopes: Sequence[Tensor]

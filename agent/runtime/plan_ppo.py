@@ -53,6 +53,7 @@ class Epochs:
         self.M = self.T * self.b
         self.numbers, self.statistics = rows.empty(updates, 2), rows.empty(updates, 7)
         self.advantage, self.target = rows.empty(self.T, self.B), rows.empty(self.T, self.B)
+        self.hooks = rows.strategy_calls(Each(self.numbers[:, :1]), Each(self.numbers))
         self.segments = [Segment(self._advantages()), Segment(self._update(), updates)]
 
     @staticmethod
@@ -97,7 +98,8 @@ class Epochs:
             log_prob_call(T * B, A, parts.policy_TBP, rows.acted.actions.drawn_TB, rows.log_prob, *scratch),
             gae_call(T, B, (objective.gamma, objective.lam), *inputs, self.advantage, self.target),
         ]
-        return [*calls, standardize(self.advantage)] if objective.normalize_advantage else calls
+        calls += [standardize(self.advantage)] if objective.normalize_advantage else []
+        return calls + self.hooks.get("before_loss", [])
 
     def _update(self) -> list[Call | Direct]:
         rows, parts, T, b, M = self.rows, self.rows.acted.parts, self.T, self.b, self.M
@@ -145,7 +147,8 @@ class Epochs:
         heads = acting.heads(said[None], task, masked.view(M, -1), None, (1, 1), NEGATIVE, logits[None], value[None])
         ones, total = torch.ones(M, dtype=rows.dtype), rows.empty(1).fill_(M)
         d_logits, d_read, dy = rows.empty(M, A), rows.empty(M, A + 1), rows.empty(M, policy.cell.output_size)
-        numbers = objective.clip, objective.value_weight, objective.entropy_weight
+        entropy_weight = rows.entropy_weight if "before_loss" in self.hooks else objective.entropy_weight
+        numbers = objective.clip, objective.value_weight, entropy_weight
         inputs = log_prob, entropy, value, known, advantage, target, ones, total
         outcome: tuple[Tensor | Each, ...] = (Each(self.numbers[:, :1]), Each(self.statistics), *slopes)
         loss: list[Call | Direct] = [
@@ -175,7 +178,12 @@ class Epochs:
             *back,
         ]
         norm = adam.clip_call(rows.gradients.flat, learner.max_grad_norm, Each(self.numbers[:, 1:]))
-        return [*everything, *[_kept(call, index) for call in back_cell], norm, rows.step(Each(self.numbers))]
+        before, after = (
+            [call for name in names for call in self.hooks.get(name, [])]
+            for names in (("extra_loss", "transform_gradients"), ("transform_update", "after_update"))
+        )
+        back_cell = [_kept(call, index) for call in back_cell]
+        return [*everything, *back_cell, *before, norm, rows.step(Each(self.numbers)), *after]
 
 
 def _kept(call: Call | Direct, index: Each) -> Call | Direct:

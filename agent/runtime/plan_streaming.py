@@ -33,6 +33,8 @@ class Traced(OneUpdate):
         """What keeps the objective from a plan: more copies, each of which has a gradient of its own."""
         if isinstance(learner.optimizer, StepSize) and type(learner.optimizer) is not ObGD:
             return f"the step size {type(learner.optimizer).__name__}"
+        if learner.hooked:
+            return "a strategy beside traces"
         return "traces of several copies" if copies > 1 else None
 
     @staticmethod

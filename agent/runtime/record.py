@@ -28,6 +28,7 @@ class Record:
         tasks: names of the tasks.
         device: where the sums are kept.
         restarts: of the environments; none if not given.
+        alike: whether returns of different tasks are on one scale, so that there is a mean of them.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class Record:
         tasks: list[str],
         device: torch.device,
         restarts: Restarts | None = None,
+        alike: bool = True,
     ) -> None:
         self.config, self.folder, self.versions, self.tasks = config, folder, versions, tasks
         self.restarts = restarts or Restarts()
+        self.alike = alike
         #: `agent.runtime.machine.identity`; set when the run is built
         self.identity: dict[str, Any] = {}
         self.sums: dict[str, Tensor] = {}
@@ -83,7 +86,7 @@ class Record:
         for name, s, n in zip(self.tasks, total, count, strict=True):
             if n:
                 scalars[f"return/{name}"] = s / n
-        if sum(count):
+        if self.alike and sum(count):
             scalars["continual/online_return"] = sum(total) / sum(count)
         if self.skipped:
             scalars["nonfinite/skipped_chunks"] = float(self.skipped)

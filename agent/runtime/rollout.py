@@ -140,7 +140,6 @@ class Rollout:
         self.policy = policy
         #: acts; another one than `policy` only while that is being changed elsewhere
         self.actor = policy
-        self.capturable = env.capturable
         self.generator = generator
         self.reset_memory_on = reset_memory_on
         self.deterministic = deterministic
@@ -149,6 +148,7 @@ class Rollout:
         #: kept programs, for whoever is done with steps when it asks for the next
         self.programs: Kept[Program] | None = None
         self.start()
+        self.capturable = env.capturable and not env.masks_vary
 
     def start(self, seed: int | None = None) -> None:
         """Start fresh episodes with an empty memory in every copy."""
@@ -221,7 +221,9 @@ class Rollout:
             action = distribution.mode(outputs.policy)
         else:
             action = distribution.act(outputs.policy, self.generator)
+        masks = {"action_mask": inputs.action_mask} if self.env.masks_vary else {}
         return {
+            **masks,
             "obs": inputs.obs,
             "previous_action": inputs.previous_action,
             "previous_reward": inputs.previous_reward,
@@ -341,7 +343,13 @@ class Rollout:
         policy has none."""
         env, policy, B = self.env, self.policy, self.env.num_envs
         read = torch.int64 if policy.encoder.counts else policy.critic.weight.dtype
-        if self.dense or self.reset_memory_on != "episode" or self.obs.dtype != read or not compiled(policy):
+        if (
+            self.dense
+            or env.masks_vary
+            or self.reset_memory_on != "episode"
+            or self.obs.dtype != read
+            or not compiled(policy)
+        ):
             return None
         made = self._program(steps)
         inputs, parts, env_steps = self.inputs(), made.parts, made.made

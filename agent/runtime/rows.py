@@ -36,6 +36,7 @@ def refusal(rollout: Any, kind: type[Rollout] = Rollout) -> str | None:
     if not isinstance(rollout, kind) or type(rollout) is not kind or rollout.dense:
         return "acting elsewhere"
     checks = {
+        "action masks that change": rollout.env.masks_vary,
         "policy.reset_memory_on": rollout.reset_memory_on != "episode",
         "the policy's encoder or cell": not compiled(rollout.policy),
         "parameters that lie apart": not all(p.is_contiguous() for p in rollout.policy.parameters()),

@@ -131,8 +131,9 @@ def train(
     record = trainer.record
     first = trainer.workers.rank == 0
     with closing(open_log(record.folder, sizes) if first else NoLog()) as log:
-        if not sizes:  # else these are in the log already
-            log.text("config", "```yaml\n" + configs.to_yaml(record.config) + "```")
+        names = [task.name for task in trainer.stream.tasks]
+        log.show(configs.to_dict(record.config), names, lambda: [s.start for s in trainer.stream.segments])
+        if not sizes:  # else it is in the log already
             log.text("gradients", gradient_report(trainer))
         made = changes.read(record.folder)
         if any(change["step"] == trainer.step for change in made):
@@ -142,7 +143,7 @@ def train(
                 log.mark("changes", count, trainer.step)
         log.tensor(trainer.evaluations)
         finished = trainer.train(log, progress, asked)
-        log.tensor(trainer.evaluations)
+        log.end(trainer.evaluations)
     unwritten = progress.start < trainer.step or not is_whole(record.folder)
     if finished and first and unwritten:
         write_json(record.folder / FILE, summary(trainer, progress.rate(trainer.step)))

@@ -20,7 +20,7 @@ from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
-from lifelong.agent.runtime.metrics import Evaluations, average_performance
+from lifelong.agent.runtime.metrics import Evaluations, over_tasks
 from lifelong.agent.runtime.plan import Planned
 from lifelong.agent.runtime.plasticity import plasticity
 from lifelong.agent.runtime.record import Record
@@ -250,7 +250,7 @@ class Trainer:
         self.evaluations.training_end = self.stream.look(self.step, self.evaluations.performance_at(-1).tolist())
         self.owed = False
         scalars = {f"evaluation/{name}": value for name, value in self.performance().items()}
-        scalars["continual/average_performance"] = average_performance(self.evaluations)
+        scalars |= over_tasks(self.evaluations)
         if experience is not None:
             scalars |= plasticity(self.rollout.policy, experience.chunk)
         log.scalars(self.step, scalars)

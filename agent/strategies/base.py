@@ -27,6 +27,7 @@ from lifelong.agent.objectives.base import Objective
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Outputs, Policy
 from lifelong.agent.runtime.rollout import Experience
+from lifelong.agent.strategies.planned import HookCalls, Update
 from lifelong.replay.chunk import Chunk
 
 #: yields n experiences of fresh whole episodes of the current policy, without touching training: at a boundary on the
@@ -150,6 +151,15 @@ class Strategy:
 
     def idle(self) -> tuple[str, ...]:
         """Names of hooks that it has and that do nothing with its options; a run without hooks is faster."""
+        return ()
+
+    def calls(self, update: Update) -> HookCalls:
+        """What its hooks of an update do, as compiled calls (see `agent.strategies.planned`); a run whose strategies
+        have them all is planned."""
+        return {}
+
+    def made_for(self) -> tuple[int | float, ...]:
+        """Numbers and addresses that `calls` are made for, and made again if they change."""
         return ()
 
     def on_reset(self, ctx: Context, entries: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,9 @@ from lifelong.agent.growth import grown
 from lifelong.agent.policy import Outputs, Policy
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Source, Strategy
+from lifelong.agent.strategies.planned import HookCalls, Update
 from lifelong.envs.options import Count, Share, Steps, Weight
+from lifelong.kernels import hooks
 from lifelong.replay.chunk import Chunk
 
 #: what a new importance is divided by: the mean of every tensor, the mean over all parameters, nothing
@@ -55,6 +57,9 @@ class Consolidating(Strategy):
     def on_task_end(self, ctx: Context, source: Source) -> None:
         if not self.every:
             self.consolidate(ctx, source)
+
+    def idle(self) -> tuple[str, ...]:
+        return () if self.every else ("on_clock",)
 
     def on_clock(self, ctx: Context, source: Source) -> None:
         if self.every and ctx.step - self.last_clock >= self.every:
@@ -118,6 +123,21 @@ class QuadraticPenalty(Strategy):
         penalty = 0.5 * self.strength * torch.stack(terms).sum()
         self.penalty = penalty.detach()
         return penalty
+
+    def held(self) -> hooks.Penalty:
+        """The penalty as compiled calls take it, over the parameters `importance` names."""
+        return hooks.Penalty(self.strength, list(self.importance.values()), [self.anchor[n] for n in self.importance])
+
+    def calls(self, update: Update) -> HookCalls:
+        if not self.importance:
+            return {}
+        params, grads = ([each[name] for name in self.importance] for each in update[:2])
+        self.penalty = params[0].new_zeros(()) if self.penalty is None else self.penalty
+        return {"extra_loss": [hooks.penalty_call(self.held(), params, grads, self.penalty, update.loss)]}
+
+    def made_for(self) -> tuple[int | float, ...]:
+        tensors = *self.importance.values(), *self.anchor.values(), *([] if self.penalty is None else [self.penalty])
+        return self.strength, *[tensor.data_ptr() for tensor in tensors]
 
     def report(self) -> dict[str, float]:
         return {} if self.penalty is None else {"penalty": float(self.penalty)}

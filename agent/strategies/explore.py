@@ -14,7 +14,9 @@ from torch import Tensor
 
 from lifelong.agent.policy import Outputs
 from lifelong.agent.strategies.base import Context, Strategy
+from lifelong.agent.strategies.planned import HookCalls, Update
 from lifelong.envs.options import Steps, Weight
+from lifelong.kernels import hooks
 from lifelong.replay.chunk import Chunk
 
 
@@ -39,30 +41,43 @@ class Explore(Strategy):
         self.weight, self.steps, self.every = weight, steps, every
         self.needs_boundaries = every == 0
         self.begun: int | None = None  # step of the last boundary
-        self.now = 0.0
+        #: w in the last chunk
+        self.now = torch.zeros((), dtype=torch.float64)
 
     def on_task_start(self, ctx: Context) -> None:
         if not self.every and ctx.segment > 0:
             self.begun = ctx.step
 
     def extra_loss(self, ctx: Context, chunk: Chunk, outputs: Outputs, live: int) -> Tensor | None:
-        self.now = self.weight_at(ctx.step)
-        if not self.now:
+        now = self.weight_at(ctx.step)
+        self.now.fill_(now)
+        if not now:
             return None
         _, entropy_TB = ctx.policy.distribution.log_prob_and_entropy(outputs.policy, chunk.action)
         entropy_TB = entropy_TB * (torch.arange(chunk.copies, device=entropy_TB.device) < live)
-        return -self.now * ctx.objective.mean(chunk)(entropy_TB)
+        return -now * ctx.objective.mean(chunk)(entropy_TB)
 
     def weight_at(self, step: int) -> float:
         """w at an environment step."""
         begun = self.begun if not self.every else step // self.every * self.every or None
         return 0.0 if begun is None else self.weight * max(0.0, 1.0 - (step - begun) / self.steps)
 
+    def calls(self, update: Update) -> HookCalls:
+        if self.begun is None and not self.every:
+            return {}
+        numbers = self.weight, self.begun or 0, self.steps, self.every
+        sample = update.gradients["critic.weight"]
+        return {"before_loss": [hooks.ramp_call(sample, numbers, update.step, self.now, update.entropy_weight)]}
+
+    def made_for(self) -> tuple[int | float, ...]:
+        return (-1 if self.begun is None else self.begun,)
+
     def report(self) -> dict[str, float]:
-        return {"weight": self.now}
+        return {"weight": float(self.now)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"begun": self.begun, "now": self.now}
+        return {"begun": self.begun, "now": float(self.now)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.begun, self.now = saved["begun"], saved["now"]
+        self.begun = saved["begun"]
+        self.now.fill_(saved["now"])

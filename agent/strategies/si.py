@@ -14,7 +14,9 @@ from torch import Tensor
 from lifelong.agent.growth import grown
 from lifelong.agent.strategies.base import Context, Source
 from lifelong.agent.strategies.consolidation import ImportancePenalty, Normalize, Tasks
+from lifelong.agent.strategies.planned import HookCalls, Update
 from lifelong.envs.options import Range, Share, Steps, Weight
+from lifelong.kernels import hooks
 
 
 class SI(ImportancePenalty):
@@ -86,6 +88,21 @@ class SI(ImportancePenalty):
         for name in entries.keys() & self.start.keys():
             self.omega[name].masked_fill_(entries[name], 0.0)
             self.start[name] = torch.where(entries[name], self.parameters[name].detach(), self.start[name])
+
+    def calls(self, update: Update) -> HookCalls:
+        self.start = self.start or self.now()
+        params, grads = ([each[name] for name in self.parameters] for each in update[:2])
+        slopes, before = ([torch.empty_like(p) for p in params] for _ in range(2))
+        omegas = [self.omega[name] for name in self.parameters]
+        held = self.held() if self.importance else None
+        return {
+            **super().calls(update),
+            "transform_gradients": [hooks.path_begin_call(held, params, grads, slopes, before)],
+            "transform_update": [hooks.path_end_call(params, slopes, before, omegas, update.watched)],
+        }
+
+    def made_for(self) -> tuple[int | float, ...]:
+        return *super().made_for(), *[omega.data_ptr() for omega in self.omega.values()]
 
     @torch.no_grad()
     def consolidate(self, ctx: Context, source: Source) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lifelong.agent.growth import grown
 from lifelong.agent.strategies.base import Context, Strategy
+from lifelong.agent.strategies.planned import HookCalls, Update
+from lifelong.kernels import hooks
 
 #: discount factors of the tuners; their outputs are added up
 BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
@@ -40,10 +42,11 @@ class Trac(Strategy):
         s_j = eps / erfi(1 / sqrt 2) * erfi(sigma_j / (sqrt(2 v_j) + eps))
 
     S begins at 1e-7, grows while the gradients go on agreeing with the way taken, and falls towards 0, which is back to
-    the start, when a new task makes them disagree. g is the clipped gradient, and so the step of the optimiser that
-    went before is part of D. Moves by others (a reset, clipping) stay as they are; what they re-initialise begins a new
-    D. All parameters go together, those that set how long a unit remembers too: S is one number, and where they return
-    to are the time constants of the start. Memory and carry stay, as after any step of the optimiser.
+    the start, when a new task makes them disagree. g is the gradient before it is clipped: clipped ones are as long
+    where the loss explodes as elsewhere, and S would go on growing. The step of the optimiser that went before is part
+    of D. Moves by others (a reset, clipping) stay as they are; what they re-initialise begins a new D. All parameters
+    go together, those that set how long a unit remembers too: S is one number, and where they return to are the time
+    constants of the start. Memory and carry stay, as after any step of the optimiser.
     """
 
     data_parallel: ClassVar[str] = "equal"
@@ -56,14 +59,13 @@ class Trac(Strategy):
         self.unit = EPSILON / erfi(torch.tensor(0.5, dtype=torch.float64).sqrt()).to(ctx.device)
 
     @torch.no_grad()
+    def transform_gradients(self, ctx: Context, gradients: Mapping[str, Tensor]) -> None:
+        self.along = torch.stack([(g.double() * self.path[name]).sum() for name, g in gradients.items()]).sum()
+
+    @torch.no_grad()
     def transform_update(self, ctx: Context, deltas: Mapping[str, Tensor]) -> None:
-        products = [
-            (parameter.grad.double() * self.path[name]).sum()
-            for name, parameter in ctx.policy.named_parameters()
-            if parameter.grad is not None
-        ]
-        before = self.scale
-        self.scale = self.tune(torch.stack(products).sum())
+        before = self.scale.clone()
+        self.scale.copy_(self.tune(self.along))
         for name, delta in deltas.items():
             gone = before.to(delta.dtype) * self.path[name]
             self.path[name] += delta
@@ -75,6 +77,19 @@ class Trac(Strategy):
         self.sigma.mul_(self.betas).sub_(h)
         x = self.sigma / ((2 * self.variance).sqrt() + EPSILON)
         return (self.unit * erfi(x.clamp(-LARGEST, LARGEST))).sum().clamp(min=0.0)
+
+    def calls(self, update: Update) -> HookCalls:
+        params, grads = ([each[name] for name in self.path] for each in update[:2])
+        paths, before = list(self.path.values()), [torch.empty_like(p) for p in params]
+        tuners = hooks.Tuners(EPSILON, float(self.unit), LARGEST, self.betas, self.variance, self.sigma, self.scale)
+        along = torch.zeros((), dtype=torch.float64)
+        return {
+            "transform_gradients": [hooks.trac_begin_call(params, grads, paths, before, along)],
+            "transform_update": [hooks.trac_end_call(tuners, params, paths, before, along, update.watched)],
+        }
+
+    def made_for(self) -> tuple[int | float, ...]:
+        return tuple(tensor.data_ptr() for tensor in (self.variance, self.sigma, self.scale, *self.path.values()))
 
     def on_reset(self, ctx: Context, entries: Mapping[str, Tensor]) -> None:
         for name, mask in entries.items():

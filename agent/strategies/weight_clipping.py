@@ -8,7 +8,9 @@ import torch
 
 from lifelong.agent.strategies.base import Context, Strategy
 from lifelong.agent.strategies.initial import initial_bounds, weights_of
+from lifelong.agent.strategies.planned import HookCalls, Update
 from lifelong.envs.options import Range
+from lifelong.kernels import hooks
 
 
 class WeightClipping(Strategy):
@@ -38,6 +40,10 @@ class WeightClipping(Strategy):
     def after_update(self, ctx: Context) -> None:
         for parameter, bound in self.parameters:
             parameter.clamp_(-bound, bound)
+
+    def calls(self, update: Update) -> HookCalls:
+        params, bounds = zip(*self.parameters, strict=True)
+        return {"after_update": [hooks.bound_call([p.detach() for p in params], bounds, update.watched)]}
 
     def report(self) -> dict[str, float]:
         """Share of the weights that lie on their bound."""

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
-from gymnasium.spaces.utils import flatdim, flatten, flatten_space
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Text
 from gymnasium.vector.utils import batch_space, iterate
 from torch import Tensor
 
+from lifelong.envs.adapters.flat import flat, flat_box, text, text_counts
 from lifelong.envs.base import BatchedEnv, Param, select
 from lifelong.envs.errors import EnvError
-from lifelong.envs.spaces import byte_scale, float_box
+from lifelong.envs.spaces import float_box
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Transition:
 
 
 class SpaceEncoder:
-    """Turns observations of any flattenable Gymnasium space into tensors.
+    """Turns observations of any Gymnasium space of a fixed size into tensors.
 
-    uint8 arrays stay as they are, other arrays become float32 of the same shape, and everything else (Discrete, Dict,
-    Tuple, ...) is flattened to a float32 vector by `gymnasium.spaces.utils.flatten`, bytes in it scaled to [0, 1].
+    uint8 arrays stay as they are, other arrays become float32 of the same shape, a Text becomes the categories of its
+    characters, and everything else (Discrete, Dict, Tuple, ...) one float32 vector (see `flat`).
 
     Raises:
-        EnvError: the space has no fixed flat size (Sequence, Graph).
+        EnvError: the space has no fixed flat size (Sequence, Graph), or texts are too long.
     """
 
     space: Box | MultiDiscrete
@@ -55,23 +55,20 @@ class SpaceEncoder:
             raise EnvError(f"the observation space is a {type(space).__name__}, not a gymnasium.Space")
         self.source = space
         self.is_array = isinstance(space, Box)
-        flat = space if self.is_array else flatten_space(space) if space.is_np_flattenable else None
-        if not isinstance(flat, Box):
-            raise EnvError(f"observations of {space} have no fixed size, so they cannot be made one tensor")
-        self.scale: np.ndarray | None = None if self.is_array else _scales(space)  # of the flat vector
-        if self.is_array and flat.dtype == np.uint8:
-            self.space = flat
-        elif self.scale is not None and (self.scale != 1).any():
-            plain = float_box(flat)
-            self.space = Box(plain.low * self.scale, plain.high * self.scale, dtype=np.float32)
+        if isinstance(space, Box):
+            self.space = space if space.dtype == np.uint8 else float_box(space)
+        elif isinstance(space, Text):
+            self.space = MultiDiscrete(text_counts(space))
         else:
-            self.scale, self.space = None, float_box(flat)
+            self.space = flat_box(space)
 
     def items(self, items: list[Any]) -> Tensor:
         """A list of n single observations as one tensor [n, ...]."""
-        rows = items if self.is_array else [flatten(self.source, item) for item in items]
-        array = np.stack([np.asarray(row) for row in rows])
-        return self._tensor(array if self.scale is None else array * self.scale)
+        if isinstance(self.source, Text):
+            rows = [text(self.source, item) for item in items]
+        else:
+            rows = items if self.is_array else [flat(self.source, item) for item in items]
+        return self._tensor(np.stack([np.asarray(row) for row in rows]))
 
     def batch(self, batch: Any, count: int) -> Tensor:
         """A batched observation of `count` copies as one tensor [count, ...]."""
@@ -82,15 +79,6 @@ class SpaceEncoder:
     def _tensor(self, array: np.ndarray) -> Tensor:
         # A copy: wrapped environments may write into their buffers at the next step.
         return torch.from_numpy(np.array(array, dtype=self.space.dtype))
-
-
-def _scales(space: gymnasium.Space[Any]) -> np.ndarray:
-    """What every entry of the flat vector is multiplied with: bytes are divided by the largest of their space."""
-    if isinstance(space, (Dict, Tuple)):
-        parts = space.spaces.values() if isinstance(space, Dict) else space.spaces
-        return np.concatenate([np.zeros(0, np.float32), *map(_scales, parts)])
-    largest = byte_scale(space) if isinstance(space, Box) and space.dtype == np.uint8 else 1.0
-    return np.full(flatdim(space), 1 / largest, np.float32)
 
 
 class ExternalEnv(BatchedEnv):

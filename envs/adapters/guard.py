@@ -17,11 +17,16 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
+from lifelong.envs.adapters.flat import choices
 from lifelong.envs.border import blame
 from lifelong.envs.errors import EnvError, LifelongError
 
 #: the key of info that says what was raised
 LOST = "lifelong_lost"
+#: the key of info that says which actions there are now, bool [A], by whatever convention the environment says it
+MASK = "lifelong_mask"
+#: keys of info by which environments say it (PettingZoo and RLlib, sb3-contrib, SMAC)
+MASKS = ("action_mask", "action_masks", "avail_actions")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,9 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
     After an error the step is truncated with reward 0, and the last good observation is the final one. A new
     environment takes its seed from the last one that was given and from how many there have been.
 
+    Which actions there are, the environment may say by a key of info (`MASKS`), by the part `action_mask` of a Dict
+    observation, or by a method `action_masks()`; the guard says it under `MASK`.
+
     Args:
         env: the environment.
         make: makes another one like it.
@@ -64,6 +72,9 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.space = env.observation_space
         self.plain = (self.space.dtype, self.space.shape) if isinstance(self.space, Box) else None
         self.newest: Any = None  # observation, if there may be restarts
+        counts = flat_choices(env.action_space)
+        self.choices = 0 if counts is None else int(counts.sum())
+        self.asked = bool(self.choices) and env.has_wrapper_attr("action_masks")
         self.broken, self.made, self.seed = False, 1, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -76,6 +87,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
                     seed = self._renew()
                 obs, info = self.env.reset(seed=seed, options=options)
                 self._check_observation(obs)
+                info = self._with_mask(obs, info)
             except (Exception, SystemExit) as error:
                 lost.append(self._lost(error, "reset"))
             else:
@@ -91,10 +103,23 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             reward = float(_one("the reward", reward, "biuf"))
             terminated = bool(_one("terminated", terminated, "biu"))
             truncated = bool(_one("truncated", truncated, "biu"))
+            if not (terminated or truncated):  # who is at the end does not act
+                info = self._with_mask(obs, info)
         except (Exception, SystemExit) as error:
             return self._last(), 0.0, False, True, {LOST: [self._lost(error, "step")]}
         self._keep(obs)
         return obs, reward, terminated, truncated, info
+
+    def _with_mask(self, obs: Any, info: dict[str, Any]) -> dict[str, Any]:
+        """`info`, with what the environment says of its actions."""
+        if not self.choices:
+            return info
+        said = next((info[key] for key in MASKS if info.get(key) is not None), None)
+        if said is None and isinstance(obs, dict):
+            said = obs.get("action_mask")
+        if said is None and self.asked:
+            said = self.env.get_wrapper_attr("action_masks")()
+        return info if said is None else {**info, MASK: mask_of(said, self.choices)}
 
     def _renew(self) -> int:
         """Make a new environment; its seed."""
@@ -151,6 +176,26 @@ class Guards:
         for guard in self.made:
             with contextlib.suppress(Exception, SystemExit):  # what is told is why another one could not be made
                 guard.close()
+
+
+def flat_choices(space: gymnasium.Space[Any]) -> np.ndarray | None:
+    """How many choices the numbers of an action have, if it is one whose choices can be masked; else None."""
+    return choices(space) if isinstance(space, (Discrete, MultiDiscrete)) else None
+
+
+def mask_of(said: Any, choices: int) -> np.ndarray:
+    """What an environment says of its actions as bool [A]: one flag a choice, those of a MultiDiscrete side by side.
+
+    Raises:
+        EnvError: another shape, or no action that is left.
+    """
+    parts = [np.asarray(part) for part in said] if isinstance(said, (tuple, list)) else [np.asarray(said)]
+    mask = np.concatenate([part.reshape(-1) for part in parts])
+    if mask.dtype.kind not in "biuf" or mask.size != choices:
+        raise EnvError(f"the action mask is {_brief(np.asarray(mask))}; it must have {choices} flags, one an action")
+    if not mask.any():
+        raise EnvError("the action mask leaves no action; at least one must be allowed")
+    return mask.astype(bool)
 
 
 def _one(name: str, value: Any, kinds: str) -> Any:

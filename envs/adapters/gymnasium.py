@@ -22,7 +22,8 @@ from gymnasium.vector.async_vector_env import _async_worker
 from torch import Tensor
 
 from lifelong.envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
-from lifelong.envs.adapters.guard import Guards, lost_in
+from lifelong.envs.adapters.flat import ActionDecoder
+from lifelong.envs.adapters.guard import MASK, MASKS, Guards, flat_choices, lost_in, mask_of
 from lifelong.envs.base import select
 from lifelong.envs.border import Restarts, blame
 from lifelong.envs.errors import EnvError, EnvStepError, unknown_name
@@ -35,6 +36,8 @@ AUTORESETS = {
     "next_step": AutoresetMode.NEXT_STEP,
     "disabled": AutoresetMode.DISABLED,
 }
+#: wrappers in `gymnasium.wrappers` whose observations are those of other libraries
+_OTHER_LIBRARIES = ("ArrayConversion", "JaxToNumpy", "JaxToTorch", "NumpyToTorch")
 #: seconds that an asynchronous copy has to end the step it is in, when it is closed
 CLOSE_TIMEOUT = 1.0
 
@@ -48,8 +51,10 @@ class GymnasiumEnv(ExternalEnv):
     - NEXT_STEP cannot be undone for every vector environment, so dead transitions are marked: see `ExternalEnv.step`.
       Use it only for a given `env` that has no other mode.
 
-    Observations: images (uint8 arrays of two or more dimensions) stay uint8, other arrays become float32, and Discrete,
-    Dict and Tuple observations are flattened to a float32 vector. Actions: Discrete, MultiDiscrete, MultiBinary or Box.
+    Observations: images (uint8 arrays of two or more dimensions) stay uint8, other arrays become float32, Text becomes
+    categories, and Discrete, Dict and Tuple observations are flattened to a float32 vector. Actions: Discrete,
+    MultiDiscrete, MultiBinary, Box, and Tuple or Dict of these, as one vector (see `ActionDecoder`). Masks of the
+    actions are taken as the environment says them (see `Guard`).
 
     Args:
         num_envs: number of copies B; None: as many as `env` has, or 1.
@@ -59,8 +64,8 @@ class GymnasiumEnv(ExternalEnv):
         vectorization: "sync", "async" (one process a copy) or "vector_entry_point" (the environment's own vector form,
             which has its own autoreset mode).
         autoreset: "same_step", "disabled" or "next_step", for "sync" and "async".
-        wrappers: of every copy, from the inside: names of `WRAPPERS` or `module:Class`, or mappings with such a `kind`
-            and options; for "sync" and "async".
+        wrappers: of every copy, from the inside: names of `WRAPPERS` or in `gymnasium.wrappers`, or `module:Class`, or
+            mappings with such a `kind` and options; for "sync" and "async".
         score: (return of a useless policy, return of a solved task), `SCORE` of this instance; (0, 1) if not given.
         restarts: how often copies of an environment made by `id` that raised may be made anew, with "sync" and "async"
             (see `Guard`); none if not given.
@@ -108,6 +113,7 @@ class GymnasiumEnv(ExternalEnv):
         self.every_step_counts = mode != AutoresetMode.NEXT_STEP
         try:
             self.encoder = SpaceEncoder(env.single_observation_space)
+            self.decoder = ActionDecoder(env.single_action_space)
             super().__init__(env.num_envs, score=score, **options)
         except BaseException:
             self.close_extras()
@@ -116,8 +122,8 @@ class GymnasiumEnv(ExternalEnv):
             self.metadata["autoreset_mode"] = mode
 
     def spaces(self) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
-        """The encoded observation space and the wrapped action space."""
-        return self.encoder.space, self.env.single_action_space
+        """The encoded observation space, and the action space with parts as one vector."""
+        return self.encoder.space, self.decoder.space
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the wrapped environment; no process of it is left, whatever its code does."""
@@ -144,6 +150,7 @@ class GymnasiumEnv(ExternalEnv):
                 obs, info = self.env.reset(options={"reset_mask": mask})
             self._ended = self._ended & ~mask
         self._count(info)
+        self._allow(info, np.ones(self.num_envs, bool) if mask is None else mask)
         return self.encoder.batch(obs, self.num_envs)
 
     @contextmanager
@@ -165,10 +172,26 @@ class GymnasiumEnv(ExternalEnv):
             if not self.restarts.allow(self.label, index, lost.problem):
                 raise EnvStepError(lost.problem) from lost.error
 
+    def _allow(self, info: Mapping[str, Any], new: np.ndarray) -> None:
+        """Take what the copies in `new` say of their actions; of those that say nothing all are allowed."""
+        key = next((key for key in (MASK, *MASKS) if info.get(key) is not None), None)
+        counts = flat_choices(self.single_action_space)
+        if counts is None or (key is None and self.action_mask_BA is None):
+            return
+        if self.action_mask_BA is None:
+            if self.state is not None:
+                raise EnvStepError(f"info has {key}, and that of the first reset had no action mask; give it always")
+            self.action_mask_BA = torch.ones(self.num_envs, int(counts.sum()), dtype=torch.bool, device=self.device)
+        allowed = self.action_mask_BA.cpu().numpy() | new[:, None]
+        for b in np.flatnonzero(info.get(f"_{key}", ()) if key else ()).tolist():
+            allowed[b] = mask_of(info[str(key)][b], allowed.shape[1])
+        self.action_mask_BA = torch.from_numpy(allowed).to(self.device)
+
     def _step(self, action: np.ndarray) -> Transition:
         with self._answered():
-            raw_obs, reward, terminated, truncated, info = self.env.step(action)
+            raw_obs, reward, terminated, truncated, info = self.env.step(self.decoder(action))
         self._count(info)
+        self._allow(info, np.ones(self.num_envs, bool))
         reward, terminated, truncated = np.asarray(reward), np.asarray(terminated), np.asarray(truncated)
         obs = self.encoder.batch(raw_obs, self.num_envs)
         done = terminated | truncated
@@ -233,21 +256,34 @@ def wrapped(env: gymnasium.Env[Any, Any], wrappers: Sequence[str | Mapping[str, 
 
     Args:
         env: the environment.
-        wrappers: names of `WRAPPERS` or `module:Class`, or mappings with such a `kind` and options.
+        wrappers: names of `WRAPPERS` or of classes in `gymnasium.wrappers`, or `module:Class`; or mappings with such a
+            `kind` and options.
 
     Raises:
         EnvError: an unknown wrapper, or options that it does not take.
     """
+    known = known_wrappers()
     for spec in wrappers:
         options = {"kind": spec} if isinstance(spec, str) else dict(spec)
         kind = options.pop("kind", None)
-        if not isinstance(kind, str) or (kind not in WRAPPERS and ":" not in kind):
-            raise EnvError(unknown_name("wrapper", str(kind), WRAPPERS))
+        if not isinstance(kind, str) or (kind not in known and ":" not in kind):
+            raise EnvError(unknown_name("wrapper", str(kind), known))
+        wrapper = import_part("wrapper", kind, known)
+        if not (isinstance(wrapper, type) and issubclass(wrapper, gymnasium.Wrapper)):
+            raise EnvError(
+                f"wrapper {kind} is no subclass of gymnasium.Wrapper, as wrappers of Gymnasium environments are"
+            )
         try:
-            env = import_part("wrapper", kind, WRAPPERS)(env, **options)
+            env = wrapper(env, **options)
         except TypeError as error:
             raise EnvError(f"wrapper {kind}: {error}") from error
     return env
+
+
+def known_wrappers() -> dict[str, str]:
+    """`WRAPPERS` and the classes in `gymnasium.wrappers`: name -> "module:Class"."""
+    theirs = [name for name in gymnasium.wrappers.__all__ if name not in ("vector", *_OTHER_LIBRARIES)]
+    return {**WRAPPERS, **{name: f"gymnasium.wrappers:{name}" for name in theirs}}
 
 
 @contextmanager

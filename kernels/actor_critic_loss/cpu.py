@@ -32,10 +32,11 @@ def loss(
 
 def loss_call(
     count: int,
-    weights: tuple[float, float],
+    weights: tuple[float, float | Tensor],
     inputs: tuple[Tensor | Each, ...],
     outputs: tuple[Tensor | Each, ...],
 ) -> Direct:
-    """`loss` of `count` steps as a call for `kernels.loop`; the weights of value and entropy, then tensors in order."""
+    """`loss` of `count` steps as a call for `kernels.loop`; the weights of value and entropy (or a float64 scalar
+    that holds it), then tensors in order."""
     like = next(tensor for tensor in inputs if isinstance(tensor, Tensor))
     return Direct(_LOSS[like.dtype], (count, *weights, *inputs, *outputs))

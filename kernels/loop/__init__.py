@@ -25,9 +25,10 @@ class Each(NamedTuple):
 
 
 class Held(NamedTuple):
-    """An argument that is an array of ctypes."""
+    """An argument that is an array of ctypes, and what its addresses need to be there."""
 
     array: ctypes.Array[Any]
+    kept: object = None
 
 
 class Call(NamedTuple):

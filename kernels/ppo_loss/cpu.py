@@ -40,9 +40,9 @@ def loss(
 
 def loss_call(
     count: int,
-    numbers: tuple[float, float, float],
+    numbers: tuple[float, float, float | torch.Tensor],
     inputs: tuple[torch.Tensor, ...],
     outputs: tuple[torch.Tensor | Each, ...],
 ) -> Direct:
-    """`loss` as a call for `kernels.loop`; `numbers` are clip, value weight, entropy weight, tensors in its order."""
+    """`loss` as a call for `kernels.loop`; `numbers`: clip, weights of value and entropy (or what holds it)."""
     return Direct(_LOSS[inputs[0].dtype], (count, *numbers, *inputs, *outputs))

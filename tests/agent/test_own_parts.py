@@ -164,3 +164,10 @@ def test_no_question_is_asked_for_a_run_of_registered_parts(tmp_path: Path, caps
     shutil.rmtree(tmp_path / "beside")
     assert main(["eval", str(tmp_path / "run")]) == 0
     assert "--trust" not in capsys.readouterr().err
+
+
+def test_wrappers_of_the_users_own_are_foreign_parts() -> None:
+    wrappers = [{"kind": "TimeLimit", "max_episode_steps": 9}, {"kind": "one:A"}, "two:B", "frame_stack"]
+    env = {"kind": "gymnasium", "id": "CartPole-v1", "wrappers": wrappers}
+    config = configs.check({"stream": {"tasks": [{"env": env}]}})
+    assert configs.foreign_parts(config) == ["one:A", "two:B"]

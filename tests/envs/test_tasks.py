@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from lifelong.envs.errors import EnvError
@@ -78,9 +80,43 @@ def test_different_spaces_are_refused_under_same_in_one_sentence_that_names_the_
         make([MIXED[1], MIXED[3], MIXED[2]], spaces="same")
 
 
+PICTURE = Box(0, 255, (6, 6, 3), np.uint8)
+
+
+class Picture(gymnasium.Env[Any, Any]):
+    """Shows noise."""
+
+    observation_space = PICTURE
+
+    def __init__(self, actions: int) -> None:
+        self.action_space = Discrete(actions)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+gymnasium.register("tests/Picture-v0", entry_point=Picture)
+
+
 def test_spaces_that_cannot_be_padded_are_refused() -> None:
-    with pytest.raises(EnvError, match="Pendulum has spaces"):
+    with pytest.raises(EnvError, match=r"env Pendulum\) has spaces"):
         make([MIXED[0], {"kind": "Pendulum"}])
+
+
+def test_images_of_one_shape_stay_bytes_and_tasks_with_fewer_actions_mask_the_rest() -> None:
+    image = {"kind": "gymnasium", "id": "tests/Picture-v0"}
+    env = make([{**image, "kwargs": {"actions": 3}}, {**image, "kwargs": {"actions": 5}}], 4)
+    assert env.single_observation_space == PICTURE and env.single_action_space == Discrete(5)
+    env.set_tasks(torch.tensor([0, 1, 0, 1]))
+    obs, _ = env.reset(seed=0)
+    assert obs.dtype == torch.uint8 and obs.shape == (4, 6, 6, 3)
+    assert env.action_mask_BA.sum(1).tolist() == [3, 5, 3, 5]
+    env.step(torch.tensor([2, 4, 1, 3]))
 
 
 @pytest.mark.parametrize(

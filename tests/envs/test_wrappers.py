@@ -177,3 +177,17 @@ def test_a_wrong_wrapper_is_one_sentence(spec: Any, sentence: str) -> None:
         GymnasiumEnv(1, id="CartPole-v1", wrappers=[spec])
     with pytest.raises(EnvError, match="wrappers are of single copies"):
         GymnasiumEnv(1, id="CartPole-v1", vectorization="vector_entry_point", wrappers=["realtime"])
+
+
+def test_wrappers_of_gymnasium_are_known_by_name() -> None:
+    limit, normal = {"kind": "TimeLimit", "max_episode_steps": 7}, "NormalizeObservation"
+    env = GymnasiumEnv(2, id="CartPole-v1", wrappers=[limit, normal])
+    env.reset(seed=0)
+    lengths = [int(env.step(np.array([t % 2] * 2))[4]["episode_length"][0]) for t in range(14)]
+    assert max(lengths) == 7
+    with pytest.raises(EnvError, match="did you mean 'TimeLimit'"):
+        GymnasiumEnv(1, id="CartPole-v1", wrappers=["TimeLimt"])
+    with pytest.raises(EnvError, match="max_episode_steps"):
+        GymnasiumEnv(1, id="CartPole-v1", wrappers=["TimeLimit"])
+    with pytest.raises(EnvError, match=r"no subclass of gymnasium\.Wrapper"):
+        GymnasiumEnv(1, id="CartPole-v1", wrappers=["json:JSONDecoder"])

@@ -35,6 +35,8 @@ CASES: dict[str, dict[str, Any]] = {
     "gru": {"policy": {"encoder": MLP, "cell": {"kind": "gru", "size": 6}}, "gradient": "bptt"},
     "lstm": {"policy": {"cell": {"kind": "lstm", "size": 6}, "previous_reward": True}, "gradient": "bptt"},
     "ppo": {"objective": {"kind": "ppo", "epochs": 3, "minibatches": 1}, "rollout": {"steps": 6}},
+    "strategies": {"strategy": ["trac", {"kind": "l2_init", "strength": 0.1}, "weight_clipping"]},
+    "explore": {"strategy": [{"kind": "explore", "every": 16, "steps": 9}]},
     "adamw": {"optimizer": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1}},
 }
 
@@ -85,7 +87,9 @@ def test_an_agent_lives_in_the_lane_as_outside_of_it(case: str, tmp_path: Path) 
     compare(tmp_path, 59, **CASES[case])
 
 
-@pytest.mark.parametrize("case", ["every step", "some steps", "previous", "lstm", "streaming", "ppo"])
+@pytest.mark.parametrize(
+    "case", ["every step", "some steps", "previous", "lstm", "strategies", "explore", "streaming", "ppo"]
+)
 def test_saved_at_any_step_it_goes_on_to_the_bit(case: str, tmp_path: Path) -> None:
     for steps in (*range(21, 30), 43):
         world = World(agent_for(**CASES[case]))

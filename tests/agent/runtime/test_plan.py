@@ -218,7 +218,8 @@ def test_a_run_that_is_stopped_and_resumed_is_that_of_one_piece(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"strategy": "ewc"}, "EWC"),
+        ({"strategy": "gpm"}, "GPM"),
+        ({"strategy": {"kind": "ewc", "every": 64}, "stream": {"boundaries": "hidden"}}, "EWC"),
         ({"strategy": "clear"}, "CLEAR"),
         ({"objective": "q_learning"}, "QLearning"),
         ({"objective": {"kind": "ppo", "minibatches": 3}}, "minibatches"),
@@ -249,7 +250,7 @@ def test_numbers_that_are_not_finite_end_the_program_before_its_step(case: str, 
     before = {name: value.clone() for name, value in made.learner.named.items()}
     assert made.planned.plan is not None
     with pytest.raises(NotFinite):
-        made.planned.plan.run(3 if case == "encoder" else 1)
+        made.planned.plan.run(3 if case == "encoder" else 1, made.step)
     for name, value in made.learner.named.items():
         assert torch.equal(value, before[name])
 

@@ -41,7 +41,8 @@ def learn(trac: Trac, optimizer: torch.optim.Optimizer, module: Four) -> dict[in
         c = torch.tensor([1.0, -2.0, 0.5, 3.0]) if step < 300 else torch.tensor([-1.0, 0.5, 1.5, -1.0])
         optimizer.zero_grad()
         (0.5 * a * (module.w - c) ** 2).sum().backward()
-        before = module.w.detach().clone()
+        before, gradients = module.w.detach().clone(), {"w": module.w.grad}
+        trac.transform_gradients(ctx, gradients)  # type: ignore[arg-type]
         optimizer.step()
         with torch.no_grad():
             deltas = {"w": module.w - before}
