@@ -88,7 +88,6 @@ class Lane:
         now = {name: getattr(rollout, name) for name in ("obs", "previous_action", "previous_reward", "is_init")}
         under_way = rollout.decided or {**now, "state": rollout.state_BS}
         made.begin([*rollout.records, under_way], decided=self.waiting)
-        made.rounds.step_count.fill_(self.trainer.step)
         made.returned[0] = float(rollout.return_B)
 
     @torch.no_grad()
@@ -119,15 +118,16 @@ class Lane:
         self.trainer.step += self.steps
 
     def _learn(self) -> None:
-        learner = self.trainer.learner
+        learner, rounds = self.trainer.learner, self.rows.rounds
+        update = rounds.update
+        rounds.step_count.fill_(self.trainer.step)
         finite = self.rows.learn()
-        update = self.rows.rounds.update
         learner.steps += len(update.numbers)
         torch.autograd.graph.increment_version(learner.parameters)
         if not finite:
             self.leave()
             self.rollout.records = []
-            learner.finite.before_learning(self.rows.rounds.experience(0, self.steps))
+            learner.finite.before_learning(rounds.experience(0, self.steps))
             raise NotFinite("loss" if not update.numbers[:, 0].isfinite().all() else "gradient")
 
     @torch.no_grad()
