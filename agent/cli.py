@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lifelong
-from lifelong.agent import adding, profile, reproduce
+from lifelong.agent import adding, profile, reproduce, scoring
 from lifelong.agent import config as configs
 from lifelong.agent.errors import (
     CheckpointError,
@@ -124,7 +124,7 @@ def parser() -> Parser:
     verify = commands.add_parser("verify", help="check that the ledger of a sweep holds")
     verify.add_argument("folder", metavar="SWEEP", type=Path, help="folder of a sweep, such as sweeps/strategies")
 
-    again, measured = reproduce.declare(commands), profile.declare(commands)
+    again, measured, scored = (part.declare(commands) for part in (reproduce, profile, scoring))
 
     bench = commands.add_parser("bench", help="run a benchmark of benchmarks/")
     bench.add_argument("name", metavar="NAME")
@@ -144,11 +144,11 @@ def parser() -> Parser:
             action="store_true",
             help="go on with other kernels, versions or another device than the run was trained with",
         )
-    for command in (run, resume, evaluate, show, sweep, measured):
+    for command in (run, resume, evaluate, show, sweep, measured, scored):
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
     for command in (run, resume, sweep, compare, again):
         command.add_argument("--quiet", action="store_true", help="no progress")
-    for command in (run, resume, evaluate, export, report, sweep, compare, again, measured):
+    for command in (run, resume, evaluate, export, report, sweep, compare, again, measured, scored):
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands.add_parser("schema", help="the JSON schema of configs, for editors")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
@@ -479,6 +479,7 @@ COMMANDS = {
     "reproduce": reproduce.command,
     "bench": _bench,
     "profile": profile.command,
+    "score": scoring.command,
     "list": _list,
     "show": _show,
     "schema": _schema,

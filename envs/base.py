@@ -154,11 +154,13 @@ class BatchedEnv(VectorEnv):
     capturable: ClassVar[bool] = True
     #: False if fresh episodes can be started in all copies only
     resets_some: bool = True
+    #: False if nobody said what a useless and a solved policy get: `SCORE` is (0, 1) then, and performance the return
+    scored: bool = True
     #: True if a copy that raised can be made anew; the class then takes `restarts` and `label`
     restartable: bool = False
     #: resets and steps, from the first on, in which what a subclass returns is looked at
     WATCHED: ClassVar[int] = 8
-    #: False: a step does something beside what it returns (counts, writes, asks), so it must not be compiled
+    #: False: a step is not to be compiled; it does something beside what it returns, or most of it is compiled anyway
     COMPILES: ClassVar[bool] = True
     #: gone before anything is repeated (see `agent.runtime.capture`)
     TRANSIENT: ClassVar[tuple[str, ...]] = ("_watch", "_compiled_env")
@@ -225,6 +227,11 @@ class BatchedEnv(VectorEnv):
     def observe(self, state: Any) -> Tensor:
         """The observation of a state, [B, ...]."""
         raise NotImplementedError
+
+    def observe_fresh(self, state: Any, done_B: Tensor, final_obs: Tensor) -> Tensor:
+        """`observe(state)` where episodes ended; `final_obs` is what it would be of all others, for an environment
+        whose observations take long to make."""
+        return self.observe(state)
 
     def allowed(self, state: Any) -> Tensor | None:
         """The actions that there are in a state, bool [B, A] with at least one a copy (of a MultiDiscrete the flags of
@@ -311,7 +318,7 @@ class BatchedEnv(VectorEnv):
             "episode_return": return_B,
             "episode_length": age_B,
         }
-        return self._shown(), reward_B, terminated_B, truncated_B, info
+        return self._shown(done_B, final_obs), reward_B, terminated_B, truncated_B, info
 
     @property
     def masked(self) -> bool:
@@ -409,11 +416,15 @@ class BatchedEnv(VectorEnv):
             return self._watch.copy(name, tensor)
         return tensor.clone() if name in self._reused else tensor
 
-    def _shown(self) -> Tensor:
+    def _shown(self, done_B: Tensor | None = None, final_obs: Tensor | None = None) -> Tensor:
         """The observation that a reset or a step ends with."""
         if self.masked:
             self.action_mask_BA = self.allowed(self.state)
-        obs = self._kept("obs", self.observe(self.state))
+        if done_B is None or final_obs is None:
+            obs = self.observe(self.state)
+        else:
+            obs = self.observe_fresh(self.state, done_B, final_obs)
+        obs = self._kept("obs", obs)
         if self._watch is not None:
             self._watch = self._watch.next()
         return obs

@@ -45,6 +45,11 @@ ENVIRONMENTS: dict[str, str] = {
     "Freeway": "lifelong.envs.arcade.freeway:Freeway",
     "Seaquest": "lifelong.envs.arcade.seaquest:Seaquest",
     "SpaceInvaders": "lifelong.envs.arcade.space_invaders:SpaceInvaders",
+    # rooms: first person, in pictures
+    "RoomsWaterMaze": "lifelong.envs.rooms.water_maze:RoomsWaterMaze",
+    "RoomsSelectNonMatching": "lifelong.envs.rooms.select_non_matching:RoomsSelectNonMatching",
+    "RoomsKeyDoor": "lifelong.envs.rooms.key_door:RoomsKeyDoor",
+    "RoomsExploreGoal": "lifelong.envs.rooms.explore_goal:RoomsExploreGoal",
     # endless
     "Forager": "lifelong.envs.forager.forager:Forager",
     # prediction: the action is the prediction, info["target"] the truth

@@ -189,6 +189,9 @@ class TaskEnv(VectorEnv):
             self._unify_spaces(spaces)
             if_it_fails.pop_all()
         self.scores = [task.score or self.envs[g].SCORE for task, g in zip(self.tasks, self.group_of, strict=True)]
+        #: whether the scores of the tasks are known; of others performance is the return
+        pairs = zip(self.tasks, self.group_of, strict=True)
+        self.scored = [task.score is not None or self.envs[g].scored for task, g in pairs]
         self.exact_state = all(env.exact_state for env in self.envs)
         #: whether the actions that there are change from step to step; known of an environment when it is reset
         self.masks_vary = any(env.masked for env in self.envs)

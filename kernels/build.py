@@ -41,6 +41,8 @@ FLAGS = (
     "-fopenmp",
     "-fno-math-errno",
     "-fno-trapping-math",
+    # some tunings take a product and a sum apart where sums follow each other, so that one row would not be as among many
+    "--param=avoid-fma-max-bits=0",
     "-shared",
     "-fPIC",
 )

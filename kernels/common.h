@@ -10,6 +10,16 @@ typedef int64_t i64;
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
+/* A register of the machine, and how many of them hold sums while a product goes on: a wider vector than the machine's, or
+   more of them than there are registers, would go through memory at every step. */
+#ifdef __AVX512F__
+#define VECTOR_BYTES 64
+#define WIDE_MACHINE 1
+#else
+#define VECTOR_BYTES 32
+#define WIDE_MACHINE 0
+#endif
+
 /* A function with several callers and much work in it: a copy in each of them would only take the compiler's time. */
 #define SHARED static __attribute__((noinline, unused)) void
 

@@ -2,11 +2,6 @@
    a result depends neither on the threads nor on how many rows are computed together. */
 #pragma GCC push_options
 #pragma GCC optimize("O3") /* tiles live in registers once their loops are unrolled */
-#ifdef __AVX512F__
-#define VECTOR_BYTES 64
-#else
-#define VECTOR_BYTES 32
-#endif
 #define WIDE ((i64)(VECTOR_BYTES / sizeof(real)))
 #define PADDED(n) (((n) + WIDE - 1) / WIDE * WIDE)
 typedef real FN(wide) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
@@ -18,6 +13,12 @@ static inline FN(wide) FN(load_some)(const real *p, i64 count) {
     FN(wide) v = {0};
     memcpy(&v, p, sizeof(real) * MIN(count, WIDE));
     return v;
+}
+
+/* The first `count` numbers of v. */
+static inline void FN(store_some)(real *p, FN(wide) v, i64 count) {
+    if (count == WIDE) *(FN(wide) *)p = v;
+    else memcpy(p, &v, sizeof(real) * count); /* of a copy, so that sums stay in registers */
 }
 
 /* y[r, 0:columns] = init[r] + x[r, 0:K] w[0:K] for R rows and V vectors of columns. Rows of w can be read up to V vectors;
@@ -41,8 +42,7 @@ static inline __attribute__((always_inline)) void FN(product_tile)(
     }
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++)
-            if (whole) *(FN(wide) *)(y + r * ys + v * WIDE) = sum[r][v];
-            else memcpy(y + r * ys, &sum[r][v], sizeof(real) * columns);
+            FN(store_some)(y + r * ys + v * WIDE, sum[r][v], whole ? WIDE : columns);
 }
 
 /* y[M, N] = init + x[M, K] w[K, N]. Rows of x, w, init and y lie xs, ws, is and ys apart; a row of w can be read up to
@@ -59,7 +59,8 @@ SHARED FN(product)(i64 M, i64 K, i64 N, const real *x, i64 xs, const real *w, i6
     FN(product_tile)(R, C, K, x + m * xs, xs, w + n, ws, init ? init + m * is + n : NULL, is, y + m * ys + n, ys, MIN(left, C * WIDE))
             if (V == 4) TILE_AT(1, 4);
             else if (V == 2) {
-                for (; m + 8 <= end; m += 8) TILE_AT(8, 2);
+                if (WIDE_MACHINE)
+                    for (; m + 8 <= end; m += 8) TILE_AT(8, 2);
                 for (; m + 4 <= end; m += 4) TILE_AT(4, 2);
                 for (; m < end; m++) TILE_AT(1, 2);
             } else {
@@ -92,8 +93,7 @@ static inline __attribute__((always_inline)) void FN(outer_tile)(const int R, co
     }
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++)
-            if (whole) *(FN(wide) *)(to + r * ts + v * WIDE) = sum[r][v];
-            else memcpy(to + r * ts, &sum[r][v], sizeof(real) * columns);
+            FN(store_some)(to + r * ts + v * WIDE, sum[r][v], whole ? WIDE : columns);
 }
 
 /* to[N, K] += a[M, N]^T x[M, K], for the rows of `to` from `first` to `end`. Nothing behind the last
@@ -112,7 +112,9 @@ SHARED FN(outer_sum)(i64 M, i64 first, i64 end, i64 K, const real *a, i64 as, co
 #define TILE_AT(R, C) \
     FN(outer_tile)(R, C, rows, safe, am + n, as, xm + k, xs, rest[0], to + n * ts + k, ts, MIN(left, C * WIDE))
             if (V == 2) {
-                for (; n + 8 <= end; n += 8) TILE_AT(8, 2);
+                if (WIDE_MACHINE)
+                    for (; n + 8 <= end; n += 8) TILE_AT(8, 2);
+                for (; n + 4 <= end; n += 4) TILE_AT(4, 2);
                 for (; n < end; n++) TILE_AT(1, 2);
             } else {
                 for (; n + 8 <= end; n += 8) TILE_AT(8, 1);

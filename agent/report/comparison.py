@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lifelong.agent.compare import Run, label
 from lifelong.agent.report.runs import RunData, forward_transfer, load_runs, number
-from lifelong.agent.report.tables import comparison_cells, number_text
+from lifelong.agent.report.tables import comparison_cells, number_text, scored
 from lifelong.agent.runtime.machine import machine, versions
 from lifelong.agent.runtime.metrics import LEARNED_FROM
 
@@ -97,7 +97,8 @@ class Comparison:
             "variant": " ".join(row),
             "tasks": [_task(summaries, index) for index in range(len(summaries[0]["tasks"]))],
             "never_learned": [
-                sum(number(task["learned"]) < LEARNED_FROM for task in summary["tasks"]) for summary in summaries
+                sum(scored(task) and number(task["learned"]) < LEARNED_FROM for task in summary["tasks"])
+                for summary in summaries
             ],
             **found,
             "average_performance_interval": interval(found["average_performance"]),

@@ -36,9 +36,9 @@ def plot_matrix(evaluations: Evaluations, starts: Sequence[int]) -> tuple[bytes,
     figure = new_figure(width, height)
     axes = figure.add_subplot()
     edges = np.concatenate([[steps[0] - float(np.median(np.diff(steps))) / 2], steps])  # what was trained before it
-    drawn = axes.pcolormesh(
-        edges, np.arange(len(tasks) + 1), np.ma.masked_invalid(performance), cmap="YlGnBu", norm=Normalize(0, 1)
-    )
+    norm = Normalize(0, 1) if all(evaluations.scored) else Normalize()  # returns may be of any size
+    shown_as = np.ma.masked_invalid(performance)
+    drawn = axes.pcolormesh(edges, np.arange(len(tasks) + 1), shown_as, cmap="YlGnBu", norm=norm)
     for start in starts:
         if steps[0] < start < steps[-1]:
             axes.axvline(start, color="white", linewidth=3.5)
@@ -48,7 +48,7 @@ def plot_matrix(evaluations: Evaluations, starts: Sequence[int]) -> tuple[bytes,
             value = performance[task, column]
             middle = (edges[column] + edges[column + 1]) / 2
             if edges[column + 1] - edges[column] >= 0.4 * (edges[-1] - edges[0]) / len(steps):
-                ink = "white" if value > 0.6 else INK
+                ink = "white" if norm(value) > 0.6 else INK
                 shown = f"{value + 0.0:.2f}".replace("-0.00", "0.00")
                 axes.text(middle, task + 0.5, shown, ha="center", va="center", fontsize=8, color=ink)
     axes.set_yticks(np.arange(len(tasks)) + 0.5, [task if len(task) <= 24 else task[:23] + "…" for task in tasks])

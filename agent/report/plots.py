@@ -40,7 +40,7 @@ def plot_run(run: RunData, path: Path) -> None:
     segments = run.summary.get("segments", [])
     if segments:
         title += "  (strip: task in training)"
-    over_steps(axes, title, [(steps, performance)], title_pad=22 if segments else 8)
+    over_steps(axes, title, [(steps, performance)], 22 if segments else 8, all(run.evaluations.scored))
     for segment in segments:
         _shade(axes, segment, run.evaluations.tasks, points_wide=72 * 0.75 * 8.6)
     for step in sorted({change["step"] for change in run.summary.get("changes", [])}):
@@ -115,21 +115,27 @@ def _plot_tasks(axes: Axes, groups: Sequence[Group], tasks: Sequence[str]) -> No
 
 
 def over_steps(
-    axes: Axes, title: str, curves: Sequence[tuple[Sequence[int], np.ndarray]], title_pad: float = 8
+    axes: Axes,
+    title: str,
+    curves: Sequence[tuple[Sequence[int], np.ndarray]],
+    title_pad: float = 8,
+    scored: bool = True,
 ) -> None:
-    """Axes of performance over environment steps, wide enough for `curves`."""
+    """Axes of performance (of returns, where no score is known) over environment steps, wide enough for `curves`."""
     from matplotlib.ticker import EngFormatter
 
     steps = [step for grid, _ in curves for step in grid]
     low = min(float(np.nanmin(values)) for _, values in curves)
     high = max(float(np.nanmax(values)) for _, values in curves)
-    margin = 0.04 * (max(high, 1.0) - min(low, 0.0))
-    axes.set_ylim(min(low, 0.0) - margin, max(high, 1.0) + margin)
+    if scored:
+        low, high = min(low, 0.0), max(high, 1.0)
+    margin = 0.04 * (high - low or 1.0)
+    axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(min(0, *steps), max(1, *steps))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_title(title, fontsize=10, loc="left", color=INK, pad=title_pad)
     axes.set_xlabel("environment steps")
-    axes.set_ylabel("performance (0 useless, 1 solved)")
+    axes.set_ylabel("performance (0 useless, 1 solved)" if scored else "performance; return where there is no score")
     strip_axes(axes, grid="y")
 
 

@@ -20,6 +20,8 @@ from lifelong.agent.runtime.metrics import LEARNED_FROM, forgetting_max, was_lea
 
 #: stands where a number would tell of a task what it never had
 NEVER = "never learned"
+#: of tasks of which nobody said what a useless and a solved policy get
+NO_SCORE = "no score: returns"
 #: the numbers below the table of a run, as far as its summary has them
 TOTALS = ("average_performance", "forgetting", "forgetting_max")
 
@@ -80,12 +82,15 @@ def comparison(runs: Sequence[RunData]) -> Table:
 
 
 def run_cells(summary: Mapping[str, Any]) -> Cells:
-    """One run; see `table`. Instead of the share kept of a task that was never learned stands that it was not."""
+    """One run; see `table`. Instead of the share kept of a task that was never learned stands that it was not; of a
+    task without a score the returns are shown, of which no share can be kept."""
     rows, never = [], 0
     for task in summary["tasks"]:
         learned, final = number(task["learned"]), number(task["final"])
         kept = f"{final / learned:.0%}" if was_learned(learned) and math.isfinite(final) else "–"
-        if learned < LEARNED_FROM:
+        if not scored(task):
+            kept = NO_SCORE
+        elif learned < LEARNED_FROM:
             kept, never = NEVER, never + 1
         rows.append([str(task["name"]), number_text(learned), number_text(final), kept])
     totals = [
@@ -94,6 +99,11 @@ def run_cells(summary: Mapping[str, Any]) -> Cells:
     if never:
         totals.append([NEVER, "", f"{never} of {len(rows)}", ""])
     return Cells(["task", "learned", "final", "kept"], rows, totals, left=1)
+
+
+def scored(task: Mapping[str, Any]) -> bool:
+    """Whether the score of a task of a summary is known; it was always taken to be, in older ones."""
+    return bool(task.get("scored", True))
 
 
 def comparison_cells(runs: Sequence[RunData], references: Sequence[RunData] = ()) -> Cells:
@@ -129,7 +139,8 @@ def _task_text(group: Group, task: str) -> str:
     learned, final = (median_of(group.task_values(task, key)) for key in ("learned", "final"))
     if math.isnan(learned) and math.isnan(final):
         return "–"
-    return f"{NEVER if learned < LEARNED_FROM else number_text(learned)} → {number_text(final)}"
+    known = all(scored(each) for run in group.runs for each in run.summary["tasks"] if each["name"] == task)
+    return f"{NEVER if known and learned < LEARNED_FROM else number_text(learned)} → {number_text(final)}"
 
 
 def change_cells(summary: Mapping[str, Any]) -> Cells | None:

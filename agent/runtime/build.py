@@ -27,6 +27,7 @@ from lifelong.agent.runtime.checks import (
     check_resets,
     check_restarts,
     check_runners,
+    check_scores,
     check_skip,
     check_strategies,
     check_streaming,
@@ -411,7 +412,8 @@ def _build(
     )
     names = [task.name for task in stream.tasks]
     scores = [tuple(map(float, score)) for score in env.scores]
-    evaluations = Evaluations(tasks=names, scores=scores, training_end=stream.training_ends())
+    evaluations = Evaluations(tasks=names, scores=scores, training_end=stream.training_ends(), scored=env.scored)
+    check_scores(config, env)
     record = Record(config, folder, versions(), names, device, restarts, alike=len({*scores}) == 1)
     fresh = Fresh(fresh_rollout, engine_of)
     graph = CudaGraph if can_capture(config, rollout, workers) else None

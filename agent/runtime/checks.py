@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gymnasium
@@ -131,6 +132,24 @@ def check_masks(config: Config, env: TaskEnv, distribution: Distribution) -> Non
                 "values of actions, which cannot be masked so; use objective actor_critic or ppo, or take the action "
                 "mask out of info in a wrapper"
             )
+
+
+def check_scores(config: Config, env: TaskEnv) -> None:
+    """Say of which tasks nobody knows the score; refuse a schedule that asks whether they are solved."""
+    unknown = [task for task, known in zip(env.tasks, env.scored, strict=True) if not known]
+    if not unknown:
+        return
+    first, key = unknown[0], config.stream.tasks[env.tasks.index(unknown[0])]
+    measure = f"`lifelong score {key.env.get('id', first.kind)}` measures one"
+    if config.stream.schedule["kind"] == "curriculum":
+        raise ConfigError(
+            f"stream.schedule is curriculum, which asks whether a task is solved, and task {first.name!r} has no "
+            f"score; give it one ({measure})"
+        )
+    others = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+    logging.getLogger("lifelong").warning(
+        "task %r%s: no score is known, so performance is the return; %s", first.name, others, measure
+    )
 
 
 def check_restarts(config: Config, env: TaskEnv) -> None:

@@ -35,12 +35,20 @@ class Evaluations:
         tasks: names of the tasks.
         scores: (return of a useless policy, return of a solved task) per task.
         training_end: environment step at which training on each task ends for the last time.
+        scored: whether the score of each task is known; (0, 1) stands for one that is not, and performance is the
+            return. None: all are.
 
     Raises:
         ValueError: no task, lists of different lengths, or a score whose two returns are equal.
     """
 
-    def __init__(self, tasks: Sequence[str], scores: Sequence[Sequence[float]], training_end: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        scores: Sequence[Sequence[float]],
+        training_end: Sequence[int],
+        scored: Sequence[bool] | None = None,
+    ) -> None:
         if not tasks or not len(tasks) == len(scores) == len(training_end):
             raise ValueError(
                 f"{len(tasks)} tasks, {len(scores)} scores and {len(training_end)} training ends do not match"
@@ -48,6 +56,7 @@ class Evaluations:
         self.tasks = [str(task) for task in tasks]
         self.scores = [(float(low), float(high)) for low, high in scores]
         self.training_end = [int(end) for end in training_end]
+        self.scored = [True] * len(tasks) if scored is None else [bool(known) for known in scored]
         #: environment step of each evaluation point
         self.steps: list[int] = []
         #: returns of each evaluation point, [tasks, episodes]
@@ -107,7 +116,10 @@ class Evaluations:
         if list(tasks) == list(range(len(self.tasks))):
             return self
         chosen = Evaluations(
-            [self.tasks[i] for i in tasks], [self.scores[i] for i in tasks], [self.training_end[i] for i in tasks]
+            [self.tasks[i] for i in tasks],
+            [self.scores[i] for i in tasks],
+            [self.training_end[i] for i in tasks],
+            [self.scored[i] for i in tasks],
         )
         tensor = self.tensor()[:, list(tasks)]
         for step, returns in zip(self.steps, tensor, strict=True):
@@ -123,6 +135,7 @@ class Evaluations:
             "tasks": np.array(self.tasks, dtype=np.str_),
             "scores": np.array(self.scores),
             "training_end": np.array(self.training_end, dtype=np.int64),
+            "scored": np.array(self.scored, dtype=np.bool_),
         }
         write(path, lambda file: np.savez(file, **arrays))
 
@@ -135,7 +148,8 @@ class Evaluations:
         """
         try:
             with np.load(path, allow_pickle=False) as saved:
-                evaluations = cls(saved["tasks"].tolist(), saved["scores"].tolist(), saved["training_end"].tolist())
+                names = ("tasks", "scores", "training_end", *(["scored"] if "scored" in saved else []))
+                evaluations = cls(*(saved[name].tolist() for name in names))
                 for step, returns in zip(saved["steps"].tolist(), saved["returns"], strict=True):
                     evaluations.add(step, returns)
         except Exception as error:  # damaged bytes make zip, zlib and numpy raise whatever they have

@@ -372,7 +372,8 @@ def as_outside(config: Config, copies: int, device: str = "cpu") -> Config:
         env = build_env(config, build_stream(config), 1, torch.device("cpu"), 0, Restarts())
         with closing(env):
             specs = [outside_of(env.envs[group]) for group in env.group_of]
-            scores = [[float(low), float(high)] for low, high in env.scores]
+            known = zip(env.scores, env.scored, strict=True)
+            scores = [[float(low), float(high)] if there else [] for (low, high), there in known]
     except EnvError as error:
         raise ConfigError(str(error)) from error
     config = copy.deepcopy(config)

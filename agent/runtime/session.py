@@ -205,14 +205,14 @@ def summary(trainer: Trainer, steps_per_second: float) -> dict[str, Any]:
     evaluations = trainer.evaluations
     config = trainer.record.config
     device = trainer.rollout.env.device.type
-    performance = zip(trainer.stream.tasks, learned(evaluations), final(evaluations), strict=True)
+    performance = zip(trainer.stream.tasks, learned(evaluations), final(evaluations), evaluations.scored, strict=True)
     return {
         "config": configs.to_dict(config),
         "seed": config.seed,
         "env_steps": trainer.step,
         "steps_per_second": steps_per_second,
         "strategy_mib": sum(held_bytes(s.state_dict()) for s in trainer.strategies) / 2**20,
-        "tasks": [{"name": t.name, "learned": float(a), "final": float(b)} for t, a, b in performance],
+        "tasks": [{"name": t.name, "learned": float(a), "final": float(b), "scored": s} for t, a, b, s in performance],
         "average_performance": float(average_performance(evaluations)),
         "forgetting": float(forgetting(evaluations)),
         "forgetting_max": float(forgetting_max(evaluations)),

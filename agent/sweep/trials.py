@@ -286,7 +286,7 @@ def train_trial(
 def replay(folder: Path, report: run.Listener) -> None:
     """Report the evaluations of a run folder one after the other."""
     saved = Evaluations.of(folder)
-    seen = Evaluations(saved.tasks, saved.scores, saved.training_end)
+    seen = Evaluations(saved.tasks, saved.scores, saved.training_end, saved.scored)
     for step, returns in zip(saved.steps, saved.returns, strict=True):
         seen.add(step, returns)
         report(step, seen)

@@ -53,8 +53,8 @@ class EnvPoolEnv(ExternalEnv):
             if there is such a part.
         categories: images are MiniGrid ids; None: if `id` starts with "MiniGrid" and the observation is the image.
         num_threads: threads of the pool; 0: EnvPool decides.
-        score: (return of a useless policy, return of a solved task), `SCORE` of this instance; (0, 1) if not given,
-            which is right for MiniGrid.
+        score: (return of a useless policy, return of a solved task), `SCORE` of this instance; if it is not given, (0,
+            1) of MiniGrid, and none of others: their performance is the return.
         **options: `device`, `seed` and `evaluation` of `BatchedEnv`.
 
     Raises:
@@ -93,6 +93,8 @@ class EnvPoolEnv(ExternalEnv):
                 f"categories needs MiniGrid images, uint8 (height, width, 3); observations of {id} are {space}"
             )
         self.encoder = CategoryEncoder(space) if categories else SpaceEncoder(space)
+        if score is None and id.startswith("MiniGrid"):
+            score = (0.0, 1.0)
         super().__init__(num_envs, seed=seed, score=score, **options)
 
     def spaces(self) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:

@@ -108,6 +108,7 @@ class ExternalEnv(BatchedEnv):
         super().__init__(num_envs, seed=seed, **kwargs)
         if not isinstance(self.single_action_space, (Box, Discrete, MultiBinary, MultiDiscrete)):
             raise EnvError(f"{type(self).__name__} cannot act in the action space {self.single_action_space}")
+        self.scored = score is not None
         if score is not None:
             low, high = score
             # What counts as useless and as solved belongs to the wrapped environment, hence to the instance.

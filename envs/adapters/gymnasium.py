@@ -66,7 +66,8 @@ class GymnasiumEnv(ExternalEnv):
         autoreset: "same_step", "disabled" or "next_step", for "sync" and "async".
         wrappers: of every copy, from the inside: names of `WRAPPERS` or in `gymnasium.wrappers`, or `module:Class`, or
             mappings with such a `kind` and options; for "sync" and "async".
-        score: (return of a useless policy, return of a solved task), `SCORE` of this instance; (0, 1) if not given.
+        score: (return of a useless policy, return of a solved task), `SCORE` of this instance; if it is not given,
+            there is none, and performance is the return.
         restarts: how often copies of an environment made by `id` that raised may be made anew, with "sync" and "async"
             (see `Guard`); none if not given.
         label: what it is called in the log.

@@ -160,31 +160,35 @@ void FN(elstm_gate_backward)(i64 count, i64 threads, const real *restrict c, con
 
 /* y[r, 0:M] += x[r, 0:K] w[0:K, 0:M] for up to ACT_ROWS rows; w is input-major, so that a tile of outputs stays in
    registers. */
-#define LANES (64 / sizeof(real))
+#define LANES (VECTOR_BYTES / sizeof(real))
 #ifndef ACT_ROWS
 #define ACT_ROWS 8
+#define TILE_ROWS (WIDE_MACHINE ? 8 : 4)
 #endif
-typedef real FN(vec) __attribute__((vector_size(64), aligned(sizeof(real)), may_alias));
+typedef real FN(vec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 SHARED FN(matvec_rows)(i64 rows, i64 K, i64 M, const real *restrict x, i64 x_stride, const real *restrict w,
                        real *restrict y) {
     i64 m = 0;
     if (rows == ACT_ROWS)
-        for (; m + 2 * (i64)LANES <= M; m += 2 * LANES) {
-            FN(vec) sum[ACT_ROWS][2];
-            for (int r = 0; r < ACT_ROWS; r++)
-                for (int j = 0; j < 2; j++) sum[r][j] = *(const FN(vec) *)(y + r * M + m + j * LANES);
-            for (i64 k = 0; k < K; k++) {
-                const FN(vec) a = *(const FN(vec) *)(w + k * M + m), b = *(const FN(vec) *)(w + k * M + m + LANES);
+        for (; m + 2 * (i64)LANES <= M; m += 2 * LANES)
+            for (i64 first = 0; first < ACT_ROWS; first += TILE_ROWS) {
+                FN(vec) sum[TILE_ROWS][2];
+                const real *from = x + first * x_stride;
+                real *to = y + first * M + m;
+                for (int r = 0; r < TILE_ROWS; r++)
+                    for (int j = 0; j < 2; j++) sum[r][j] = *(const FN(vec) *)(to + r * M + j * LANES);
+                for (i64 k = 0; k < K; k++) {
+                    const FN(vec) a = *(const FN(vec) *)(w + k * M + m), b = *(const FN(vec) *)(w + k * M + m + LANES);
 #pragma GCC unroll 8
-                for (int r = 0; r < ACT_ROWS; r++) {
-                    sum[r][0] += x[r * x_stride + k] * a;
-                    sum[r][1] += x[r * x_stride + k] * b;
+                    for (int r = 0; r < TILE_ROWS; r++) {
+                        sum[r][0] += from[r * x_stride + k] * a;
+                        sum[r][1] += from[r * x_stride + k] * b;
+                    }
                 }
+                for (int r = 0; r < TILE_ROWS; r++)
+                    for (int j = 0; j < 2; j++) *(FN(vec) *)(to + r * M + j * LANES) = sum[r][j];
             }
-            for (int r = 0; r < ACT_ROWS; r++)
-                for (int j = 0; j < 2; j++) *(FN(vec) *)(y + r * M + m + j * LANES) = sum[r][j];
-        }
     for (i64 r = 0; r < rows; r++)
         for (i64 k = 0; k < K; k++)
             for (i64 i = m; i < M; i++) y[r * M + i] += x[r * x_stride + k] * w[k * M + i];

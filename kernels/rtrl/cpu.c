@@ -5,37 +5,29 @@
 #undef LANES
 #undef VECTOR
 #undef PANEL
-#if SINGLE
-#define LANES 16
-#else
-#define LANES 8
-#endif
+#undef STRIP
+#define LANES ((i64)(VECTOR_BYTES / sizeof(real)))
 #define VECTOR FN(rtrl_vector)
-#define PANEL (4 * LANES) /* columns of S updated by one call of the micro-kernel */
+#define PANEL ((i64)(256 / sizeof(real))) /* columns of S that are packed together, as in cpu.py */
+#define STRIP (4 * LANES)                 /* those of them updated by one call of the micro-kernel */
 #ifndef STATE_ROWS
 #define STATE_ROWS 64
-#define TILE 4
+#define TILE (WIDE_MACHINE ? 4 : 2)
 #define GRADIENT_ROWS 16
 #endif
 
-typedef real VECTOR __attribute__((vector_size(64), aligned(8), may_alias));
+typedef real VECTOR __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
-static inline VECTOR FN(rtrl_load)(const real *p) {
-    VECTOR v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
+static inline VECTOR FN(rtrl_load)(const real *p) { return *(const VECTOR *)p; }
 
-static inline void FN(rtrl_store)(real *p, VECTOR v) { memcpy(p, &v, sizeof v); }
+static inline void FN(rtrl_store)(real *p, VECTOR v) { *(VECTOR *)p = v; }
 
 #if SINGLE
-typedef uint16_t rtrl_half __attribute__((vector_size(32), aligned(2), may_alias));
-typedef uint32_t rtrl_word __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t rtrl_half __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef uint32_t rtrl_word __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 
 static inline VECTOR rtrl_load_bf16(const uint16_t *p) {
-    rtrl_half h;
-    memcpy(&h, p, sizeof h);
-    return (VECTOR)(__builtin_convertvector(h, rtrl_word) << 16);
+    return (VECTOR)(__builtin_convertvector(*(const rtrl_half *)p, rtrl_word) << 16);
 }
 
 /* Round to nearest even; NaN keeps its quiet bit. */
@@ -43,8 +35,7 @@ static inline void rtrl_store_bf16(uint16_t *p, VECTOR v) {
     rtrl_word w = (rtrl_word)v;
     rtrl_word rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
     rtrl_word isnan = (rtrl_word)(v != v);
-    rtrl_half h = __builtin_convertvector((rounded & ~isnan) | (((w >> 16) | 0x40) & isnan), rtrl_half);
-    memcpy(p, &h, sizeof h);
+    *(rtrl_half *)p = __builtin_convertvector((rounded & ~isnan) | (((w >> 16) | 0x40) & isnan), rtrl_half);
 }
 #endif
 
@@ -71,13 +62,15 @@ static inline void FN(rtrl_pack)(void *to, const real *from, i64 offset, i64 wid
     memcpy((real *)to + offset, from, sizeof(real) * width);
 }
 
-/* `rows` <= TILE rows by PANEL columns: new = A old + sum_t w[t] x[t], grad += boundary old. w has stride ws over t,
+/* `rows` <= TILE rows by STRIP columns: new = A old + sum_t w[t] x[t], grad += boundary old. w has stride ws over t,
    x is a packed panel. `rows` is a constant at every call, so the accumulators live in registers. */
 static inline __attribute__((always_inline)) void FN(rtrl_tile)(
     const int rows, const int bf16, i64 T, const real *A, const real *w, i64 ws, const real *x, const real *boundary,
     const void *old, void *new, i64 offset, i64 stride, real *grad, i64 grad_stride) {
     VECTOR sum[TILE][4];
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
             i64 at = offset + r * stride + k * LANES;
             VECTOR s;
@@ -98,6 +91,7 @@ static inline __attribute__((always_inline)) void FN(rtrl_tile)(
 #ifdef __AVX512F__ /* keep gcc from reloading x for every row */
         __asm__("" : "+v"(x0), "+v"(x1), "+v"(x2), "+v"(x3));
 #endif
+#pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             real scale = w[t * ws + r];
             sum[r][0] += x0 * scale;
@@ -106,7 +100,9 @@ static inline __attribute__((always_inline)) void FN(rtrl_tile)(
             sum[r][3] += x3 * scale;
         }
     }
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
             i64 at = offset + r * stride + k * LANES;
 #if SINGLE
@@ -125,7 +121,8 @@ static void FN(rtrl_edge)(i64 rows, i64 width, i64 bf16, i64 T, const real *A, c
     memset(from, 0, sizeof from);
     for (i64 r = 0; r < rows; r++) {
         FN(rtrl_unpack)(from, old, offset + r * stride, width, bf16);
-        FN(rtrl_tile)(1, 0, T, A + r, w + r, ws, x, boundary ? boundary + r : NULL, from, to, 0, 0, NULL, 0);
+        for (i64 c = 0; c < width; c += STRIP)
+            FN(rtrl_tile)(1, 0, T, A + r, w + r, ws, x + c, boundary ? boundary + r : NULL, from, to, c, 0, NULL, 0);
         if (grad)
             for (i64 d = 0; d < width; d++) grad[r * grad_stride + d] += boundary[r] * from[d];
         FN(rtrl_pack)(new, to, offset + r * stride, width, bf16);
@@ -143,8 +140,12 @@ static inline void FN(rtrl_rows)(i64 rows, i64 width, i64 bf16, i64 T, const rea
             for (i64 k = r + TILE; k < MIN(rows, r + 2 * TILE); k++) /* the next tile: rows lie apart */
                 for (i64 byte = 0; byte < (i64)sizeof(real) * PANEL >> bf16; byte += 64)
                     __builtin_prefetch((const char *)old + ((offset + k * stride) * (i64)sizeof(real) >> bf16) + byte, 1);
-            if (bf16) FN(rtrl_tile)(TILE, 1, T, A + r, w + r, ws, x, e, old, new, offset + r * stride, stride, g, grad_stride);
-            else FN(rtrl_tile)(TILE, 0, T, A + r, w + r, ws, x, e, old, new, offset + r * stride, stride, g, grad_stride);
+            for (i64 c = 0; c < PANEL; c += STRIP) {
+                const i64 at = offset + r * stride + c;
+                real *gc = g ? g + c : NULL;
+                if (bf16) FN(rtrl_tile)(TILE, 1, T, A + r, w + r, ws, x + c, e, old, new, at, stride, gc, grad_stride);
+                else FN(rtrl_tile)(TILE, 0, T, A + r, w + r, ws, x + c, e, old, new, at, stride, gc, grad_stride);
+            }
         }
     if (r < rows)
         FN(rtrl_edge)(rows - r, width, bf16, T, A + r, w + r, ws, x, boundary ? boundary + r : NULL, old, new,

@@ -3,18 +3,14 @@
 #pragma GCC optimize("O3") /* the tiles of accumulators live in registers once their loops are unrolled */
 #undef LANES
 #undef VECTOR
-#if SINGLE
-#define LANES 16
-#else
-#define LANES 8
-#endif
+#define LANES ((i64)(VECTOR_BYTES / sizeof(real)))
 #define VECTOR FN(block_vector)
 #ifndef UNITS
 #define UNITS 64
 #define VECTOR_PARTS 16
 #endif
 
-typedef real VECTOR __attribute__((vector_size(64), aligned(4), may_alias));
+typedef real VECTOR __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 
 static inline VECTOR *FN(block_at)(const real *p) { return (VECTOR *)p; }
 

@@ -163,6 +163,7 @@ def test_saved_file_round_trips_and_holds_the_documented_arrays(stream: Evaluati
         "tasks": (3,),
         "scores": (3, 2),
         "training_end": (3,),
+        "scored": (3,),
     }
     assert [p.name for p in tmp_path.iterdir()] == ["evaluation.npz"]  # no temporary file is left
 
