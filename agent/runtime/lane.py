@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.cells.base import ElementwiseCell
+from lifelong.agent.modules.heads import Gaussian
 from lifelong.agent.runtime import backward, rows
 from lifelong.agent.runtime.acting import actions
 from lifelong.agent.runtime.cell_calls import CellCalls
@@ -48,6 +49,8 @@ def refusal(trainer: Trainer) -> str | None:
         return "several environments"
     if schedules.ramps or schedules.lengths:
         return "hyper-parameters that change"
+    if isinstance(rollout.policy.distribution, Gaussian):
+        return "actions that a Gaussian draws"
     if rollout.keep:  # type: ignore[attr-defined]
         return "chunks that are kept for a strategy"
     found = hook_refusal(learner, trainer.strategies, watched=trainer.detection is not None)
@@ -204,11 +207,8 @@ class LiveRows:
         parts, T, policy = self.acted.parts, self.acted.steps, self.learner.policy
         seen = backward.CellRows(1, parts.x_TBD[:T], parts.state_TBS, self.acted.made.is_init, parts.kept)
         cell = backward.calls_of(policy.cell, seen)
-        slopes, nowhere = (
-            torch.zeros(T, policy.cell.output_size, dtype=self.acted.dtype),
-            FlatGradients(self.learner.named),
-        )
-        grads = nowhere.below("cell.")
+        slopes = torch.zeros(T, policy.cell.output_size, dtype=self.acted.dtype)
+        grads = FlatGradients(self.learner.named).below("cell.")
         before = [*cell.before, *cell.backward(slopes, grads, None)]
         carry = cell.carry(self.learner.engine, grads)
         return cell, Prepared([*cell.pack, *before, *carry] if carry else [], self.acted.dtype)
