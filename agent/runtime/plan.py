@@ -76,10 +76,11 @@ def hook_refusal(learner: Learner, strategies: list[Strategy], *, watched: bool)
     later = ("after_chunk", "on_clock")
     others = [each for name in later for each in overrides(strategies, name) if name not in each.idle()]
     hooked = [type(each).__name__ for each in strategies if each in others or not compiled(each, Strategy)]
+    called = overrides(strategies, "calls")
     checks = {
         "policy.weight_drop or rollout.initial_state": learner.changed is not None,
         f"the strategy {', '.join(hooked)}": bool(hooked),
-        "the strategies' hooks, which are not compiled": not hooks.available(learner.parameters[0]),
+        "the strategies' hooks, which are not compiled": called and not hooks.available(learner.parameters[0]),
         "a detector": watched,
         "several workers": learner.workers.count > 1,
     }
