@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 CHECK_INSTALL := $(BIN)/python -m tests.check_install $(if $(OFFLINE),--offline)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-all kill fuzz bench gpu lint links check-install clean
+.PHONY: run test test-all kill fuzz bench gpu docs lint links check-install clean
 
 run: $(VENV)/.run
 	$(BIN)/lifelong run quickstart
@@ -45,6 +45,9 @@ lint: $(VENV)/.lint links
 	$(BIN)/mypy
 	$(CHECK_INSTALL)
 
+docs: $(VENV)/.docs links
+	$(BIN)/zensical build --strict --clean
+
 links: .links/lifelong/py.typed
 
 .links/lifelong/py.typed: setup.py
@@ -68,6 +71,10 @@ $(VENV)/.run: $(VENV)/bin/pip pyproject.toml setup.py constraints.txt
 $(VENV)/.test: $(VENV)/bin/pip pyproject.toml setup.py constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[test]"
 	touch $@ $(VENV)/.run
+
+$(VENV)/.docs: $(VENV)/.run
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	touch $@
 
 $(VENV)/.lint: $(VENV)/.test
 	$(BIN)/pip install -q -c constraints.txt -e ".[test,lint]"

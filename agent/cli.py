@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lifelong
-from lifelong.agent import adding, profile, reproduce, scoring
+from lifelong.agent import adding, compare, profile, reproduce, scoring, showing
 from lifelong.agent import config as configs
 from lifelong.agent.errors import (
     CheckpointError,
@@ -33,19 +33,9 @@ from lifelong.agent.errors import (
     PartError,
     unknown_name,
 )
-from lifelong.agent.registry import REGISTRY
 from lifelong.agent.trust import check_run, trusted
-from lifelong.envs.registry import LAYERS, WRAPPERS
 
 STOPPED = 3
-
-EXAMPLES = """examples:
-  lifelong run quickstart                        the main job; ends with a table
-  lifelong run quickstart strategy=finetune      the same stream without protection
-  lifelong resume runs/quickstart/0              go on after ctrl-C or a crash
-  lifelong report runs/quickstart                tables, plots and an HTML page
-  tensorboard --logdir runs                      watch
-"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +53,7 @@ def parser() -> Parser:
     top = Parser(
         prog="lifelong",
         description="Agents that never stop learning.",
-        epilog=EXAMPLES,
+        epilog=showing.examples(""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"lifelong {lifelong.__version__}")
@@ -99,23 +89,7 @@ def parser() -> Parser:
     report.add_argument("folders", metavar="RUN", type=Path, nargs="+", help="run folders, or folders of runs")
     report.add_argument("--out", type=Path, metavar="DIR", help="where the page goes; default: the first folder")
 
-    compare = commands.add_parser("compare", help="train a config in several variants and seeds, and one table of them")
-    compare.add_argument("config", metavar="CONFIG", help="a bundled name (see `lifelong list config`) or a path")
-    compare.add_argument(
-        "overrides",
-        metavar="a.b=x,y",
-        nargs="*",
-        help="overrides; of several values each is tried, in all combinations",
-    )
-    compare.add_argument("--row", action="append", default=[], metavar="'a.b=x c.d=y'", help="one more row; repeatable")
-    compare.add_argument("--controls", action="store_true", help="add finetune, reset, freeze and interleaved")
-    compare.add_argument("--alone", action="store_true", help="train every task alone, too, for forward transfer")
-    compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1; default 3")
-    compare.add_argument("--parallel", type=int, metavar="N", help="runs at once; default: the number of cores")
-    compare.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs; default compare/<config>")
-    compare.add_argument("--csv", type=Path, metavar="FILE", help="write every task of every run there")
-    compare.add_argument("--json", type=Path, metavar="FILE", help="write every row, with machine and versions, there")
-    compare.add_argument("--markdown", type=Path, metavar="FILE", help="write a table with intervals there")
+    compared = compare.declare(commands)
 
     sweep = commands.add_parser("sweep", help="tune a run config with Ray Tune; the same command goes on")
     sweep.add_argument("config", metavar="CONFIG", help="a bundled name (see `lifelong list sweep`) or a path")
@@ -130,11 +104,7 @@ def parser() -> Parser:
     bench.add_argument("name", metavar="NAME")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
 
-    listing = commands.add_parser("list", help="the parts that a config can name")
-    listing.add_argument("kind", metavar="KIND", nargs="?", help="config, sweep, wrapper, " + ", ".join(REGISTRY))
-
-    show = commands.add_parser("show", help="the resolved config: includes, defaults and overrides")
-    show.add_argument("config", metavar="CONFIG")
+    show = showing.declare(commands)
 
     for command in (run, resume, evaluate, export):
         command.add_argument("--trust", action="store_true", help="import code that a run folder names")
@@ -146,12 +116,16 @@ def parser() -> Parser:
         )
     for command in (run, resume, evaluate, show, sweep, measured, scored):
         command.add_argument("overrides", metavar="a.b=value", nargs="*", help="overrides, values in YAML")
-    for command in (run, resume, sweep, compare, again):
+    for command in (run, resume, sweep, compared, again):
         command.add_argument("--quiet", action="store_true", help="no progress")
-    for command in (run, resume, evaluate, export, report, sweep, compare, again, measured, scored):
+        command.add_argument("--plain", action="store_true", help="progress as plain lines, on a terminal too")
+    for command in (run, resume, evaluate, export, report, sweep, compared, again, measured, scored):
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
-    commands.add_parser("schema", help="the JSON schema of configs, for editors")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
+    for name in showing.EXAMPLES:
+        if name:
+            commands.choices[name].epilog = showing.examples(name)
+            commands.choices[name].formatter_class = argparse.RawDescriptionHelpFormatter
     return top
 
 
@@ -180,6 +154,8 @@ def _main(arguments: Sequence[str] | None, closing: ExitStack) -> int:
         if options.command is None:
             parser().print_help()
             return 2
+        if getattr(options, "plain", False):
+            os.environ["TERM"] = "dumb"
         options.closing = closing
         code = int(COMMANDS[options.command](options))
         if sys.stdout is not None:
@@ -342,8 +318,6 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from lifelong.agent import compare
-
     for name in ("seeds", "parallel"):
         given = vars(options)[name]
         if given is not None and given < 1:
@@ -373,7 +347,9 @@ def _compare(options: argparse.Namespace) -> int:
         write_json(options.json, rows.json())
     if options.markdown:
         write(options.markdown, rows.markdown())
-    print(f"runs: {out}\nreport: {_command('lifelong')} report {out}")
+    if options.latex:
+        write(options.latex, rows.latex())
+    print(f"page: {rows.write(out)}\nas comparison.csv, .json, .md and .tex beside it; runs: {out}")
     return 0
 
 
@@ -430,34 +406,9 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
-def _list(options: argparse.Namespace) -> int:
-    files = {"config": configs.CONFIG_FOLDER, "sweep": configs.SWEEP_FOLDER}
-    kinds = {kind: {n: str(path) for n, path in configs.bundled(folder).items()} for kind, folder in files.items()}
-    kinds |= {**REGISTRY, "wrapper": {**WRAPPERS, **LAYERS}}
-    if options.kind is not None and options.kind not in kinds:
-        raise ConfigError(unknown_name("kind", options.kind, kinds))
-    for kind in [options.kind] if options.kind else kinds:
-        print(kind)
-        width = max(18, *map(len, kinds[kind]))
-        for name, target in kinds[kind].items():
-            print(f"  {name:<{width}} {target}")
-    return 0
-
-
-def _show(options: argparse.Namespace) -> int:
-    config = configs.load(options.config, options.overrides)
-    from lifelong.agent.schema import with_defaults  # torch: options of parts are in their signatures
-
-    print(configs.to_yaml(with_defaults(config)), end="")
-    return 0
-
-
-def _schema(options: argparse.Namespace) -> int:
-    import json
-
-    from lifelong.agent.schema import schema
-
-    print(json.dumps(schema(), indent=2))
+def _completion(options: argparse.Namespace) -> int:
+    (commands,) = (action.choices for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    print(showing.completion(options.shell, commands), end="")
     return 0
 
 
@@ -480,9 +431,10 @@ COMMANDS = {
     "bench": _bench,
     "profile": profile.command,
     "score": scoring.command,
-    "list": _list,
-    "show": _show,
-    "schema": _schema,
+    "list": showing.command_list,
+    "show": showing.command_show,
+    "schema": showing.command_schema,
+    "completion": _completion,
     "doctor": _doctor,
 }
 

@@ -40,6 +40,29 @@ POLL = 0.1
 PATIENCE = 120.0
 
 
+def declare(commands: Any) -> Any:
+    """Add the command to those of the command line."""
+    made = commands.add_parser("compare", help="train a config in several variants and seeds, and one table of them")
+    made.add_argument("config", metavar="CONFIG", help="a bundled name (see `lifelong list config`) or a path")
+    made.add_argument(
+        "overrides",
+        metavar="a.b=x,y",
+        nargs="*",
+        help="overrides; of several values each is tried, in all combinations",
+    )
+    made.add_argument("--row", action="append", default=[], metavar="'a.b=x c.d=y'", help="one more row; repeatable")
+    made.add_argument("--controls", action="store_true", help="add finetune, reset, freeze and interleaved")
+    made.add_argument("--alone", action="store_true", help="train every task alone, too, for forward transfer")
+    made.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1; default 3")
+    made.add_argument("--parallel", type=int, metavar="N", help="runs at once; default: the number of cores")
+    made.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs; default compare/<config>")
+    made.add_argument("--csv", type=Path, metavar="FILE", help="write every task of every run there")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write every row, with machine and versions, there")
+    made.add_argument("--latex", type=Path, metavar="FILE", help="write that table for LaTeX there")
+    made.add_argument("--markdown", type=Path, metavar="FILE", help="write a table with intervals there")
+    return made
+
+
 def alternatives(word: str) -> list[str]:
     """`strategy=ewc,[gpm, clear]` as `strategy=ewc` and `strategy=[gpm, clear]`: commas within brackets do not count.
 

@@ -81,9 +81,14 @@ def between(config: Mapping[str, Any], usual: Mapping[str, Any]) -> list[tuple[s
 
 
 def words(differences: Sequence[tuple[str, Any, Any]]) -> str:
-    """Differences as a sentence: `strategy ewc instead of clear, strategy.ewc.strength 1`."""
-    parts = []
+    """Differences as a sentence: `strategy ewc instead of clear, strategy.ewc.strength 1`.
+
+    That a part which is not there has no options goes without saying.
+    """
+    parts, keys = [], [key for key, _, _ in differences]
     for key, value, other in differences:
+        if value is None and any(key.startswith(f"{above}.") for above in keys):
+            continue
         if value is None:
             parts.append(f"no {key}")
         else:

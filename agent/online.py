@@ -27,9 +27,10 @@ from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.given import Given, check_start, of_info, task_of
 from lifelong.agent.runtime.lane import Lane
 from lifelong.agent.runtime.learning import MODES, Gathered, Learn, Learning
-from lifelong.agent.runtime.logging import Progress, RunLog
+from lifelong.agent.runtime.logging import RunLog
 from lifelong.agent.runtime.machine import versions
 from lifelong.agent.runtime.outside import FORMAT, OutsideRollout, Told, as_outside, built, saved_agent
+from lifelong.agent.runtime.progress import Progress
 from lifelong.agent.runtime.rescue import drop
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.envs.adapters.outside import KIND, describe

@@ -21,8 +21,8 @@ from lifelong.agent.runtime.build import MakeActing, build
 from lifelong.agent.runtime.changes import Change
 from lifelong.agent.runtime.lean import without_compiler
 from lifelong.agent.runtime.lock import claimed, held
-from lifelong.agent.runtime.logging import Progress
 from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime.progress import Progress
 from lifelong.agent.runtime.trainer import Trainer
 
 #: called with (environment step, all evaluations so far) after every evaluation

@@ -5,10 +5,10 @@
 One process, one thread. Each strategy, at the options that the quickstart has for it, stands alone and is measured in
 its second task, when everything that it does at a boundary and after it is at work, and takes turns with finetune on
 the same config: once with chunks made one by one, both of them, which says what the hooks cost, and once as they are
-run, where finetune's chunks are planned, and those of strategies whose hooks are compiled (see docs/performance.md). The median of the ratios
-of neighbouring turns is reported, in seconds of this process for a chunk. What happens at a boundary is timed by
-itself, as the number of chunks of the first finetune that fit into it. Memory is that of the strategy's tensors, in
-units of the policy's parameters.
+run, where finetune's chunks are planned, and those of strategies whose hooks are compiled (see docs/performance.md).
+The median of the ratios of neighbouring turns is reported, in seconds of this process for a chunk. What happens at a
+boundary is timed by itself, as the number of chunks of the first finetune that fit into it. Memory is that of the
+strategy's tensors, in units of the policy's parameters.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ FLAGS = (
     "-fopenmp",
     "-fno-math-errno",
     "-fno-trapping-math",
-    # some tunings take a product and a sum apart where sums follow each other, so that one row would not be as among many
+    # some tunings take products and sums apart where these follow each other: one row would not be as among many
     "--param=avoid-fma-max-bits=0",
     "-shared",
     "-fPIC",

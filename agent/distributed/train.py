@@ -25,7 +25,8 @@ from lifelong.agent.errors import CheckpointError, ClusterError, ConfigError, Di
 from lifelong.agent.parallel import TorchWorkers
 from lifelong.agent.runtime import changes, session
 from lifelong.agent.runtime.lock import WORKER_FILE, held
-from lifelong.agent.runtime.logging import Progress, RunLog
+from lifelong.agent.runtime.logging import RunLog
+from lifelong.agent.runtime.progress import Progress
 from lifelong.agent.runtime.trainer import Order, Trainer
 
 #: seconds between two looks at the Board

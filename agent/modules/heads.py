@@ -228,11 +228,8 @@ class Gaussian(Distribution):
         self.action_shape = (self.actions,)
         self.low = torch.as_tensor(space.low, dtype=torch.float32)
         self.high = torch.as_tensor(space.high, dtype=torch.float32)
-
-    @property
-    def bounded(self) -> bool:
-        """Whether every bound is -1 or 1, so that actions can be squashed."""
-        return bool((self.low == -1).all() and (self.high == 1).all())
+        #: whether every bound is -1 or 1, so that actions can be squashed
+        self.bounded = bool((space.low == -1).all() and (space.high == 1).all())
 
     def sample(self, params: Tensor, generator: torch.Generator | None) -> Tensor:
         mean, log_std = params.chunk(2, -1)

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from lifelong.agent.compare import Run, label
-from lifelong.agent.report.runs import RunData, forward_transfer, load_runs, number
-from lifelong.agent.report.tables import comparison_cells, number_text, scored
+from lifelong.agent.files import write, write_json
+from lifelong.agent.report import page
+from lifelong.agent.report.runs import Group, RunData, forward_transfer, load_runs, number
+from lifelong.agent.report.statistics import interquartile_mean, interval, permutation_test
+from lifelong.agent.report.tables import comparison_cells, number_text, runs_csv, scored
 from lifelong.agent.runtime.machine import machine, versions
 from lifelong.agent.runtime.metrics import LEARNED_FROM
 
-#: resamples of an interval, and the share of them that lies within
-RESAMPLES, WITHIN = 10_000, 0.95
 #: what is said of every row, and how it is read off a run: see docs/metrics.md
 COLUMNS = ("average_performance", "learned", "forgetting", "dormant_units", "steps_per_second", "strategy_mib")
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean, 95 % of 10,000 resamples (Efron & Tibshirani 1993, chapter 13).
-
-    Of one value it is that value; of nothing, or of what is not a number, not a number.
-    """
-    if not values:
-        return math.nan, math.nan
-    drawn = np.random.default_rng(0).choice(np.asarray(values, float), (RESAMPLES, len(values)))
-    low, high = np.quantile(drawn.mean(-1), [(1 - WITHIN) / 2, (1 + WITHIN) / 2])
-    return float(low), float(high)
 
 
 class Comparison:
@@ -60,21 +48,34 @@ class Comparison:
             found.setdefault(run.row, []).append(data)
         return found
 
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The rows as reports know them, in the order in which they were asked for."""
+        return [Group(runs[0].config_name, short(" ".join(row)), runs) for row, runs in self.arms.items()]
+
     def table(self) -> Table:
         """For the terminal: see `tables.comparison`."""
-        return comparison_cells([data for _, data in self.runs], self.references).rich()
+        runs = [data for _, data in self.runs]
+        return comparison_cells(runs, self.references, self.groups, True).without_first().rich()
 
     def csv(self) -> str:
-        """One line a task of every run."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        totals = ("average_performance", "forgetting", "steps_per_second")
-        writer.writerow(["row", "seed", "task", "learned", "final", *totals])
-        for run, data in self.runs:
-            for task in data.summary["tasks"]:
-                of_run = [data.summary[key] for key in totals]
-                writer.writerow([label(run.row), run.seed, task["name"], task["learned"], task["final"], *of_run])
-        return text.getvalue()
+        """One line a task of every run; the row is its overrides."""
+        head, *lines = runs_csv([data for _, data in self.runs]).splitlines()
+        rows = [label(run.row) for run, data in self.runs for _ in data.summary["tasks"]]
+        return "\n".join([f"row,{head}", *(f"{_quoted(r)},{line}" for r, line in zip(rows, lines, strict=True))]) + "\n"
+
+    def write(self, folder: Path) -> Path:
+        """Write the page and, beside it, `comparison.csv`, `.json`, `.md` and `.tex`.
+
+        Returns:
+            Path of the page.
+        """
+        write(folder / "comparison.csv", self.csv())
+        write_json(folder / "comparison.json", self.json())
+        write(folder / "comparison.md", self.markdown())
+        write(folder / "comparison.tex", self.latex())
+        runs = [*(data for _, data in self.runs), *self.references]
+        return page.html(runs, folder, self.groups, f"{Path(self.config).stem}: {len(self.arms)} rows compared")
 
     def json(self) -> dict[str, Any]:
         """Every row with the numbers of its runs, with machine and versions."""
@@ -101,13 +102,29 @@ class Comparison:
                 for summary in summaries
             ],
             **found,
+            "interquartile_mean": interquartile_mean([number(t["final"]) for s in summaries for t in s["tasks"]]),
+            "against_first": self.against_first(runs),
             "average_performance_interval": interval(found["average_performance"]),
             "env_steps": summaries[0]["env_steps"],
         }
 
+    def against_first(self, runs: Sequence[RunData]) -> dict[str, float | None] | None:
+        """Difference of the mean average performance to that of the first row, and its p, None with one seed; None for
+        the first row."""
+        first = next(iter(self.arms.values()))
+        if runs is first:
+            return None
+        one, other = ([measured(run, "average_performance") for run in row] for row in (runs, first))
+        p = permutation_test(one, other)
+        return {"difference": fmean(one) - fmean(other), "p": None if math.isnan(p) else p}
+
     def markdown(self) -> str:
         """The rows as a table of Markdown, best average first; see docs/metrics.md."""
         return markdown([self.arm(row, runs) for row, runs in self.arms.items()])
+
+    def latex(self) -> str:
+        """The same for LaTeX, with the package booktabs."""
+        return latex([self.arm(row, runs) for row, runs in self.arms.items()])
 
 
 def measured(run: RunData, key: str) -> float:
@@ -127,20 +144,21 @@ def _task(summaries: Sequence[Mapping[str, Any]], index: int) -> dict[str, Any]:
     return {"name": tasks[0]["name"], "learned": learned, "final": final, **medians}
 
 
-def markdown(arms: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as `Comparison.json` gives them, as a table of Markdown: means over seeds, best average first."""
+def cells(arms: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Rows as `Comparison.json` gives them, below their heads: means over seeds, best average first."""
     arms = sorted(arms, key=lambda arm: -fmean(arm["average_performance"]))
     transfer = any("forward_transfer_auc" in arm for arm in arms)
-    heads = ["", "seeds", "average (95 %)", "learned", "forgetting", *(["forward transfer"] if transfer else [])]
-    heads += ["never learned", "dormant units", "steps/s", "memory, MiB"]
-    lines = [heads, ["---"] * len(heads)]
+    heads = ["", "seeds", "average (95 %)", "against the first", "learned", "forgetting"]
+    heads += [*(["forward transfer"] if transfer else []), "never learned", "dormant units", "steps/s", "memory, MiB"]
+    lines = [heads]
     for arm in arms:
         low, high = arm["average_performance_interval"]
         lines.append(
             [
-                f"`{_short(arm['variant'])}`",
+                short(arm["variant"]),
                 str(len(arm["average_performance"])),
                 f"{_mean(arm, 'average_performance')} ({number_text(low)} to {number_text(high)})",
+                _against(arm),
                 _mean(arm, "learned"),
                 _mean(arm, "forgetting"),
                 *([_mean(arm, "forward_transfer_auc")] if transfer else []),
@@ -150,10 +168,42 @@ def markdown(arms: Iterable[Mapping[str, Any]]) -> str:
                 f"{fmean(arm['strategy_mib']):.1f}",
             ]
         )
+    return lines
+
+
+def markdown(arms: Iterable[Mapping[str, Any]]) -> str:
+    """`cells` as a table of Markdown."""
+    heads, *rows = cells(arms)
+    lines = [heads, ["---"] * len(heads), *([f"`{name}`", *rest] for name, *rest in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _short(variant: str) -> str:
+def latex(arms: Iterable[Mapping[str, Any]]) -> str:
+    """`cells` as a table of LaTeX, with the package booktabs."""
+    heads, *rows = cells(arms)
+    lines = [" & ".join(map(_escaped, line)) + r" \\" for line in (heads, *rows)]
+    columns = "l" + "r" * (len(heads) - 1)
+    body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([%&_#{}$])", r"\\\1", text).replace("–", "--").replace("−", "$-$")
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"') else text
+
+
+def _against(arm: Mapping[str, Any]) -> str:
+    found = arm.get("against_first")
+    if not found:
+        return "–"
+    p = "" if found["p"] is None else f" (p {found['p']:.2f})"
+    return f"{found['difference']:+.2f}{p}"
+
+
+def short(variant: str) -> str:
     """A row without what every one begins with."""
     return variant.replace("strategy=", "", 1) or "as it is"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,92 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+from lifelong.agent.difference import between, from_defaults, text, words
 from lifelong.agent.files import make_folder, write
+from lifelong.agent.report.colours import places
+from lifelong.agent.report.figures import figures, run_figure
 from lifelong.agent.report.plots import plot_comparison, plot_run
-from lifelong.agent.report.runs import RunData, by_config, group_runs, load_runs, number
-from lifelong.agent.report.tables import change_cells, comparison_cells, number_text, run_cells, table
+from lifelong.agent.report.runs import Group, RunData, by_config, group_runs, load_runs, number
+from lifelong.agent.report.svg import colour
+from lifelong.agent.report.tables import (
+    change_cells,
+    comparison_cells,
+    cost_cells,
+    number_text,
+    run_cells,
+    runs_csv,
+    table,
+)
 
 
-def html(runs: Sequence[RunData], out_dir: Path) -> Path:
-    """Write `report.html` (one file that embeds the plots) into `out_dir`, and the plots into `out_dir/plots`.
+def html(
+    runs: Sequence[RunData],
+    out_dir: Path,
+    groups: Sequence[Group] | None = None,
+    title: str = "lifelong report",
+    sentences: Sequence[str] = (),
+) -> Path:
+    """Write `report.html`, one file that needs no other, into `out_dir`, and the plots for papers into `out_dir/plots`.
+
+    Everything in it is read off the run folders.
+
+    Args:
+        runs: the runs.
+        out_dir: where the page goes.
+        groups: the rows of a comparison, the first one being what others are held against; by default runs are grouped
+            by their configs, the best first.
+        title: heading.
+        sentences: what is said of the groups.
 
     Returns:
         Path of the page.
     """
+    from markupsafe import Markup
+
     make_folder(out_dir)
     sections = []
     for place, (name, members) in enumerate(by_config(runs).items(), start=1):
+        chosen = [group for group in groups if group.config == name] if groups else group_runs(members)
+        if not chosen:
+            continue
+        shown = [run for group in chosen for run in group.runs]
         prefix = f"{place}-{_slug(name)}"
-        plot = out_dir / "plots" / f"{prefix}.png"
-        plot_comparison(members, plot)
+        plot_comparison(shown, out_dir / "plots" / f"{prefix}.png")
         pages: list[dict[str, Any]] = []
-        for group in group_runs(members):
+        for group in chosen:
             for run in group.runs:
                 file = f"{prefix}-{len(pages) + 1}-{_slug(run.strategy)}-seed-{run.summary['seed']}.png"
-                pages.append(_run_page(run, group.label, out_dir / "plots" / file))
+                plot_run(run, out_dir / "plots" / file)
+                pages.append(_run_page(run, group.label))
+        drawn = {key: [Markup(chart) for chart in charts] for key, charts in figures(chosen).items()}
         sections.append(
-            {"name": name, "cells": comparison_cells(members, runs).without_first(), "plot": embed(plot), "runs": pages}
+            {
+                "name": name,
+                "sentences": sentences,
+                "cells": comparison_cells(shown, runs, chosen, against_first=groups is not None).without_first(),
+                "figures": drawn,
+                "groups": _legend(chosen),
+                "cost": cost_cells(chosen),
+                "seeds": max(group.seeds for group in chosen),
+                "runs": pages,
+            }
         )
     path = out_dir / "report.html"
-    write(path, render("report.html.j2", sections=sections, count=len(runs)))
+    table = "data:text/csv;base64," + base64.b64encode(runs_csv(runs).encode()).decode()
+    content = {"title": title, "date": date.today().isoformat(), "csv": Markup(table)}
+    write(path, render("report.html.j2", sections=sections, count=len(runs), **content))
     return path
+
+
+def _legend(groups: Sequence[Group]) -> list[dict[str, str]]:
+    """The rows with their colours, and in what each differs from the first."""
+    first = groups[0].runs[0].summary["config"]
+    legend = []
+    for group, place in zip(groups, places([group.label for group in groups]), strict=True):
+        found = words(between(group.runs[0].summary["config"], first))
+        differs = "what the others are compared with here" if group is groups[0] else found or "nothing but the seed"
+        legend.append({"label": group.label, "colour": colour(place), "differs": differs})
+    return legend
 
 
 def render(template: str, **content: Any) -> str:
@@ -57,9 +115,10 @@ def render(template: str, **content: Any) -> str:
     return environment.get_template(template).render(**content)
 
 
-def _run_page(run: RunData, label: str, plot: Path) -> dict[str, Any]:
+def _run_page(run: RunData, label: str) -> dict[str, Any]:
     """What the page shows of one run."""
-    plot_run(run, plot)
+    from markupsafe import Markup
+
     summary = run.summary
     return {
         "title": f"{label}, seed {summary['seed']}",
@@ -70,11 +129,16 @@ def _run_page(run: RunData, label: str, plot: Path) -> dict[str, Any]:
         "steps_per_second": f"{number(summary['steps_per_second']):,.0f}",
         "cells": run_cells(summary),
         "changes": change_cells(summary),
-        "plot": embed(plot),
+        "plot": Markup(run_figure(run)),
+        "chosen": [(key, text(value), usual) for key, value, usual in _chosen(summary["config"])],
         "config": yaml.safe_dump(summary["config"], sort_keys=False),
         "versions": summary["versions"],
         "machine": summary["machine"],
     }
+
+
+def _chosen(config: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    return from_defaults(config) if "stream" in config else []
 
 
 def embed(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lifelong.agent.files import make_folder, write
+from lifelong.agent.report.colours import PALETTE, places
 from lifelong.agent.report.runs import Group, RunData, by_config, group_runs, median_of, task_names
 from lifelong.agent.runtime import metrics
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Okabe & Ito (2008), readable with every colour blindness; yellow is left out (too pale for a line)
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
 LINE_STYLES = ("-", "--", ":", "-.")
 INK = "#333333"
 GRID = "#E3E3E3"
@@ -86,22 +85,25 @@ def _plot_average(axes: Axes, title: str, groups: Sequence[Group], points_high: 
         ]
         curves.append((grid, np.stack(values, axis=1)))
     over_steps(axes, title, curves)
-    for index, (steps, average) in enumerate(curves):
-        line = line_of(index)
+    colours = places([group.label for group in groups])
+    for place, (steps, average) in zip(colours, curves, strict=True):
+        line = line_of(place)
         if average.shape[1] > 1:
             low, high = np.nanmin(average, axis=1), np.nanmax(average, axis=1)
             axes.fill_between(steps, low, high, color=line["color"], alpha=0.15, linewidth=0)
         axes.plot(steps, np.nanmedian(average, axis=1), **line)
-    label_ends(axes, [group.label for group in groups], [float(np.nanmedian(v[-1])) for _, v in curves], points_high)
+    ends = [float(np.nanmedian(v[-1])) for _, v in curves]
+    label_ends(axes, [group.label for group in groups], ends, points_high, colours)
 
 
 def _plot_tasks(axes: Axes, groups: Sequence[Group], tasks: Sequence[str]) -> None:
     height = 0.8 / len(groups)
+    colours = places([group.label for group in groups])
     for index, group in enumerate(groups):
         at = np.arange(len(tasks)) - 0.4 + (index + 0.5) * height
         final = [median_of(group.task_values(task, "final")) for task in tasks]
         learned = [median_of(group.task_values(task, "learned")) for task in tasks]
-        axes.barh(at, final, height=0.86 * height, color=line_of(index)["color"], linewidth=0)
+        axes.barh(at, final, height=0.86 * height, color=line_of(colours[index])["color"], linewidth=0)
         axes.vlines(learned, at - 0.43 * height, at + 0.43 * height, color=INK, linewidth=2)
     axes.axvline(0, color=INK, linewidth=0.8)
     low, high = axes.get_xlim()
@@ -171,10 +173,17 @@ def _shade(axes: Axes, segment: Mapping[str, Any], tasks: Sequence[str], points_
         )
 
 
-def label_ends(axes: Axes, labels: Sequence[str], values: Sequence[float], points_high: float) -> None:
+def label_ends(
+    axes: Axes,
+    labels: Sequence[str],
+    values: Sequence[float],
+    points_high: float,
+    colours: Sequence[int] | None = None,
+) -> None:
     """Write each label right of the axes at the end of its line, moved apart where they would overlap.
 
-    `points_high` is the height of the axes in points (1/72 inch); a label needs 12.
+    `points_high` is the height of the axes in points (1/72 inch); a label needs 12. `colours` are places of the
+    palette, by default one after the other.
     """
     low, high = axes.get_ylim()
     gap = (high - low) * 12 / points_high
@@ -187,7 +196,7 @@ def label_ends(axes: Axes, labels: Sequence[str], values: Sequence[float], point
             textcoords="offset points",
             va="center",
             fontsize=9,
-            color=line_of(int(index))["color"],
+            color=line_of(int(index) if colours is None else colours[index])["color"],
         )
 
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from lifelong.agent.compare import Run
 from lifelong.agent.published import MEASURES, RECIPES, ROOT, Recipe, load, recipes
-from lifelong.agent.report.comparison import interval, measured
+from lifelong.agent.report.comparison import measured
 from lifelong.agent.report.plots import label_ends, line_of, new_figure, over_steps, save_figure
 from lifelong.agent.report.runs import RunData, load_runs, number
+from lifelong.agent.report.statistics import interval
 from lifelong.agent.report.tables import number_text
 from lifelong.agent.runtime.machine import machine, versions
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
@@ -16,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lifelong.agent.report.runs import Group, RunData, forward_transfer, group_runs, median_of, number, task_names
+from lifelong.agent.report.statistics import permutation_test
 from lifelong.agent.runtime.metrics import LEARNED_FROM, forgetting_max, was_learned
 
 #: stands where a number would tell of a task what it never had
@@ -106,13 +109,20 @@ def scored(task: Mapping[str, Any]) -> bool:
     return bool(task.get("scored", True))
 
 
-def comparison_cells(runs: Sequence[RunData], references: Sequence[RunData] = ()) -> Cells:
-    """One row per config name and strategies; see `comparison`.
+def comparison_cells(
+    runs: Sequence[RunData],
+    references: Sequence[RunData] = (),
+    groups: Sequence[Group] | None = None,
+    against_first: bool = False,
+) -> Cells:
+    """One row per config name and strategies, or per group if they are given; see `comparison`.
 
     Of every task stands the performance when it was learned and at the end. There is a column for forward transfer if
-    `references`, runs on a single task, are there for all tasks of some row.
+    `references`, runs on a single task, are there for all tasks of some row; and one for the difference to the first
+    row with `against_first`.
     """
-    tasks, groups = task_names(runs), group_runs(runs)
+    tasks, groups = task_names(runs), group_runs(runs) if groups is None else groups
+    firsts = {group.config: group for group in reversed(groups)}
     transfers = [[forward_transfer(run, references) for run in group.runs] for group in groups]
     shown = any(not math.isnan(value) for values in transfers for value in values)
     rows = [
@@ -121,6 +131,7 @@ def comparison_cells(runs: Sequence[RunData], references: Sequence[RunData] = ()
             group.label,
             str(group.seeds),
             _text_range(group.values("average_performance")),
+            *([_against(group, firsts[group.config])] if against_first else []),
             number_text(median_of(group.values("forgetting"))),
             number_text(median_of(forgetting_max(run.evaluations) for run in group.runs)),
             *([number_text(median_of(transfer))] if shown else []),
@@ -129,9 +140,56 @@ def comparison_cells(runs: Sequence[RunData], references: Sequence[RunData] = ()
         ]
         for group, transfer in zip(groups, transfers, strict=True)
     ]
-    columns = ["config", "strategy", "seeds", "average performance", "forgetting", "forgetting max"]
+    columns = ["config", "strategy", "seeds", "average performance"]
+    columns += [*(["against the first row"] if against_first else []), "forgetting", "forgetting max"]
     columns += [*(["forward transfer"] if shown else []), *tasks, "steps/s"]
     return Cells(columns, rows, [], left=2)
+
+
+def _against(group: Group, first: Group) -> str:
+    """`+0.12 (p 0.10)`: difference of the means, and how likely one as large is if the rows are alike."""
+    if group is first:
+        return "–"
+    one, other = group.values("average_performance"), first.values("average_performance")
+    p = permutation_test(one, other)
+    difference = fmean(one) - fmean(other)
+    return f"{difference:+.2f}" + ("" if math.isnan(p) else f" (p {p:.2f})" if p >= 0.01 else " (p < 0.01)")
+
+
+def cost_cells(groups: Sequence[Group]) -> Cells:
+    """What the rows cost: medians over seeds."""
+    rows = []
+    for group in groups:
+        speed = group.values("steps_per_second")
+        minutes = [
+            number(run.summary["env_steps"]) / s / 60 if s > 0 else math.nan
+            for run, s in zip(group.runs, speed, strict=True)
+        ]
+        memory = [number(run.summary.get("strategy_mib")) for run in group.runs]
+        steps = median_of(group.values("env_steps"))
+        cells = [
+            f"{steps:,.0f}",
+            f"{median_of(speed):,.0f}",
+            number_text(median_of(minutes)),
+            number_text(median_of(memory)),
+        ]
+        rows.append([group.label, *cells])
+    return Cells(
+        ["strategy", "environment steps", "steps/s", "minutes", "memory of the strategies, MiB"], rows, [], left=1
+    )
+
+
+def runs_csv(runs: Sequence[RunData]) -> str:
+    """One line a task of every run."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    totals = ("average_performance", "forgetting", "steps_per_second")
+    writer.writerow(["config", "strategy", "seed", "task", "learned", "final", *totals, "folder"])
+    for run in runs:
+        for task in run.summary["tasks"]:
+            own = [run.config_name, run.strategy, run.summary["seed"], task["name"], task["learned"], task["final"]]
+            writer.writerow([*own, *(run.summary[key] for key in totals), run.path])
+    return file.getvalue()
 
 
 def _task_text(group: Group, task: str) -> str:

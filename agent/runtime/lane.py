@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.cells.base import ElementwiseCell
+from lifelong.agent.modules.heads import Gaussian
 from lifelong.agent.runtime import rows
 from lifelong.agent.runtime.acting import actions
 from lifelong.agent.runtime.finite import NotFinite
@@ -44,6 +45,8 @@ def refusal(trainer: Trainer) -> str | None:
         return "several environments"
     if schedules.ramps or schedules.lengths:
         return "hyper-parameters that change"
+    if isinstance(rollout.policy.distribution, Gaussian):
+        return "actions that a Gaussian draws"
     if rollout.keep:  # type: ignore[attr-defined]
         return "chunks that are kept for a strategy"
     found = hook_refusal(learner, trainer.strategies, watched=trainer.detection is not None)

@@ -1,5 +1,5 @@
 """What a run writes while it trains: TensorBoard events, metrics.jsonl, timing.jsonl, evaluation.jsonl and
-evaluation.npz, and a line on the terminal.
+evaluation.npz.
 
 `metrics.jsonl` holds nothing that depends on the clock, so it is the same, byte for byte, in a run that was killed and
 resumed; everything that does depend on it goes to `timing.jsonl`. The x-axis of everything is environment steps.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -149,51 +148,3 @@ class NoLog:
 
     def close(self) -> None:
         """There is nothing to close."""
-
-
-class Progress:
-    """The progress of a run: one line that is redrawn on a terminal, a plain line now and then otherwise.
-
-    Args:
-        total: environment steps of the whole run.
-        start: step that the run starts from.
-        quiet: print nothing.
-    """
-
-    def __init__(self, total: int, start: int = 0, quiet: bool = False) -> None:
-        self.total, self.start, self.quiet = total, start, quiet
-        self.live = sys.stderr.isatty() and not quiet
-        self.begun = time.perf_counter()
-        self.last = 0.0
-        self.interval = 0.2 if self.live else 5.0
-
-    def rate(self, step: int) -> float:
-        """Environment steps per second since the start."""
-        return (step - self.start) / max(time.perf_counter() - self.begun, 1e-9)
-
-    def update(self, step: int, task: str, performance: dict[str, float], force: bool = False) -> None:
-        """Show the state: share done, steps/s, time left, task in training and the last evaluation of every task."""
-        now = time.perf_counter()
-        if self.quiet or (now - self.last < self.interval and not force):
-            return
-        self.last = now
-        left = (self.total - step) / max(self.rate(step), 1e-9)
-        evaluated = "  ".join(f"{name} {value:.2f}" for name, value in performance.items())
-        line = (
-            f"{step / self.total:4.0%}  {step:,}/{self.total:,} steps  {self.rate(step):,.0f}/s  "
-            f"{int(left) // 60}:{int(left) % 60:02d} left  training {task}  |  {evaluated}"
-        )
-        if self.live:
-            import shutil
-
-            width = shutil.get_terminal_size().columns
-            sys.stderr.write("\r\x1b[K" + line[: width - 1])
-        else:
-            sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-
-    def close(self) -> None:
-        """End the live line."""
-        if self.live:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()

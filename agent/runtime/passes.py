@@ -132,7 +132,7 @@ class CompiledPass:
             init, read_weights, below = rows.made.is_init[:T], parts.read_out, parts.encoder
             seen = backward.CellRows(1, parts.x_TBD[:T], parts.state_TBS, init, parts.kept)
             self.read_TBR = parts.read_TBR[:T]
-        self.x_TBD, self.state_TBS, self.is_init_TB = seen.x_TBD, seen.state_TBS, seen.is_init_TB
+        self.x_TBD, self.state_TBS, self.is_init_TB = seen.x_TBD, seen.state_TBS[: T + 1], seen.is_init_TB
         self.cell = backward.calls_of(cell, seen, again=rows is None)
         read, y = Dense(*read_weights, rows=M), self.cell.outputs
         y = y.rows[0] if isinstance(y, Each) else y

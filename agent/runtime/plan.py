@@ -26,12 +26,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lifelong.agent.modules.heads import Categorical
 from lifelong.agent.objectives.ac_lambda import ACLambda
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.objectives.ppo import PPO
-from lifelong.agent.runtime import backward, rows
+from lifelong.agent.runtime import backward, likelihood, rows
 from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.kept import Kept
 from lifelong.agent.runtime.learner import Learner
@@ -77,10 +76,11 @@ def hook_refusal(learner: Learner, strategies: list[Strategy], *, watched: bool)
     later = ("after_chunk", "on_clock")
     others = [each for name in later for each in overrides(strategies, name) if name not in each.idle()]
     hooked = [type(each).__name__ for each in strategies if each in others or not compiled(each, Strategy)]
+    called = overrides(strategies, "calls")
     checks = {
         "policy.weight_drop or rollout.initial_state": learner.changed is not None,
         f"the strategy {', '.join(hooked)}": bool(hooked),
-        "the strategies' hooks, which are not compiled": not hooks.available(learner.parameters[0]),
+        "the strategies' hooks, which are not compiled": called and not hooks.available(learner.parameters[0]),
         "a detector": watched,
         "several workers": learner.workers.count > 1,
     }
@@ -92,11 +92,11 @@ def update_refusal(learner: Learner, copies: int) -> str | None:
     policy, objective = learner.policy, learner.objective
     checks = {
         f"the objective {type(objective).__name__}": type(objective) not in UPDATES,
-        "the action space": type(policy.distribution) is not Categorical,
         "heads per task": policy.actor.tasks > 1 or policy.values > 1,
         "the optimiser": Stepping(learner.optimizer, learner.parameters).numbers() is None,
     }
     found = next((name for name, applies in checks.items() if applies), None)
+    found = found or likelihood.refusal(policy)
     found = found or UPDATES[type(objective)].refusal(learner, copies)
     return found or backward.refusal(policy.cell, learner.engine)
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.runtime import backward
+from lifelong.agent.runtime.likelihood import Likelihood
 from lifelong.agent.strategies.planned import HookCalls
 from lifelong.kernels import acting, adam, hooks
 from lifelong.kernels.actor_critic_loss.cpu import loss_call
 from lifelong.kernels.advantages.cpu import vtrace_call
-from lifelong.kernels.categorical.cpu import log_prob_backward_call, log_prob_call
 from lifelong.kernels.dense import Dense, clear
 from lifelong.kernels.loop import Call, Direct, Each, Segment, by_round
 
@@ -51,6 +51,7 @@ class OneUpdate:
         seen = backward.CellRows(K, parts.x_TBD[: K * rows.steps], parts.state_TBS, made.is_init, parts.kept)
         self.cell = backward.calls_of(rows.policy.cell, seen)
         self.read = Dense(*parts.read_out)
+        self.likelihood = Likelihood(rows.policy, rows.steps * rows.B)
         learn = self._learn()  # adds to what has to be packed
         self.pack = [*self.cell.pack, *self.read.pack(forward=False)]
         self.segments = [Segment(learn), Segment(self._end())]
@@ -87,9 +88,8 @@ class OneUpdate:
 
         logits, action = by_round(parts.policy_TBP, K, T), each(rows.acted.actions.drawn_TB)
         value = each(parts.value_TB)
-        A = parts.policy_TBP.shape[-1]
         log_prob, bootstrap = each(rows.log_prob), Each(parts.value_TB[T::T])
-        entropy, size, target, advantage, error = (rows.empty(M) for _ in range(5))
+        entropy, target, advantage, error = (rows.empty(M) for _ in range(4))
         ones, zero, total = torch.ones(M, dtype=rows.dtype), torch.zeros(M, dtype=rows.dtype), rows.empty(1).fill_(M)
         slopes = [rows.empty(M) for _ in range(3)]
         ended = each(made.terminated), each(made.truncated), each(rows.acted.final_value)
@@ -101,7 +101,7 @@ class OneUpdate:
         calls: list[Call | Direct] = [
             clear(rows.gradients.flat),
             *self.hooks.get("before_loss", []),
-            log_prob_call(M, A, logits, action, log_prob, entropy, size),
+            self.likelihood.forward(logits, action, log_prob, entropy),
             vtrace_call(T, B, gammas, zero, each(made.reward), value, bootstrap, *ended, target, advantage),
             loss_call(
                 M,
@@ -109,7 +109,7 @@ class OneUpdate:
                 (log_prob, entropy, value, advantage, target, ones, total),
                 (numbers[0], Each(self.statistics), error, *slopes),
             ),
-            *self._back(logits, action, entropy, size, slopes),
+            *self._back(logits, action, entropy, slopes),
             *self.hooks.get("extra_loss", []),
             *self.hooks.get("transform_gradients", []),
         ]
@@ -122,19 +122,16 @@ class OneUpdate:
         frames = rows.steps * rows.B
         return [*calls, hooks.count_call(rows.gradients.flat, frames, rows.step_count)] if after else [*calls]
 
-    def _back(
-        self, logits: Each, action: Each, entropy: Tensor, size: Tensor, slopes: Sequence[Tensor]
-    ) -> list[Call | Direct]:
+    def _back(self, logits: Each, action: Each, entropy: Tensor, slopes: Sequence[Tensor]) -> list[Call | Direct]:
         """From the slopes of log-probability, entropy and value to the gradients of all parameters; moves the carry."""
         rows, parts, engine, grads = self.rows, self.rows.acted.parts, self.rows.learner.engine, self.rows.gradients
-        K, M, A, policy = rows.rounds, rows.steps * rows.B, parts.policy_TBP.shape[-1], rows.policy
-        d_logits, d_read, dy = rows.empty(M, A), rows.empty(M, A + 1), rows.empty(M, policy.cell.output_size)
+        K, M, policy, actor = rows.rounds, rows.steps * rows.B, rows.policy, self.likelihood
+        d_read, dy = rows.empty(M, actor.outputs + 1), rows.empty(M, policy.cell.output_size)
         encoder = parts.encoder.backward
         dx = rows.empty(M, policy.cell.input_size) if encoder else None
         calls: list[Call | Direct] = [
-            log_prob_backward_call(M, A, logits, action, entropy, size, slopes[0], slopes[1], d_logits),
-            acting.place_rows(d_logits, d_read[:, :A]),
-            acting.place_rows(slopes[2][:, None], d_read[:, A:]),
+            *actor.backward(logits, action, entropy, slopes, d_read, grads.named),
+            acting.place_rows(slopes[2][:, None], d_read[:, actor.outputs :]),
             *self.cell.before,
             *self.read.backward(self.cell.outputs, d_read, d_read, d_read, *grads.read, dy, add=False),
             *self.cell.backward(dy, grads.below("cell."), dx),

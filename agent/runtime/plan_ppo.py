@@ -10,9 +10,9 @@ from torch import Tensor
 from lifelong.agent.modules.heads import NEGATIVE
 from lifelong.agent.objectives.ppo import PPO
 from lifelong.agent.runtime import backward
+from lifelong.agent.runtime.likelihood import Likelihood
 from lifelong.kernels import acting, adam
 from lifelong.kernels.advantages.cpu import gae_call
-from lifelong.kernels.categorical.cpu import log_prob_backward_call, log_prob_call
 from lifelong.kernels.dense import Dense, clear, gather, standardize
 from lifelong.kernels.loop import Call, Direct, Each, Segment, fixed
 from lifelong.kernels.ppo_loss import Statistics
@@ -89,13 +89,13 @@ class Epochs:
 
     def _advantages(self) -> list[Call | Direct]:
         rows, made, parts, T, B = self.rows, self.rows.acted.made, self.rows.acted.parts, self.T, self.B
-        objective, A = rows.learner.objective, parts.policy_TBP.shape[-1]
+        objective = rows.learner.objective
         assert isinstance(objective, PPO)
         ended = made.terminated, made.truncated, rows.acted.final_value
-        scratch = rows.empty(T * B), rows.empty(T * B)
+        drawn = rows.acted.actions.drawn_TB
         inputs = made.reward, parts.value_TB, parts.value_TB[T], *ended
         calls: list[Call | Direct] = [
-            log_prob_call(T * B, A, parts.policy_TBP, rows.acted.actions.drawn_TB, rows.log_prob, *scratch),
+            Likelihood(rows.policy, T * B).forward(parts.policy_TBP, drawn, rows.log_prob, rows.empty(T * B)),
             gae_call(T, B, (objective.gamma, objective.lam), *inputs, self.advantage, self.target),
         ]
         calls += [standardize(self.advantage)] if objective.normalize_advantage else []
@@ -105,11 +105,12 @@ class Epochs:
         rows, parts, T, b, M = self.rows, self.rows.acted.parts, self.T, self.b, self.M
         policy, objective, learner, index = rows.policy, rows.learner.objective, rows.learner, Each(self.orders)
         assert isinstance(objective, PPO)
-        D, A = policy.cell.input_size, parts.policy_TBP.shape[-1]
+        D, actor = policy.cell.input_size, Likelihood(policy, M)
+        A = actor.outputs
         # the minibatch
         some = backward.room(policy.cell, T, b)
         x, state, is_init = some.x_TBD, some.state_TBS, some.is_init_TB
-        action = torch.empty(T, b, dtype=torch.int64)
+        action = actor.actions(T, b)
         known, advantage, target = (rows.empty(T, b) for _ in range(3))
         calls: list[Call | Direct] = [
             gather(index, parts.x_TBD[:T], x),
@@ -138,25 +139,26 @@ class Epochs:
         outputs = cell.outputs.rows[0] if isinstance(cell.outputs, Each) else cell.outputs
         pack += [*cell.pack, *read.pack()]
         # loss
-        log_prob, entropy, size, value = (rows.empty(M) for _ in range(4))
-        slopes, logits = [rows.empty(M) for _ in range(3)], rows.empty(M, A)
+        log_prob, entropy, value = (rows.empty(M) for _ in range(3))
+        slopes, params = [rows.empty(M) for _ in range(3)], rows.empty(M, actor.size)
         masked = torch.empty(T, b, self.mask_TBA.shape[-1], dtype=torch.bool)
         if self.mask_TBA.shape[-1]:
             calls.append(gather(index, self.mask_TBA, masked))
         task = torch.zeros(M, dtype=torch.int64)
-        heads = acting.heads(said[None], task, masked.view(M, -1), None, (1, 1), NEGATIVE, logits[None], value[None])
+        log_std = policy.actor.log_std.detach() if actor.gaussian else None
+        to = params[None], value[None]
+        heads = acting.heads(said[None], task, masked.view(M, -1), log_std, (1, 1), NEGATIVE, *to)
         ones, total = torch.ones(M, dtype=rows.dtype), rows.empty(1).fill_(M)
-        d_logits, d_read, dy = rows.empty(M, A), rows.empty(M, A + 1), rows.empty(M, policy.cell.output_size)
+        d_read, dy = rows.empty(M, A + 1), rows.empty(M, policy.cell.output_size)
         entropy_weight = rows.entropy_weight if "before_loss" in self.hooks else objective.entropy_weight
         numbers = objective.clip, objective.value_weight, entropy_weight
         inputs = log_prob, entropy, value, known, advantage, target, ones, total
         outcome: tuple[Tensor | Each, ...] = (Each(self.numbers[:, :1]), Each(self.statistics), *slopes)
         loss: list[Call | Direct] = [
             fixed(heads),
-            log_prob_call(M, A, logits, action, log_prob, entropy, size),
+            actor.forward(params, action, log_prob, entropy),
             loss_call(M, numbers, inputs, outcome),
-            log_prob_backward_call(M, A, logits, action, entropy, size, slopes[0], slopes[1], d_logits),
-            acting.place_rows(d_logits, d_read[:, :A]),
+            *actor.backward(params, action, entropy, slopes, d_read, rows.gradients.named),
             acting.place_rows(slopes[2][:, None], d_read[:, A:]),
         ]
         # backward

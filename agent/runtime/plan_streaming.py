@@ -12,7 +12,6 @@ from lifelong.agent.optimizers.obgd import ObGD
 from lifelong.agent.optimizers.step_size import StepSize
 from lifelong.agent.runtime.plan_actor_critic import OneUpdate
 from lifelong.kernels import adam
-from lifelong.kernels.categorical.cpu import log_prob_call
 from lifelong.kernels.dense import clear
 from lifelong.kernels.loop import Call, Direct, Each
 from lifelong.kernels.traces import Bound, slopes_call, trace_call
@@ -70,18 +69,18 @@ class Traced(OneUpdate):
         K, objective, optimizer = rows.rounds, learner.objective, learner.optimizer
         assert isinstance(objective, ACLambda) and objective.trace_RP is not None
         gamma = float(max(objective.discounts))
-        A, action = parts.policy_TBP.shape[-1], Each(rows.acted.actions.drawn_TB)
+        action = Each(rows.acted.actions.drawn_TB)
         logits, value, bootstrap = Each(parts.policy_TBP[:K]), Each(parts.value_TB[:K]), Each(parts.value_TB[1:])
         ended = Each(rows.acted.final_value), Each(made.terminated), Each(made.truncated)
-        entropy, size, delta, *slopes = (rows.empty(1) for _ in range(6))
+        entropy, delta, *slopes = (rows.empty(1) for _ in range(5))
         weights = gamma, objective.value_weight, objective.entropy_weight
         outcome: list[Tensor | Each] = [delta, *slopes, Each(self.numbers[:, :1]), Each(self.statistics)]
         gradients = rows.gradients
         calls: list[Call | Direct] = [
             clear(gradients.flat),
-            log_prob_call(1, A, logits, action, Each(rows.log_prob), entropy, size),
+            self.likelihood.forward(logits, action, Each(rows.log_prob), entropy),
             slopes_call(weights, [Each(made.reward), value, bootstrap, *ended, entropy], outcome),
-            *self._back(logits, action, entropy, size, slopes),
+            *self._back(logits, action, entropy, slopes),
         ]
         pieces = objective.trace_RP[0].split([p.numel() for p in learner.parameters])
         grads, group = [gradients.named[name] for name in learner.named], optimizer.param_groups[0]

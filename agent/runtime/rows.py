@@ -46,17 +46,25 @@ def refusal(rollout: Any, kind: type[Rollout] = Rollout) -> str | None:
 
 
 def ready(rollout: Rollout) -> bool:
-    """Whether the next steps can be made: observations are as they are read, and actions the environment's own."""
-    policy = rollout.policy
+    """Whether the next steps can be made: observations are as they are read, and actions the environment's own, or
+    rescaled to its bounds."""
+    policy, border = rollout.policy, rollout.env.action_border()
     read = torch.int64 if policy.encoder.counts else policy.critic.weight.dtype
-    return rollout.obs.dtype == read and rollout.env.action_border() is None
+    return rollout.obs.dtype == read and (border is None or border.scale is not None)
 
 
 def key_of(rollout: Rollout, *shape: int) -> tuple[Any, ...]:
     """All that rows are built for."""
     env = rollout.env
-    masked, kind = env.action_mask_BA.shape, rollout.obs.dtype
-    return *shape, *masked, kind, env.scaled, *[parameter.data_ptr() for parameter in rollout.policy.parameters()]
+    masked, kind, border = env.action_mask_BA.shape, rollout.obs.dtype, env.action_border()
+    return (
+        *shape,
+        *masked,
+        kind,
+        env.scaled,
+        border and id(border),
+        *[parameter.data_ptr() for parameter in rollout.policy.parameters()],
+    )
 
 
 @dataclass
@@ -88,7 +96,7 @@ class ActedRows:
             made.is_init,
             made.reward,
             drawn,
-            None,
+            env.action_border(),
             None if rollout.deterministic else rollout.generator,
             masked=env.action_mask_BA.shape[-1],
             scaled=env.scaled,
@@ -108,7 +116,8 @@ class ActedRows:
     @classmethod
     def build(cls, rollout: Rollout, rounds: int, steps: int) -> ActedRows | None:
         """None if the environment has no compiled calls."""
-        drawn = actions(rollout.policy, rounds * steps, rollout.env.num_envs, rescaled=False)
+        rescaled = rollout.env.action_border() is not None
+        drawn = actions(rollout.policy, rounds * steps, rollout.env.num_envs, rescaled=rescaled)
         made = rollout.env.compiled_steps(drawn.given_TB)
         return None if made is None else cls(rollout, rounds, steps, made, drawn)
 

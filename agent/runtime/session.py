@@ -19,7 +19,7 @@ from lifelong.agent.runtime import appended, changes, checkpoint
 from lifelong.agent.runtime.build import MakeActing, build
 from lifelong.agent.runtime.handover import hand_over
 from lifelong.agent.runtime.identity import consent, differences
-from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
+from lifelong.agent.runtime.logging import NoLog, RunLog
 from lifelong.agent.runtime.machine import machine
 from lifelong.agent.runtime.memory import held_bytes
 from lifelong.agent.runtime.metrics import (
@@ -30,6 +30,7 @@ from lifelong.agent.runtime.metrics import (
     forgetting_max,
     learned,
 )
+from lifelong.agent.runtime.progress import Progress
 from lifelong.agent.runtime.summary import FILE, is_whole
 from lifelong.agent.runtime.trainer import Order, Trainer
 

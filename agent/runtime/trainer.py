@@ -19,10 +19,11 @@ from lifelong.agent.runtime.detection import Detection
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.learner import Learner
-from lifelong.agent.runtime.logging import NoLog, Progress, RunLog
+from lifelong.agent.runtime.logging import NoLog, RunLog
 from lifelong.agent.runtime.metrics import Evaluations, over_tasks
 from lifelong.agent.runtime.plan import Planned
 from lifelong.agent.runtime.plasticity import plasticity
+from lifelong.agent.runtime.progress import Progress
 from lifelong.agent.runtime.record import Record
 from lifelong.agent.runtime.rescue import check_returns, drop, look, rescue
 from lifelong.agent.runtime.rollout import Acting, Experience

@@ -27,8 +27,8 @@ from lifelong.agent.files import write as write_file
 from lifelong.agent.reading import read_file
 from lifelong.agent.runtime import checkpoint
 from lifelong.agent.runtime.build import build, build_stream
-from lifelong.agent.runtime.logging import Progress
 from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime.progress import Progress
 from lifelong.agent.runtime.session import stop_signals
 from lifelong.agent.sweep.ledger import Ledger, Standing, best, trained_tasks, verify
 from lifelong.agent.sweep.plan import EVALUATION, TUNING, Plan, Range, Trial, data_of, digest

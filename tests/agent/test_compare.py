@@ -20,7 +20,7 @@ from scipy.stats import bootstrap
 from lifelong.agent.cli import main
 from lifelong.agent.compare import CONTROLS, alternatives, folder_name, rows
 from lifelong.agent.errors import ConfigError
-from lifelong.agent.report.comparison import interval
+from lifelong.agent.report.statistics import interval
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -109,8 +109,13 @@ def test_runs_are_made_once_and_come_out_as_a_table_csv_and_json(
         summary = json.loads((tmp_path / f"compare/tiny/{arm['variant']}/0/summary.json").read_text())
         assert arm["tasks"][0]["final"] == [summary["tasks"][0]["final"]] == [float(line["final"])]
         assert arm["average_performance"] == [summary["average_performance"]]
+    page = tmp_path / "compare/tiny/report.html"
+    before = page.read_bytes()
+    assert b"strategy ewc instead of finetune" in before and b"against the first row" in before
+    page.unlink()
     assert main(command) == 0
     assert "2 of 2 runs are there" in capsys.readouterr().err
+    assert page.read_bytes() == before  # from the run folders alone
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == made
     config.write_text(yaml.safe_dump({**TINY, "log_every": 7}))
     assert main(command) == 2
@@ -136,6 +141,40 @@ def test_tasks_alone_give_forward_transfer_and_the_markdown_table_an_interval(
     assert arms[0]["average_performance_interval"] == [mean, mean]
     assert f"{mean:.2f} ({mean:.2f} to {mean:.2f})".replace("-0.00", "0.00") in table
     assert arms[0]["strategy_mib"][0] > 0
+    latex = (tmp_path / "compare/tiny/comparison.tex").read_text().splitlines()
+    assert latex[0] == r"\begin{tabular}{lrrrrrrrrrr}" and latex[1] == r"\toprule" and latex[-1] == r"\end{tabular}"
+    assert latex[2].count(" & ") == latex[4].count(" & ") == 10 and r"(95 \%)" in latex[2]
+    assert r"rollout.steps=8" in latex[4] and "never learned" in latex[2]
+
+
+def test_every_number_of_the_table_is_recomputed_from_the_run_folders(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["compare", "tiny.yaml", "strategy=finetune,er", "optimizer.lr=0.1", "--seeds", "2"]) == 0
+    made = json.loads((tmp_path / "compare/tiny/comparison.json").read_text())
+    assert [arm["variant"] for arm in made["arms"]] == [
+        f"strategy={strategy} optimizer.lr=0.1" for strategy in ("finetune", "er")
+    ]
+    averages = []
+    for arm in made["arms"]:
+        folder = tmp_path / "compare/tiny" / arm["variant"].replace(" ", "_")
+        finals, forgotten = [], []
+        for seed in range(2):
+            with np.load(folder / str(seed) / "evaluation.npz") as saved:
+                scale = np.diff(saved["scores"]).squeeze()
+                performance = (saved["returns"].mean(-1) - saved["scores"][:, 0]) / scale
+                at = [int(np.searchsorted(saved["steps"], end)) for end in saved["training_end"]]
+            finals.append(performance[-1])
+            forgotten.append(performance[at[0], 0] - performance[-1, 0])
+        assert arm["average_performance"] == pytest.approx([final.mean() for final in finals])
+        assert arm["forgetting"] == pytest.approx(forgotten)
+        assert arm["interquartile_mean"] == pytest.approx(np.sort(np.concatenate(finals))[1:3].mean())
+        averages.append(np.mean(finals))
+        for column, task in enumerate(arm["tasks"]):
+            assert task["final"] == pytest.approx([final[column] for final in finals])
+    found = [arm["against_first"] for arm in made["arms"]]
+    assert found[0] is None
+    assert [x["difference"] for x in found[1:]] == pytest.approx([a - averages[0] for a in averages[1:]])
 
 
 def test_the_interval_is_the_percentile_bootstrap_of_the_mean() -> None:
@@ -193,3 +232,10 @@ def test_a_comparison_that_is_stopped_saves_its_runs_and_goes_on(config: Path, t
     assert list(tmp_path.rglob("checkpoints/*/manifest.json")) and not list(tmp_path.rglob("summary.json"))
     assert main(words) == 0
     assert len(list(tmp_path.rglob("summary.json"))) == 1
+    assert main([*words, "--out", "in_one_go"]) == 0
+
+    def timeless(folder: str) -> list[dict[str, str]]:
+        lines = csv.DictReader((tmp_path / folder / "comparison.csv").open())
+        return [{k: v for k, v in line.items() if k not in ("steps_per_second", "folder")} for line in lines]
+
+    assert timeless("compare/tiny") == timeless("in_one_go") and len(timeless("in_one_go")) == 2

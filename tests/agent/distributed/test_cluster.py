@@ -30,7 +30,7 @@ from lifelong.agent.distributed import cluster, loopback, train
 from lifelong.agent.errors import ClusterError, ConfigError
 from lifelong.agent.parallel import TorchWorkers, Workers
 from lifelong.agent.runtime import checkpoint, session
-from lifelong.agent.runtime.logging import Progress
+from lifelong.agent.runtime.progress import Progress
 from lifelong.agent.runtime.trainer import Order
 from tests.agent.group import in_group
 from tests.agent.runtime.test_kill import ROOT, assert_equal

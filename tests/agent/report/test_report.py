@@ -5,14 +5,15 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from rich.console import Console
 from rich.table import Table
 
+from lifelong.agent.report import colours, figures, plots, tables
 from lifelong.agent.report import page as html_page
-from lifelong.agent.report import plots, tables
 from lifelong.agent.report import runs as reading
 from lifelong.agent.report.runs import ReportError
 from lifelong.agent.runtime import metrics
@@ -252,7 +253,7 @@ def test_a_task_that_was_never_learned_is_named_in_every_table(tmp_path: Path) -
     assert line(text, "never learned") == ["never learned", "1 of 2"]
     assert line(shown(tables.comparison(runs)), "quickstart")[6:8] == ["never learned → 0.75", "0.10 → 0.05"]
     page = html_page.html(runs, tmp_path / "page").read_text()
-    assert page.count("never learned") == 4  # and where it is explained
+    assert page.count("never learned") == 5  # and in the chart, and where it is explained
 
 
 def test_forward_transfer_is_shown_where_every_task_has_a_run_alone(tmp_path: Path) -> None:
@@ -322,16 +323,85 @@ def test_labels_are_moved_apart_and_stay_below_the_top() -> None:
     np.testing.assert_allclose(plots._spread([0.97, 0.98, 0.99], 0.1, 1.0), [0.8, 0.9, 1.0])
 
 
-def test_the_page_is_one_file_with_tables_and_images(runs_folder: Path, tmp_path: Path) -> None:
+def test_the_page_is_one_file_with_tables_and_charts(runs_folder: Path, tmp_path: Path) -> None:
     write_run(runs_folder / "arcade" / "0", name="<arcade>", tasks=("pong",))
     page = html_page.html(reading.load_runs([runs_folder]), tmp_path / "out").read_text()
-    assert page.count("<table>") == 2 + 5  # a comparison per config, a table per run
-    assert page.count('src="data:image/png;base64,') == 2 + 5
+    assert page.count("<table>") == 2 * 2 + 5  # a comparison and the costs per config, a table per run
     assert len(list((tmp_path / "out" / "plots").glob("*.png"))) == 2 + 5
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert not re.search(r'(src|href)="(?!data:)', page) and "url(" not in page and "@import" not in page
     assert "0.86 (0.85..0.87)" in page and "continual/forgetting" in page
     assert "&lt;arcade&gt;" in page and "Example &lt;CPU&gt; &amp; Co" in page  # escaped
     assert "kind: gpm" in page and "2.9.0" in page
+    assert "strategy finetune instead of gpm" in page
+
+
+def circles(chart: ElementTree.Element, label: str) -> list[tuple[int, float]]:
+    """(step, value) of the points of a line, as they are told when they are pointed at."""
+    titles = [title.text or "" for title in chart.iter("title")]
+    found = [re.fullmatch(rf"{label}, step ([\d,]+): (\S+)", title) for title in titles]
+    return [(int(match[1].replace(",", "")), float(match[2])) for match in found if match]
+
+
+def test_charts_show_the_evaluations_of_the_runs(runs_folder: Path) -> None:
+    runs = reading.load_runs([runs_folder])
+    groups = reading.group_runs(runs)
+    drawn = figures.figures(groups)
+    assert {title: len(charts) for title, charts in drawn.items()} == {
+        "What was learned": 4,
+        "Evaluation matrix": 2,
+        "Inside": 0,
+    }
+    average, bars, recall, _ = (ElementTree.fromstring(chart) for chart in drawn["What was learned"])
+    performance = np.median([run.evaluations.performance() for run in groups[0].runs], axis=0)
+    steps = groups[0].runs[0].evaluations.steps
+    expected = dict(zip(steps, performance.mean(1), strict=True))
+    assert dict(circles(average, "gpm")) == pytest.approx(expected, rel=1e-2)
+    assert dict(circles(recall, "gpm")) == pytest.approx(dict(zip(steps, performance[:, 0], strict=True)), rel=1e-2)
+    told = [title.text for title in bars.iter("title")]
+    assert "finetune, recall: 0.09 at the end, 0.90 when learned" in told
+    assert len([line for line in average.iter("line") if line.get("class") == "border"]) == 1
+    matrix = ElementTree.fromstring(drawn["Evaluation matrix"][0])
+    assert len([cell for cell in matrix.iter("rect") if cell.get("class") == "cell"]) == performance.size
+
+
+def test_curves_of_the_log_are_drawn_with_a_band_over_seeds(runs_folder: Path) -> None:
+    for seed in range(3):
+        lines = [{"step": step, "plasticity/dormant_units": step * seed} for step in (10, 20)]
+        (runs_folder / f"quickstart/gpm-{seed}/metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (chart,) = figures.figures(reading.group_runs(reading.load_runs([runs_folder])))["Inside"]
+    assert circles(ElementTree.fromstring(chart), "gpm") == [(10, 10.0), (20, 20.0)] and "<polygon" in chart
+
+
+def test_a_strategy_has_one_colour_whatever_it_is_compared_with() -> None:
+    names = ["clear", "gpm", "ewc", "finetune"]
+    alone = {name: colours.places([name])[0] for name in names}
+    assert dict(zip(names, colours.places(names), strict=True)) == alone
+    assert colours.places(names[::-1]) == [alone[name] for name in names[::-1]]
+    many = colours.places([f"row {i}" for i in range(25)])
+    assert len(set(many)) == 25
+
+
+def test_whoever_reads_the_page_chooses_light_or_dark(runs_folder: Path, tmp_path: Path) -> None:
+    page = html_page.html(reading.load_runs([runs_folder]), tmp_path / "out").read_text()
+    (dark,) = re.findall(r"@media \(prefers-color-scheme: dark\) \{\s*:root \{(.*?)\} \}", page, re.DOTALL)
+    light = page[page.index(":root {") : page.index("@media")]
+    for name in set(re.findall(r"var\((--\w+)\)", page)):
+        assert f"{name}:" in light and f"{name}:" in dark, f"{name} has no colour"
+
+    def contrast(sheet: str, name: str) -> float:  # WCAG 2.2, relative luminance
+        def luminance(key: str) -> float:
+            (found,) = re.findall(rf"{key}: #(\w+)", sheet)
+            full = found if len(found) == 6 else "".join(c * 2 for c in found)
+            parts = [int(full[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+            linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+            return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+        low, high = sorted([luminance("--paper"), luminance(name)])
+        return (high + 0.05) / (low + 0.05)
+
+    for sheet in (light, dark):
+        assert min(contrast(sheet, name) for name in ("--ink", "--soft", "--bad")) >= 4.5
+        assert min(contrast(sheet, f"--c{i}") for i in range(7)) >= 3.0  # of lines and areas
 
 
 def test_write_report_prints_the_tables_and_returns_the_page(runs_folder: Path, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import pytest
 from lifelong.agent import cli
 from lifelong.agent.errors import CheckpointError, DiskError
 from lifelong.agent.runtime.appended import METRICS, POINTS, TIMING, Appended
-from lifelong.agent.runtime.logging import Progress, RunLog
+from lifelong.agent.runtime.logging import RunLog
 from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime.progress import Progress
 from tests.agent.runtime.test_kill import assert_log_in_order, curves
 from tests.agent.support import make_trainer
 

@@ -43,6 +43,10 @@ CASES: dict[str, dict[str, Any]] = {
         "stream": {"tasks": [{"name": "p", "env": {"kind": "Pendulum", "max_episode_steps": 9}}]},
         "policy": {"encoder": MLP, "previous_action": True},
     },
+    "squashed": {
+        "stream": {"tasks": [{"name": "p", "env": {"kind": "Pendulum", "max_episode_steps": 9}}]},
+        "policy": {"encoder": MLP, "squash": "tanh"},
+    },
     "ppo": {"objective": {"kind": "ppo", "epochs": 2, "minibatches": 2}, "policy": {"encoder": MLP}},
     "q_learning": {"objective": {"kind": "q_learning"}, "strategy": [{"kind": "er", "capacity": 24, "start": 8}]},
     "supervised": {

@@ -19,6 +19,7 @@ from tests.agent.support import assert_identical, leaves, make_trainer, one_by_o
 CARTPOLE = [{"name": "a", "env": {"kind": "CartPole", "max_episode_steps": 11}}]
 SCALED = [{"name": "a", "env": {"kind": "CartPole", "max_episode_steps": 11}, "reward_scale": 0.1}]
 PADDED = [{"name": "a", "env": {"kind": "RepeatPrevious", "symbols": 3}}, {"name": "b", "env": {"kind": "CartPole"}}]
+PENDULUM = [{"name": "a", "env": {"kind": "Pendulum", "max_episode_steps": 11}}]
 MLP = {"kind": "mlp", "hidden": [12]}
 DEEP = {"kind": "mlp", "hidden": [12, 20], "activation": "crelu"}
 ONE: dict[str, Any] = {
@@ -70,6 +71,19 @@ CASES: dict[str, dict[str, Any]] = {
     "ppo, encoder": {
         "stream": {"tasks": CARTPOLE},
         "policy": {"encoder": DEEP, "previous_action": True},
+        "objective": {"kind": "ppo", "epochs": 2, "minibatches": 2},
+    },
+    "gaussian": {"stream": {"tasks": PENDULUM}, "policy": {"encoder": MLP, "previous_action": True}},
+    "gaussian, bptt": {"stream": {"tasks": PENDULUM}, "gradient": "bptt"},
+    "gaussian, streaming": {
+        **ONE,
+        "stream": {"tasks": PENDULUM},
+        "objective": {"kind": "ac_lambda", "entropy_weight": 0.1},
+        "optimizer": {"kind": "obgd", "kappa": 3.0},
+    },
+    "ppo, gaussian": {
+        "stream": {"tasks": PENDULUM},
+        "policy": {"encoder": MLP},
         "objective": {"kind": "ppo", "epochs": 2, "minibatches": 2},
     },
     "ppo, one batch": {
@@ -155,6 +169,7 @@ def test_rounds_are_the_chunks_one_by_one(case: str, rounds: int, tmp_path: Path
     ended = 0
     for _ in range(6 // rounds):
         experience = planned.advance()
+        assert planned.planned.plan is not None and planned.planned.plan.kept
         for _ in range(rounds):
             expected = eager.advance()
             assert expected is not None
@@ -225,6 +240,7 @@ def test_a_run_that_is_stopped_and_resumed_is_that_of_one_piece(tmp_path: Path) 
         ({"objective": {"kind": "ppo", "minibatches": 3}}, "minibatches"),
         ({"policy": {"cell": {"kind": "diagonal_lstm", "size": 4}}}, "DiagonalLSTM"),
         ({"policy": {"heads": "per_task"}}, "heads"),
+        ({"stream": {"tasks": PENDULUM}, "policy": {"squash": "tanh"}}, "action space"),
         ({"optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9}}, "optimiser"),
         ({"objective": "ac_lambda", "rollout": {"copies": 2, "steps": 1}, "max_grad_norm": 0}, "traces"),
         ({"gradient": {"kind": "rtrl", "carry_dtype": "bfloat16"}}, "bfloat16"),
