@@ -29,6 +29,8 @@ FORWARD, BACKWARD, STRAFE_LEFT, STRAFE_RIGHT, LEFT, RIGHT, FORWARD_LEFT, FORWARD
 #: half the width of the body, and how near it comes to a thing that it touches, in cells
 RADIUS, TOUCH = 0.2, 0.45
 NORTH = -math.pi / 2
+#: what is seen of a state
+_SEEN = tuple(f.name for f in fields(rays.Scene))
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _rgb(colour: Tensor) -> tuple[int, int, int]:
 
 def scene(state: RoomsState) -> rays.Scene:
     """What is seen of a state."""
-    return rays.Scene(*(getattr(state, f.name) for f in fields(rays.Scene)))
+    return rays.Scene(*(getattr(state, name) for name in _SEEN))
 
 
 def changed(state: Any, **values: Tensor) -> Any:
