@@ -27,7 +27,9 @@ ALWAYS = (
     "rollout.steps",
 )
 #: what is no hyper-parameter, or has no room in a table
-_NOT_SHOWN = re.compile(r"stream\.tasks\.|(strategy_options|modules|checkpoint|evaluation|log_every|runtime|name)\b")
+_NOT_SHOWN = re.compile(
+    r"stream\.tasks\.|(strategy_options|modules|checkpoint|evaluation|log_every|trackers|runtime|name)\b"
+)
 
 
 def charts(config: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, dict[str, Chart]]:
