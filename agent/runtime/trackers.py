@@ -88,7 +88,7 @@ class WandB(Tracker):
         self.run.log(dict(scalars), step=step)
 
     def close(self) -> None:
-        self.run.finish(quiet=True)
+        self.run.finish()
 
 
 class MLflow(Tracker):
