@@ -51,6 +51,8 @@ lifelong compare quickstart strategy=clear,ewc optimizer.lr=1e-3,1e-2   all four
 lifelong compare quickstart strategy=ewc --controls --alone
 """,
     "sweep": "\nlifelong sweep strategies\n",
+    "watch": "\nlifelong watch runs/quickstart/0 --task maze --video maze.gif\n",
+    "show-env": "\nlifelong show-env RoomsKeyDoor rooms=4 --out rooms.gif\nlifelong show-env CartPole TMaze\n",
     "list": "\nlifelong list strategy\nlifelong list strategy ewc\n",
     "show": "\nlifelong show quickstart --diff\nlifelong show quickstart strategy=ewc\n",
     "completion": '\neval "$(lifelong completion bash)"\n',

@@ -238,6 +238,18 @@ class BatchedEnv(VectorEnv):
         all numbers side by side); None, the default: always all. A step that has them does not compile."""
         return None
 
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """A picture for people of one copy, uint8 [height, width, 3]; what it observes, if nothing else is written.
+
+        Args:
+            state: as `advance` returns it; None: the present one.
+            index: which copy.
+        """
+        from lifelong.envs.render import observation
+
+        obs = self.observe(self.state if state is None else state)[index]
+        return observation(self.single_observation_space, obs.cpu().numpy())
+
     # ---- the contract --------------------------------------------------------------------------------------------
 
     @classmethod

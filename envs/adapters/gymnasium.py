@@ -126,6 +126,16 @@ class GymnasiumEnv(ExternalEnv):
         """The encoded observation space, and the action space with parts as one vector."""
         return self.encoder.space, self.decoder.space
 
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The environment's own picture, where it is made with `render_mode: rgb_array` and not asynchronously."""
+        copies = self.env.envs if isinstance(self.env, SyncVectorEnv) else ()
+        if not copies or copies[index].render_mode != "rgb_array":
+            return super().render(state, index)
+        try:
+            return np.asarray(copies[index].render(), np.uint8)
+        except Exception as error:  # whatever code of others raises
+            raise EnvError(f"{self.label} cannot be drawn: {' '.join(str(error).split())}") from error
+
     def close_extras(self, **kwargs: Any) -> None:
         """Close the wrapped environment; no process of it is left, whatever its code does."""
         processes = self.env.processes if isinstance(self.env, AsyncVectorEnv) else []

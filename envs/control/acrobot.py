@@ -18,6 +18,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, Param
+from lifelong.envs.render import COLOURS, GREY, INK, Canvas
 
 MAX_SPIN_1 = 4 * math.pi  # [rad/s]
 MAX_SPIN_2 = 9 * math.pi  # [rad/s]
@@ -97,6 +98,19 @@ class Acrobot(BatchedEnv):
         """Cosine and sine of both angles, and both velocities."""
         angle_1, angle_2, spin_1, spin_2 = state.physics.unbind(1)
         return torch.stack((angle_1.cos(), angle_1.sin(), angle_2.cos(), angle_2.sin(), spin_1, spin_2), 1)
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The two links, and the height to reach."""
+        first, second, _, _ = (state or self.state).physics[index].tolist()
+        length, elbow = float(self.params["link_length_1"][index]), first + second
+        canvas = Canvas((-2.4, 2.4), (-2.2, 2.2))
+        canvas.line((-2.4, length), (2.4, length), colour=GREY, width=1)
+        x, y = length * math.sin(first), -length * math.cos(first)
+        canvas.line((0, 0), (x, y), colour=COLOURS[0], width=8)
+        canvas.line((x, y), (x + math.sin(elbow), y - math.cos(elbow)), colour=COLOURS[1], width=8)
+        for joint in ((0.0, 0.0), (x, y)):
+            canvas.disc(*joint, 0.07, INK)
+        return canvas.array()
 
     def set_params(self, mask: Any = None, **params: Any) -> None:
         """Write task parameters (see `BatchedEnv.set_params`)."""

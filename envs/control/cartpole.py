@@ -18,6 +18,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, Param
+from lifelong.envs.render import COLOURS, GREY, INK, Canvas
 from lifelong.kernels.cartpole import available, cartpole_step
 
 X_LIMIT = 2.4  # [m]
@@ -116,6 +117,19 @@ class CartPole(BatchedEnv):
     def observe(self, state: CartPoleState) -> Tensor:
         """The four numbers of the state, and the offsets."""
         return state.physics + self._offset_B4
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The cart on its track, and the pole."""
+        x, _, angle, _ = (state or self.state).physics[index].tolist()
+        reach = 2 * float(self.params["length"][index])
+        canvas = Canvas((-3.2, 3.2), (-1.0, 2.2))
+        canvas.line((-2.4, -0.3), (2.4, -0.3), colour=GREY)
+        for end in (-2.4, 2.4):
+            canvas.line((end, -0.45), (end, -0.15), colour=GREY)
+        canvas.box(x - 0.4, -0.25, 0.8, 0.4, INK, 0.06)
+        canvas.line((x, 0.1), (x + reach * math.sin(angle), 0.1 + reach * math.cos(angle)), colour=COLOURS[1], width=7)
+        canvas.disc(x, 0.1, 0.07, GREY)
+        return canvas.array()
 
     def set_params(self, mask: Any = None, **params: Any) -> None:
         """Write task parameters (see `BatchedEnv.set_params`)."""

@@ -6,6 +6,7 @@ parameters.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, Param
+from lifelong.envs.render import COLOURS, GREY, Canvas
 
 MIN_POSITION, MAX_POSITION = -1.2, 0.6
 MAX_SPEED = 0.07
@@ -68,6 +70,21 @@ class MountainCar(BatchedEnv):
         velocity = torch.where(position <= MIN_POSITION, velocity.clamp(min=0.0), velocity)
         terminated = (position >= p["goal_position"]) & (velocity >= p["goal_velocity"])
         return MountainCarState(torch.stack((position, velocity), 1)), -torch.ones_like(position), terminated, {}
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The car in its valley, and the flag."""
+
+        def height(x: float) -> float:
+            return 0.45 * math.sin(3 * x) + 0.55
+
+        x, goal = float((state or self.state).physics[index, 0]), float(self.params["goal_position"][index])
+        canvas = Canvas((-1.2, 0.6), (-0.05, 1.2))
+        canvas.line(*[(-1.2 + i * 0.02, height(-1.2 + i * 0.02)) for i in range(91)], colour=GREY, width=3)
+        canvas.line((goal, height(goal)), (goal, height(goal) + 0.15), width=2)
+        top = height(goal) + 0.15
+        canvas.area((goal, top), (goal + 0.07, top - 0.03), (goal, top - 0.06), colour=COLOURS[3])
+        canvas.disc(x, height(x) + 0.035, 0.04, COLOURS[0])
+        return canvas.array()
 
     def observe(self, state: MountainCarState) -> Tensor:
         """Position and velocity."""

@@ -16,6 +16,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, Param
+from lifelong.envs.render import COLOURS, GREY, INK, Canvas
 
 MAX_SPEED = 8.0  # [rad/s]
 MAX_TORQUE = 2.0  # [N m]
@@ -68,6 +69,15 @@ class Pendulum(BatchedEnv):
         # Kept within one turn, so that the reward needs no normalising and float32 stays accurate.
         angle = angle - 2 * math.pi * torch.round(angle / (2 * math.pi))
         return PendulumState(torch.stack((angle, spin), 1)), -cost, torch.zeros_like(cost, dtype=torch.bool), {}
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The pendulum; upright is where it should be."""
+        angle = float((state or self.state).physics[index, 0])
+        canvas = Canvas((-1.4, 1.4), (-1.4, 1.4))
+        canvas.line((0, 0), (0, 1.2), colour=GREY, width=1)
+        canvas.line((0, 0), (-math.sin(angle), math.cos(angle)), colour=COLOURS[3], width=14)
+        canvas.disc(0, 0, 0.06, INK)
+        return canvas.array()
 
     def observe(self, state: PendulumState) -> Tensor:
         """Cosine and sine of the angle, and the velocity."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.errors import EnvError
 from lifelong.envs.options import Range
+from lifelong.envs.render import COLOURS, INK, enlarged
 
 WIDTH, HEIGHT = 24, 15
 #: the first columns of the two strips, and how wide they are
@@ -202,6 +203,21 @@ class Forager(BatchedEnv):
         flat = place.expand(self.num_envs, self.view, self.view).flatten(1)
         thing = torch.where(inside, s.things.gather(1, flat).view(-1, self.view, self.view).long(), NOTHING)
         return torch.stack((wall, thing == BIG, thing == SMALL), 3).to(torch.uint8)
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The whole world, what is seen of it, and the agent."""
+        s, colour = state or self.state, torch.full((HEIGHT * WIDTH, 3), 235, dtype=torch.uint8)
+        things = s.things[index].cpu()
+        colour[self.worlds[0][s.layout[index]].cpu()] = torch.tensor(INK, dtype=torch.uint8)
+        for kind, which in ((BIG, COLOURS[0]), (SMALL, COLOURS[1])):
+            colour[self.cells.cpu()[things == kind]] = torch.tensor(which, dtype=torch.uint8)
+        picture, (y, x) = colour.view(HEIGHT, WIDTH, 3).numpy(), (int(s.y[index]), int(s.x[index]))
+        side = np.arange(self.view) - self.view // 2
+        unseen = np.ones((HEIGHT, WIDTH), bool)
+        unseen[np.ix_((y + side) % HEIGHT, (x + side) % WIDTH)] = False
+        picture[unseen] = (picture[unseen] * 0.6 + 60).astype(np.uint8)
+        picture[y, x] = COLOURS[3]
+        return enlarged(picture)
 
 
 def _place(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

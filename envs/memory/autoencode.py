@@ -38,6 +38,7 @@ class Autoencode(POPGymTask):
     while watching give nothing. An episode has 2 N - 1 steps.
     """
 
+    CARDS: ClassVar[tuple[str, ...]] = ("watch or play", "suit")
     LEVELS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "easy": {"decks": 1, "score": (-0.5, 1.0)},
         "medium": {"decks": 2, "score": (-0.5, 1.0)},

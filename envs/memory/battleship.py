@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lifelong.envs.memory.popgym import POPGymTask, below
+from lifelong.envs.render import COLOURS, GREY, board
 
 SHIPS = (2, 3, 3, 4)
 BOARDS = 8192
@@ -92,6 +93,13 @@ class Battleship(POPGymTask):
         shot = state.shot | (torch.arange(self.cells, device=self.device) == place)
         over = (hits == self.needed) | (step >= self.cells)
         return BattleshipState(state.board, shot, hits, hit.long(), step), reward, over, {}
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The board: water, ships, and what was shot at."""
+        state, size = state or self.state, int(self.cells**0.5)
+        ship, shot = self.table[state.board[index]] > 0, state.shot[index]
+        values = (2 * shot.long() + ship.long()).view(size, size).cpu().numpy()
+        return board(values, [(205, 220, 235), GREY, COLOURS[0], COLOURS[3]], ["", "", "\u00b7", "x"])
 
     def shown(self, state: BattleshipState) -> Tensor:
         """Whether the last shot was a hit."""

@@ -16,6 +16,7 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 from torch import Tensor
 
 from lifelong.envs.memory.popgym import POPGymTask, deal
+from lifelong.envs.render import COLOURS, GREY, board
 
 NONE = -1
 
@@ -113,6 +114,12 @@ class Concentration(POPGymTask):
     def observe(self, state: ConcentrationState) -> Tensor:
         """Kinds of the cards in view: so many numbers take longer to write one-hot than all else takes."""
         return self.shown(state)
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The cards, those in view with their kind."""
+        kinds = self.shown(state or self.state)[index].view(-1, 13).cpu().numpy()
+        colours = [COLOURS[i % len(COLOURS)] for i in range(self.kinds)]
+        return board(kinds, [*colours, GREY], [*map(str, range(self.kinds)), ""])
 
     def shown(self, state: ConcentrationState) -> Tensor:
         """Kinds of the cards in view."""

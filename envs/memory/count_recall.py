@@ -35,6 +35,7 @@ class CountRecall(POPGymTask):
     counts. Every answer gives +1 / (cards - 1) if right and -1 / (cards - 1) if wrong; the episode ends with the decks.
     """
 
+    CARDS: ClassVar[tuple[str, ...]] = ("in view", "asked for")
     LEVELS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "easy": {"decks": 1, "kinds": 2, "score": (-0.926, 1.0)},
         "medium": {"decks": 2, "kinds": 4, "score": (-0.926, 1.0)},

@@ -33,6 +33,7 @@ class HigherLower(POPGymTask):
     right, -1 / cards if wrong and 0 if the next card has the same rank.
     """
 
+    CARDS: ClassVar[tuple[str, ...]] = ("rank",)
     LEVELS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "easy": {"decks": 1, "score": (0.0, 0.53)},
         "medium": {"decks": 2, "score": (0.0, 0.51)},

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lifelong.envs.memory.popgym import POPGymTask, below
+from lifelong.envs.render import COLOURS, INK, enlarged
 
 MAZES = 1024
 FREE, WALL, START, GOAL = 0, 1, 2, 3
@@ -138,6 +139,18 @@ class Labyrinth(POPGymTask):
         )
         reward, over = self.judge(following, new)
         return following, reward, over, {}
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The maze, what was explored, start, goal and the agent."""
+        state, size = state or self.state, self.size
+        y, x = (each.flatten() for each in torch.meshgrid(*[torch.arange(size, device=self.device)] * 2, indexing="ij"))
+        alone = type(state)(**{name: value[index : index + 1] for name, value in vars(state).items()})
+        kind = self.kind(alone, y, x)
+        seen = (kind == FREE) & state.explored[index]
+        here = (y == state.place[index, 0]) & (x == state.place[index, 1])
+        colours = torch.tensor([(250, 250, 247), INK, COLOURS[2], COLOURS[3], (214, 224, 240), COLOURS[1]])
+        value = torch.where(here, 5, torch.where(seen, 4, kind)).cpu()
+        return enlarged(colours[value].to(torch.uint8).view(size, size, 3).numpy())
 
     def judge(self, state: LabyrinthState, new: Tensor) -> tuple[Tensor, Tensor]:
         """Reward float32 [B] and end bool [B] of a step into a state; `new` bool [B]: its cell was not explored."""

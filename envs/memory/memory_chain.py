@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.options import Range
+from lifelong.envs.render import cards
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ class MemoryChain(BatchedEnv):
         asked = state.context.gather(1, state.query.unsqueeze(1)).squeeze(1)
         reward = (2.0 * (action == asked).float() - 1.0) * last
         return MemoryChainState(state.context, state.query, state.step + 1), reward, last, {}
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The bits to remember, and the one that is asked for."""
+        state = state or self.state
+        step, length = int(state.step[index]), int(self.params["length"][index])
+        names = ["asked for" if i == int(state.query[index]) else "" for i in range(self.bits)]
+        return cards(state.context[index].tolist()[:12], names[:12], f"step {step} of {length + 1}")
 
     def observe(self, state: MemoryChainState) -> Tensor:
         """Time left, the query at the end and the bits at the beginning."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lifelong.envs.memory.popgym import POPGymTask, below
+from lifelong.envs.render import GREY, board
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,16 @@ class MineSweeper(POPGymTask):
         cell = torch.arange(self.cells, device=self.device)
         viewed = state.viewed | (new.unsqueeze(1) & (cell == place))
         return MineSweeperState(state.mines, viewed, near, opened, step), reward, over, {}
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The board: opened cells with the number of mines near, and where the mines are."""
+        state, size = state or self.state, self.size
+        mines = torch.zeros(self.cells, dtype=torch.long, device=self.device).index_fill_(0, state.mines[index], 1)
+        near = torch.nn.functional.avg_pool2d(mines.view(1, size, size).float(), 3, 1, 1)[0] * 9
+        values = torch.where(state.viewed[index], near.round().long().flatten() + 2, mines).view(size, size)
+        return board(
+            values.cpu().numpy(), [GREY, (150, 90, 90), *[(235, 238, 242)] * 9], ["", "x", *map(str, range(9))]
+        )
 
     def shown(self, state: MineSweeperState) -> Tensor:
         """How many mines are near."""

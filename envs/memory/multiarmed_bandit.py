@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lifelong.envs.memory.popgym import POPGymTask
+from lifelong.envs.render import bars
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class MultiarmedBandit(POPGymTask):
         step = state.step + 1
         following = MultiarmedBanditState(state.pays, paid.long(), step)
         return following, (2.0 * paid.float() - 1.0) / self.length, step >= self.length, {}
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """How often each arm pays."""
+        pays = (state or self.state).pays[index].cpu().numpy()
+        return bars(pays, [str(i) for i in range(len(pays))])
 
     def shown(self, state: MultiarmedBanditState) -> Tensor:
         """Whether the last pull paid."""

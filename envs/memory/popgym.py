@@ -19,6 +19,7 @@ from torch.nn.functional import one_hot
 
 from lifelong.envs.base import BatchedEnv
 from lifelong.envs.errors import EnvError, unknown_name
+from lifelong.envs.render import cards
 
 Difficulty = Literal["easy", "medium", "hard"]
 
@@ -40,6 +41,8 @@ class POPGymTask(BatchedEnv):
 
     #: difficulty -> what `arrange` gets, and `score`
     LEVELS: ClassVar[Mapping[str, Mapping[str, Any]]]
+    #: what each category that is observed is called in a picture
+    CARDS: ClassVar[tuple[str, ...]] = ()
     #: how many values each category has that is observed
     categories: tuple[int, ...]
     actions: int
@@ -72,6 +75,10 @@ class POPGymTask(BatchedEnv):
             return one_hot(shown, self.categories[0]).flatten(1).float()
         parts = zip(shown.unbind(1), self.categories, strict=True)
         return torch.cat([one_hot(each, count) for each, count in parts], 1).float()
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """What is in view, as cards."""
+        return cards(self.shown(state or self.state)[index].tolist(), self.CARDS)
 
     def unit(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), float32 [B, *shape]. All draws of a task are of this one kind: they are fast."""

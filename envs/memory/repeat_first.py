@@ -33,6 +33,7 @@ class RepeatFirst(POPGymTask):
     right and -1 / (cards - 1) if wrong.
     """
 
+    CARDS: ClassVar[tuple[str, ...]] = ("in view",)
     LEVELS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "easy": {"decks": 1, "score": (-0.5, 1.0)},
         "medium": {"decks": 8, "score": (-0.5, 1.0)},

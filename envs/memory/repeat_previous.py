@@ -17,6 +17,7 @@ from torch import Tensor
 from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.errors import EnvError
 from lifelong.envs.options import Range
+from lifelong.envs.render import cards
 
 MAX_LAG = 64
 
@@ -90,6 +91,14 @@ class RepeatPrevious(BatchedEnv):
     def observe(self, state: RepeatPreviousState) -> Tensor:
         """The newest symbol, one-hot."""
         return torch.nn.functional.one_hot(state.history[:, 0].long(), self.symbols).float()
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The symbol in view at the right, and those before it; the first is the answer."""
+        state, lag = state or self.state, int(self.params["lag"][index])
+        seen = state.history[index, : lag + 1].flip(0).tolist()
+        known = int(state.shown[index]) + 1
+        values = [value if lag + 1 - i <= known else None for i, value in enumerate(seen)]
+        return cards(values[-12:], ["answer", *[""] * (lag - 1), "in view"][-12:])
 
     def set_params(self, mask: Any = None, **params: Any) -> None:
         """Write task parameters (see `BatchedEnv.set_params`); refuses a lag that is not below the length."""

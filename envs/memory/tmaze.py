@@ -18,6 +18,7 @@ from torch import Tensor
 from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.errors import EnvError
 from lifelong.envs.options import Range
+from lifelong.envs.render import COLOURS, GREY, Canvas
 
 FORWARD, UP, DOWN = 0, 1, 2
 
@@ -118,6 +119,21 @@ class TMaze(BatchedEnv):
         """[cue, junction, distractors...]."""
         junction = (state.position >= self.params["corridor"]).float()
         return torch.cat((torch.stack((state.cue * state.first, junction), 1), state.distractors), 1)
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The corridor, its junction, the agent, and the cue, pale when it is not seen any more."""
+        state = state or self.state
+        length, position = int(self.params["corridor"][index]), int(state.position[index])
+        cue, first = float(state.cue[index]), bool(state.first[index])
+        canvas = Canvas((-1.5, length + 1.5), (-2.5, 2.5))
+        for x in range(length + 1):
+            canvas.box(x - 0.45, -0.45, 0.9, 0.9, (225, 228, 232))
+        for y in (-1, 1):
+            canvas.box(length - 0.45, y - 0.45, 0.9, 0.9, (225, 228, 232))
+        tip = 1.6 if cue > 0 else -1.6
+        canvas.area((-0.4, tip / 2), (0.4, tip / 2), (0, tip), colour=COLOURS[2] if first else GREY)
+        canvas.disc(position, 0, 0.35, COLOURS[0])
+        return canvas.array()
 
     def _signs(self, count: int) -> Tensor:
         return 2.0 * self.randint(2, self.num_envs, count).float() - 1.0

@@ -20,6 +20,7 @@ from torch import Tensor
 from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.errors import EnvError, optional
 from lifelong.envs.options import Count
+from lifelong.envs.render import enlarged
 
 SIDE = 28
 PIXELS = SIDE * SIDE
@@ -141,6 +142,16 @@ class ImageRows(BatchedEnv):
         shown = (step * len(self.columns)).unsqueeze(1) + self.columns
         source = self.permutation_B784.gather(1, shown)
         return self.pixels[(state.image * PIXELS).unsqueeze(1) + source].float() / 255.0
+
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """The image as the task has it; the rows that are still to come are dark."""
+        state = state or self.state
+        seen = self.permutation_B784[index] + state.image[index] * PIXELS
+        pixels = self.pixels[seen].view(28, 28).cpu().numpy()
+        known = min(int(state.step[index]) + 1, self.steps) * len(self.columns) // 28
+        picture = np.stack((pixels, pixels, pixels), 2)
+        picture[known:] = picture[known:] // 4
+        return enlarged(picture)
 
     def set_params(self, mask: Any = None, **params: Any) -> None:
         """Write task parameters (see `BatchedEnv.set_params`); refuses an empty class range."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from lifelong.envs.base import BatchedEnv, Param
 from lifelong.envs.errors import EnvError
 from lifelong.envs.options import Range
+from lifelong.envs.render import INK, Canvas, enlarged
 from lifelong.envs.rooms import textures
 from lifelong.kernels import rays
 
@@ -126,6 +127,23 @@ class Rooms(BatchedEnv):
         cell = row.unsqueeze(2) * grid.shape[1] + column.unsqueeze(1)
         return (grid.flatten(1).gather(1, cell.flatten(1)) > 0).any(1)
 
+    def render(self, state: Any = None, index: int = 0) -> Any:
+        """What is seen, and a map: walls, things, the body and where it looks."""
+        state = state or self.state
+        view = enlarged(self.observe(state)[index].cpu().numpy())
+        grid = state.grid[index].cpu()
+        size, texels = len(grid), self.camera.texels.cpu().view(-1, rays.TEXELS**2, 3).float().mean(1)
+        canvas = Canvas((0, size), (-size, 0), len(view))
+        for y, x in torch.nonzero(grid).tolist():
+            canvas.box(x, -y - 1, 1, 1, _rgb(texels[int(grid[y, x])]))
+        for k in torch.nonzero(state.there[index]).flatten().tolist():
+            colour = _rgb(texels[int(state.kind[index, k])])
+            canvas.disc(float(state.thing_x[index, k]), -float(state.thing_y[index, k]), 0.25, colour)
+        x, y, heading = (float(each[index]) for each in (state.x, state.y, state.heading))
+        canvas.line((x, -y), (x + 0.7 * math.cos(heading), -y - 0.7 * math.sin(heading)), width=2)
+        canvas.disc(x, -y, RADIUS + 0.08, INK)
+        return np.concatenate((view, canvas.array()[: len(view)]), 1)
+
     # ---- helpers -------------------------------------------------------------------------------------------------
 
     def unit(self, *shape: int) -> Tensor:
@@ -141,6 +159,11 @@ def before_wall(at: Tensor, way: Tensor) -> Tensor:
     """Where a body that goes some way along an axis, to `at`, stands when the cell that it comes into is a wall."""
     reach = RADIUS + 1e-3
     return torch.where(way > 0, (at + RADIUS).floor() - reach, (at - RADIUS).ceil() + reach)
+
+
+def _rgb(colour: Tensor) -> tuple[int, int, int]:
+    red, green, blue = colour.int().tolist()
+    return red, green, blue
 
 
 def scene(state: RoomsState) -> rays.Scene:
