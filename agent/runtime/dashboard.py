@@ -135,7 +135,7 @@ class Dashboard:
         self.events.scalars(step, interval(evaluations))
         for at, line in borders(self.starts(), before, step):
             self.events.scalars(at, line)
-        if len(evaluations.steps) >= max(4, 2 * self.drawn):
+        if len(evaluations.steps) >= max(8, 2 * self.drawn):
             self.matrix(evaluations)
 
     def matrix(self, evaluations: Evaluations) -> None:
