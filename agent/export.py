@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lifelong.agent.errors import ConfigError, ExportError, choice, optional
 from lifelong.agent.exported import EXTRA, KEY, Onnx, Runs, TorchScript
 from lifelong.agent.files import make_folder, write
-from lifelong.agent.inference import READS_TASK, LoadedPolicy, differences, reopened
+from lifelong.agent.inference import INPUTS, LoadedPolicy, differences, reopened
 from lifelong.agent.modules.encoders import OneHotLinear
 from lifelong.agent.policy import Inputs
 from lifelong.agent.runtime.machine import versions
@@ -80,7 +80,7 @@ def export(
     source = Path(run)
     trainer, names = reopened(source, task)
     why = differences(trainer) if task is None else []
-    if [reason for reason in why if reason != READS_TASK]:
+    if [reason for reason in why if reason not in INPUTS]:
         raise ConfigError(f"{source} was trained on {', '.join(names)}, and {why[-1]}; name one: --task {names[0]}")
     index = None if why else names.index(task) if task is not None else 0
     policy = LoadedPolicy(trainer, index or 0, 0, True)

@@ -174,8 +174,10 @@ def reopened(path: Path, task: str | None, device: str = "cpu") -> tuple[Trainer
     return built(config, old, saved, str(path), alone=alone), names
 
 
-#: the one difference that an input can make
 READS_TASK = "it reads which task it is on"
+READS_REWARD = "it reads the last reward, whose scale is not that of every task"
+#: differences that an input can make
+INPUTS = (READS_TASK, READS_REWARD)
 
 
 def differences(trainer: Trainer) -> list[str]:
@@ -189,6 +191,8 @@ def differences(trainer: Trainer) -> list[str]:
         if overrides([strategy], "evaluation_view")
     ]
     why = [READS_TASK] if config.stream.task_id == "observed" else []
+    scales = {one.reward_scale for one in tasks}
+    why += [READS_REWARD] if trainer.rollout.policy.with_reward and len(scales) > 1 else []
     why += ["its tasks have spaces of their own"] if len({str(one.env) for one in tasks}) > 1 else []
     why += [f"strategy {views[0]} has weights for each"] if views else []
     return why

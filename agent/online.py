@@ -136,7 +136,7 @@ class OnlineAgent(Apart):
         if alone:
             agent._frozen, agent._steps, agent._boundary = own["frozen"], own["steps"], own["boundary"]
             agent._given.masked, agent._log_sizes = own.get("masked"), own.get("log")
-            if own.get("lane") and agent._lane is not None and agent._lane.ready():
+            if own.get("lane") and agent._lane is not None and agent._lane.ready(frozen=agent._frozen):
                 agent._lane.enter(agent._steps)
         return agent
 
@@ -247,7 +247,7 @@ class OnlineAgent(Apart):
             self._cross()
         if not self._steps:
             self._start()
-            if fast is not None and not self._frozen and rollout.mask_BA is None and fast.ready():
+            if fast is not None and rollout.mask_BA is None and fast.ready(frozen=self._frozen):
                 fast.enter(self._steps)
                 return self._converter.actions(fast.decide(), task, self._lead)
         with torch.no_grad():
@@ -275,7 +275,7 @@ class OnlineAgent(Apart):
         if not (self._plain and live.put(fast.t + 1, obs)):
             live.acted.made.obs[fast.t + 1] = self._converter.observations(obs, task, self._lead)
         try:
-            fast.hear(reward, terminated, truncated)
+            fast.hear(reward, terminated, truncated, frozen=self._frozen)
         except NotFinite as found:
             self._steps = 0
             with self._learning.cleared():
@@ -402,13 +402,14 @@ class OnlineAgent(Apart):
 
     def freeze(self) -> None:
         """Learn nothing from now on. The memory goes on, and the carry with it, so `learn` may follow at any time."""
-        self._leave()
         self._learning.finish()
         self._frozen = True
 
     def learn(self) -> None:
         """Learn again, the chunk under way included."""
         self._frozen = False
+        if self._lane is not None and self._lane.running and not self._lane.ready():
+            self._leave()
 
     def _leave(self) -> None:
         if self._lane is not None:

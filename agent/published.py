@@ -28,6 +28,7 @@ MEASURES = {
     "tasks_learned": "tasks learned",
     "tasks_kept": "tasks known at the end",
     "steps_to_learn": "steps until all were learned",
+    "online_return": "return in the last quarter, as it was lived",
     "error": "mean squared error at the end",
 }
 _NUMBER = r"-?\d[\d_]*(?:\.\d+)?(?:e-?\d+)?"

@@ -192,7 +192,6 @@ class TaskEnv(VectorEnv):
         #: whether the scores of the tasks are known; of others performance is the return
         pairs = zip(self.tasks, self.group_of, strict=True)
         self.scored = [task.score is not None or self.envs[g].scored for task, g in pairs]
-        self.exact_state = all(env.exact_state for env in self.envs)
         #: whether the actions that there are change from step to step; known of an environment when it is reset
         self.masks_vary = any(env.masked for env in self.envs)
         self.capturable = not self.masks_vary and all(env.capturable for env in self.envs)
@@ -261,6 +260,11 @@ class TaskEnv(VectorEnv):
             self.single_action_space = gymnasium.spaces.Discrete(max(self.action_count))
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    @property
+    def exact_state(self) -> bool:
+        """Whether `state_dict` holds all that the environments go on from; of some it is known once saved."""
+        return all(env.exact_state for env in self.envs)
 
     # ---- tasks ---------------------------------------------------------------------------------------------------
 

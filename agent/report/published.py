@@ -56,13 +56,17 @@ def measure(run: RunData, name: str, known_from: float) -> float:
     """A number of a run, of `MEASURES`; `known_from` is the performance from which on a task is known.
 
     A task was learned if it was known at some evaluation; `steps_to_learn` is the first evaluation by which all were,
-    and infinite if they never were.
+    and infinite if they never were. `online_return` is the mean of the lines of the log after three quarters of the
+    steps.
     """
     known = run.evaluations.performance() >= known_from  # [points, tasks]
     if name == "tasks_learned":
         return float(known.any(0).sum())
     if name == "tasks_kept":
         return float(known[-1].sum())
+    if name == "online_return":
+        late, key = 0.75 * number(run.summary["env_steps"]), "continual/online_return"
+        return fmean([number(line[key]) for line in run.rows if line["step"] > late and key in line] or [math.nan])
     if name == "error":
         return -float(run.evaluations.tensor()[-1].mean())
     if name == "steps_to_learn":

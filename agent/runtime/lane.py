@@ -4,7 +4,8 @@ What a chunk costs around the arithmetic (some milliseconds of Python and torch)
 learns step by step. Here the rows of a chunk (`agent.runtime.rows`) are filled from outside, and what `act` does is
 
     hear     observation, reward and flags go into row t, and into row t + 1 what its action is shown of them
-    learn    after T rows, in one call: bootstrap, loss, backward pass, carry, optimiser; the last row becomes the first
+    learn    after T rows, in one call: bootstrap, loss, backward pass, carry, optimiser; of an agent that is frozen the
+             carry alone. The last row becomes the first
     decide   the parameters are read (once a chunk), and the policy acts on the row
 
 The result is that of the way through `OutsideRollout` to rounding. The lane begins and is left between two steps:
@@ -15,6 +16,7 @@ goes on from there to the bit.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,16 +25,18 @@ from torch import Tensor
 
 from lifelong.agent.cells.base import ElementwiseCell
 from lifelong.agent.modules.heads import Gaussian
-from lifelong.agent.runtime import rows
+from lifelong.agent.runtime import backward, rows
 from lifelong.agent.runtime.acting import actions
+from lifelong.agent.runtime.cell_calls import CellCalls
 from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.kept import Kept
 from lifelong.agent.runtime.outside import OutsideRollout
 from lifelong.agent.runtime.plan import Rounds, hook_refusal, key_of, ready, update_refusal
 from lifelong.agent.runtime.rows import ActedRows
+from lifelong.agent.runtime.step import FlatGradients
 from lifelong.envs.compiled import CompiledSteps
 from lifelong.kernels.dense import copy
-from lifelong.kernels.loop import Call, Direct, Prepared, Program, Watched
+from lifelong.kernels.loop import Call, Direct, Prepared, Program, Segment, Watched
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.trainer import Trainer
@@ -70,9 +74,11 @@ class Lane:
         self.running, self.waiting, self.t = False, False, 0
         self._kept: Kept[LiveRows] = Kept()
 
-    def ready(self) -> bool:
-        """Whether the lane can be entered: the optimiser has its state, and nothing unusual comes next."""
-        return ready(self.rollout, self.trainer.learner) and not self.rollout.forgets
+    def ready(self, *, frozen: bool = False) -> bool:
+        """Whether the lane can be entered, or gone on in: nothing unusual comes next, and the optimiser has its state
+        if it is to step."""
+        able = rows.ready(self.rollout) if frozen else ready(self.rollout, self.trainer.learner)
+        return able and not self.rollout.forgets
 
     @torch.no_grad()
     def enter(self, steps: int) -> None:
@@ -85,7 +91,6 @@ class Lane:
         now = {name: getattr(rollout, name) for name in ("obs", "previous_action", "previous_reward", "is_init")}
         under_way = rollout.decided or {**now, "state": rollout.state_BS}
         made.begin([*rollout.records, under_way], decided=self.waiting)
-        made.rounds.step_count.fill_(self.trainer.step)
         made.returned[0] = float(rollout.return_B)
 
     @torch.no_grad()
@@ -96,8 +101,9 @@ class Lane:
         return self.rows.acted.actions.drawn_TB[self.t]
 
     @torch.no_grad()
-    def hear(self, reward: float, terminated: bool, truncated: bool) -> None:
-        """What came of the action; the observation is in the next row, the last one of the episode if that ended.
+    def hear(self, reward: float, terminated: bool, truncated: bool, *, frozen: bool = False) -> None:
+        """What came of the action; the observation is in the next row, the last one of the episode if that ended. An
+        agent that is `frozen` does not learn from a chunk that is complete.
 
         Raises:
             NotFinite: a loss or gradient is not; the lane has been left.
@@ -106,17 +112,26 @@ class Lane:
         self.t, self.waiting = self.t + 1, False
         if self.t < self.steps:
             return
-        trainer, learner = self.trainer, self.trainer.learner
+        if frozen:
+            self.rows.live_through()
+        else:
+            self._learn()
+            self.trainer.frames = self.steps
+        self.t = 0
+        self.trainer.step += self.steps
+
+    def _learn(self) -> None:
+        learner, rounds = self.trainer.learner, self.rows.rounds
+        update = rounds.update
+        rounds.step_count.fill_(self.trainer.step)
         finite = self.rows.learn()
-        learner.steps += len(self.rows.rounds.update.numbers)
+        learner.steps += len(update.numbers)
         torch.autograd.graph.increment_version(learner.parameters)
         if not finite:
             self.leave()
             self.rollout.records = []
-            learner.finite.before_learning(self.rows.rounds.experience(0, self.steps))
-            raise NotFinite("loss" if not self.rows.rounds.update.numbers[:, 0].isfinite().all() else "gradient")
-        self.t, trainer.frames = 0, self.steps
-        trainer.step += self.steps
+            learner.finite.before_learning(rounds.experience(0, self.steps))
+            raise NotFinite("loss" if not update.numbers[:, 0].isfinite().all() else "gradient")
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -152,14 +167,10 @@ class LiveRows:
         self.rollout, self.learner, self._record = rollout, trainer.learner, trainer.record
         drawn = actions(rollout.policy, T, 1, rescaled=False)
         self.acted = acted = ActedRows(rollout, 1, T, _empty(rollout, T), drawn)
-        self.rounds = Rounds(trainer.learner, acted)
-        parts, made, update, dtype = acted.parts, acted.made, self.rounds.update, acted.dtype
+        parts, made, dtype = acted.parts, acted.made, acted.dtype
         self._before, self._after = Prepared(parts.before, dtype), Prepared(parts.after, dtype)
         self._said = Prepared(parts.before[:-1], dtype)
-        self._pack = Prepared([*acted.pack, *update.pack], dtype)
-        rest = [*acted.segments[1:], *update.segments]
-        watched = Watched(len(acted.segments) - 1 + update.guard, update.numbers)
-        self._learn = Program(1, rest, watched, dtype)
+        self._pack = Prepared(acted.pack, dtype)
         columns = [each for each in (parts.action_TBF, parts.reward_TB) if each is not None]
         moved = [made.obs, made.is_init, parts.state_TBS, *columns]
         shift: list[Call | Direct] = [copy(each[T], each[0]) for each in moved]
@@ -177,6 +188,30 @@ class LiveRows:
         self._ended_with: list[float] = []
         #: the record's sums as one tensor, and the dict that has its parts
         self._sums, self._sums_of = torch.empty(0), {"": torch.empty(0)}
+
+    @cached_property
+    def rounds(self) -> Rounds:
+        """What learns from the rows; an agent that is frozen from the beginning has no optimiser's state to step by."""
+        return Rounds(self.learner, self.acted)
+
+    @cached_property
+    def _learn(self) -> Program:
+        acted, update = self.acted, self.rounds.update
+        rest = [Segment(update.pack), *acted.segments[1:], *update.segments]
+        watched = Watched(len(acted.segments) + update.guard, update.numbers)
+        return Program(1, rest, watched, acted.dtype)
+
+    @cached_property
+    def _carry(self) -> tuple[CellCalls, Prepared]:
+        """What moves the carry: calls that read what a backward pass leaves, so there is one, of slopes of zero."""
+        parts, T, policy = self.acted.parts, self.acted.steps, self.learner.policy
+        seen = backward.CellRows(1, parts.x_TBD[:T], parts.state_TBS, self.acted.made.is_init, parts.kept)
+        cell = backward.calls_of(policy.cell, seen)
+        slopes = torch.zeros(T, policy.cell.output_size, dtype=self.acted.dtype)
+        grads = FlatGradients(self.learner.named).below("cell.")
+        before = [*cell.before, *cell.backward(slopes, grads, None)]
+        carry = cell.carry(self.learner.engine, grads)
+        return cell, Prepared([*cell.pack, *before, *carry] if carry else [], self.acted.dtype)
 
     # ---- one step ------------------------------------------------------------------------------------------------
 
@@ -202,7 +237,8 @@ class LiveRows:
     def hear(self, t: int, reward: float, terminated: bool, truncated: bool) -> None:
         """What came of the action of row t; the observation is in row t + 1."""
         done = terminated or truncated
-        self.returned += np.float32(reward)
+        with np.errstate(over="ignore"):  # too large for the log, as in torch
+            self.returned += np.float32(reward)
         self._reward[t], self._returns[t] = reward, self.returned[0]
         self._ended[0][t], self._ended[1][t], self._init[t + 1] = terminated, truncated, done
         if done:
@@ -224,6 +260,14 @@ class LiveRows:
             self._shift.run()
         return finite
 
+    def live_through(self) -> None:
+        """Move the carry over all rows; the last one becomes the first."""
+        cell, carry = self._carry
+        carry.run()
+        cell.finish(self.learner.engine)
+        self._note_ends()
+        self._shift.run()
+
     def _note(self) -> None:
         """A chunk for the record, as `Record.add` has it."""
         record, update = self._record, self.rounds.update
@@ -231,6 +275,10 @@ class LiveRows:
             self._sums = torch.stack([record.sums.get(name, torch.zeros(())) for name in update.METRICS])
             record.sums = self._sums_of = {**record.sums, **dict(zip(update.METRICS, self._sums, strict=True))}
         self._sums += update.scalars()[0]
+        self._note_ends()
+
+    def _note_ends(self) -> None:
+        record = self._record
         record.updates += 1
         if self._ended_with:
             task = int(self.rollout.env.task_B[0])

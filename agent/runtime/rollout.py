@@ -63,7 +63,10 @@ class EnvCopies(Protocol):
 
     task_B: Tensor  # int64 on the host
     device: torch.device  # where the chunks are
-    exact_state: bool  # whether `state_dict` holds all that the environments go on from
+
+    @property
+    def exact_state(self) -> bool:
+        """Whether `state_dict` holds all that the environments go on from."""
 
     @property
     def num_envs(self) -> int:

@@ -98,8 +98,8 @@ class Stepping:
         return isinstance(self.numbers(), adam.Descent) or all(state.get(p) for p in self.parameters)
 
     def addresses(self) -> list[int]:
-        """Where its state lies."""
-        if isinstance(self.numbers(), adam.Descent):
+        """Where its state lies; nowhere before there is one."""
+        if isinstance(self.numbers(), adam.Descent) or not self.ready():
             return []
         state, names = self.optimizer.state, ("exp_avg", "exp_avg_sq", "step")
         return [state[p][name].data_ptr() for p in self.parameters for name in names]

@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from lifelong.envs.adapters.flat import choices
+from lifelong.envs.adapters.saved import CannotSave, alike, set_state, state_of, state_of_value, value_of
 from lifelong.envs.border import blame
 from lifelong.envs.errors import EnvError, LifelongError
 
@@ -25,6 +26,8 @@ from lifelong.envs.errors import EnvError, LifelongError
 LOST = "lifelong_lost"
 #: the key of info that says which actions there are now, bool [A], by whatever convention the environment says it
 MASK = "lifelong_mask"
+#: what a guard itself goes on from
+_OWN = ("newest", "broken", "made", "seed")
 #: keys of info by which environments say it (PettingZoo and RLlib, sb3-contrib, SMAC)
 MASKS = ("action_mask", "action_masks", "avail_actions")
 
@@ -68,6 +71,7 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
         self, env: gymnasium.Env[Any, Any], make: Callable[[], gymnasium.Env[Any, Any]], restarts: int
     ) -> None:
         super().__init__(env)
+        self.unfit = ""
         self.make, self.restarts = make, restarts
         self.space = env.observation_space
         self.plain = (self.space.dtype, self.space.shape) if isinstance(self.space, Box) else None
@@ -109,6 +113,33 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             return self._last(), 0.0, False, True, {LOST: [self._lost(error, "step")]}
         self._keep(obs)
         return obs, reward, terminated, truncated, info
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_state(self) -> dict[str, Any]:
+        """The state of the environment and of this guard, as data (see `saved`); else `problem`, why there is none."""
+        try:
+            own = state_of_value({name: getattr(self, name) for name in _OWN})
+            return {"own": own} if self.broken else {"own": own, "env": state_of(self.env)}
+        except CannotSave as error:
+            return {"problem": str(error)}
+
+    @property
+    def restored(self) -> None:
+        """Set to what `save_state` returned, it puts the environment there; `unfit` says why that cannot be."""
+        return None
+
+    @restored.setter
+    def restored(self, saved: Mapping[str, Any]) -> None:
+        self.unfit = ""
+        try:
+            vars(self).update(value_of(saved["own"]))
+            if "env" in saved:
+                set_state(self.env, saved["env"])
+                if not alike(saved["env"], state_of(self.env)):
+                    self.unfit = "an environment that was put into it is not in it"
+        except CannotSave as error:
+            self.unfit = str(error)
 
     def _with_mask(self, obs: Any, info: dict[str, Any]) -> dict[str, Any]:
         """`info`, with what the environment says of its actions."""

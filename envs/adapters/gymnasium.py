@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import re
@@ -21,7 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.async_vector_env import _async_worker
 from torch import Tensor
 
-from lifelong.envs.adapters.external import ExternalEnv, SpaceEncoder, Transition
+from lifelong.envs.adapters.external import ExternalEnv, ExternalState, SpaceEncoder, Transition
 from lifelong.envs.adapters.flat import ActionDecoder
 from lifelong.envs.adapters.guard import MASK, MASKS, Guards, flat_choices, lost_in, mask_of
 from lifelong.envs.base import select
@@ -96,7 +97,7 @@ class GymnasiumEnv(ExternalEnv):
     ) -> None:
         if (id is None) == (env is None):
             raise EnvError("GymnasiumEnv needs either id, the name of an environment, or env, a vector environment")
-        self.restarts, self.label = restarts or Restarts(), label or str(id)
+        self.restarts, self.label, self._told = restarts or Restarts(), label or str(id), False
         self.restartable = env is None and vectorization != "vector_entry_point"
         if env is None:
             env = self._make(str(id), num_envs or 1, kwargs or {}, vectorization, autoreset, wrappers)
@@ -182,6 +183,57 @@ class GymnasiumEnv(ExternalEnv):
         for index, lost in lost_in(info):
             if not self.restarts.allow(self.label, index, lost.problem):
                 raise EnvStepError(lost.problem) from lost.error
+
+    @property
+    def _copies(self) -> Any:
+        """The wrapped environment as one that has copies to ask."""
+        return self.env
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What every adapter saves, and the state of every copy if it can be saved (see `saved`); `exact_state` says
+        whether it was. One that was not reset yet has none."""
+        saved = super().state_dict()
+        if self.state is None:
+            self.exact_state = True  # type: ignore[misc]  # it belongs to the environment that is wrapped
+            return {**saved, "begun": False}
+        copies = list(self._copies.call("save_state")) if self.restartable and self.every_step_counts else []
+        problem = next(
+            (copy["problem"] for copy in copies if "problem" in copy), "" if copies else "all copies are one"
+        )
+        self.exact_state = not problem  # type: ignore[misc]
+        if not problem:
+            return {**saved, "copies": copies, "obs": self.state.obs, "mask": self.action_mask_BA}
+        if not self._told:
+            self._told = True
+            logging.getLogger("lifelong").warning(
+                "%s: its state cannot be saved (%s), so a run that is resumed starts fresh episodes",
+                self.label,
+                problem,
+            )
+        return saved
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Put every copy where it was if its state was saved; else start fresh episodes."""
+        if not saved.get("begun", True):
+            self._seed, self._steps, self.exact_state = int(saved["seed"]), int(saved["steps"]), True  # type: ignore[misc]
+            return
+        super().load_state_dict(saved)
+        self.exact_state = False  # type: ignore[misc]
+        if "copies" not in saved or not (self.restartable and self.every_step_counts):
+            return
+        self._copies.set_attr("restored", list(saved["copies"]))
+        unfit = next(filter(None, self._copies.get_attr("unfit")), "")
+        if unfit:
+            logging.getLogger("lifelong").warning("%s: its saved state does not fit (%s)", self.label, unfit)
+            super().load_state_dict(saved)  # nothing half restored stays
+            return
+        self.exact_state = True  # type: ignore[misc]
+        self.age_B, self.return_B = saved["age"].to(self.device).clone(), saved["return"].to(self.device).clone()
+        self.state = ExternalState(saved["obs"].to(self.device))
+        mask = saved["mask"]
+        self.action_mask_BA = None if mask is None else mask.to(self.device)
 
     def _allow(self, info: Mapping[str, Any], new: np.ndarray) -> None:
         """Take what the copies in `new` say of their actions; of those that say nothing all are allowed."""

@@ -255,6 +255,24 @@ def test_what_does_not_fit_is_one_sentence_and_nothing_is_lost(finished: Trainer
     assert_identical(before[1].state_BS, policy(np.ones(4))[1].state_BS)
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_task_must_be_named_where_rewards_are_read_in_units_of_their_own(tmp_path: Path, reads: bool) -> None:
+    mazes = [{"name": str(n), "env": {"kind": "TMaze", "corridor": 4}, "reward_scale": n} for n in (1.0, 0.5)]
+    stream = {"task_id": "hidden", "steps_per_task": 64, "tasks": mazes}
+    lifelong.run(make_config(policy={"previous_reward": reads}, stream=stream), tmp_path / "run", quiet=True)
+    if not reads:
+        load(tmp_path / "run")
+        return
+    with pytest.raises(ConfigError, match="it reads the last reward, whose scale is not that of every task; name one"):
+        load(tmp_path / "run")
+    obs, scaled = None, []
+    for name in ("1.0", "0.5"):
+        policy = load(tmp_path / "run", name)
+        obs = np.ones(policy._env.single_observation_space.shape, np.float32)
+        scaled.append(policy(obs, policy(obs)[1], 0.5 if name == "1.0" else 1.0)[1].state_BS)
+    assert_identical(*scaled)
+
+
 def test_a_task_that_makes_a_difference_must_be_named(finished: Trainer, tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="trained on maze, cartpole, repeat, and it reads which task it is on; name one"

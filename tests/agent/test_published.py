@@ -167,3 +167,13 @@ def test_the_error_of_a_prediction_is_minus_its_return() -> None:
     found.add(10, np.array([[-0.25, -0.75]]))
     run: Any = type("Run", (), {"evaluations": found})
     assert published.measure(run, "error", 0.95) == 0.5
+
+
+def test_the_return_that_was_lived_is_that_of_the_last_quarter(tmp_path: Path) -> None:
+    lines = [{"step": step, "continual/online_return": value} for step, value in [(40, 9.0), (75, 9.0), (80, 1.0)]]
+    lines += [{"step": 90, "evaluation/a": 5.0}, {"step": 100, "continual/online_return": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluations = Evaluations(["a"], [(-1.0, 0.0)], [100])
+    evaluations.add(100, np.array([[0.0, 0.0]]))
+    run = RunData(tmp_path, {"env_steps": 100}, evaluations)
+    assert published.measure(run, "online_return", 0.95) == 1.5

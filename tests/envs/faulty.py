@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -74,6 +75,7 @@ class Faulty(gymnasium.Env[Any, Any]):
         self.action_space = Discrete(2)
         self.fault, self.at, self.resets, self.reward, self.length = fault, at, resets, reward, length
         self.diary, self.nested = diary, nested
+        self.server = io.BytesIO()  # of which nobody knows the state
         Faulty.instances += 1
         self.instance = Faulty.instances
         if self.instance in makes:

@@ -281,7 +281,7 @@ def fresh_episodes_after_loading(make: Any) -> None:
 
 
 def test_loading_starts_fresh_episodes_that_the_saved_state_decides() -> None:
-    fresh_episodes_after_loading(lambda: GymnasiumEnv(3, id="CartPole-v1"))
+    fresh_episodes_after_loading(lambda: GymnasiumEnv(3, id="CartPole-v1", vectorization="vector_entry_point"))
 
 
 # ---- EnvPool ---------------------------------------------------------------------------------------------------------

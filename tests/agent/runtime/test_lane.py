@@ -139,6 +139,49 @@ def test_what_is_unusual_happens_outside_of_the_lane(at: int, tmp_path: Path) ->
     assert_close(*[state(world, tmp_path) for world in pair], 1e-3)
 
 
+FROZEN = ["every step", "some steps", "bptt", "previous", "streaming", "ppo"]
+
+
+@pytest.mark.parametrize("case", FROZEN)
+def test_an_agent_that_is_frozen_lives_in_the_lane_and_learns_again_there(case: str, tmp_path: Path) -> None:
+    pair, seen, states = worlds(**CASES[case]), [], []
+    for world in pair:
+        done = world.run(22)
+        world.agent.freeze()
+        before = {name: p.detach().clone() for name, p in world.agent._trainer.learner.named.items()}
+        done += world.run(30)
+        assert all(torch.equal(p, before[name]) for name, p in world.agent._trainer.learner.named.items())
+        if world is pair[0]:
+            assert world.agent._lane is not None and world.agent._lane.running
+        states.append(state(world, tmp_path))
+        world.agent.learn()
+        seen.append([*done, *world.run(21)])
+        assert any(not torch.equal(p, before[name]) for name, p in world.agent._trainer.learner.named.items())
+    assert seen[0] == seen[1]
+    assert_close(*states, 1e-3)
+    assert_close(*[state(world, tmp_path) for world in pair], 1e-3)
+
+
+def test_an_agent_that_never_learned_is_in_the_lane_once_it_is_frozen(tmp_path: Path) -> None:
+    pair, seen = worlds(), []
+    for world in pair:
+        world.agent.freeze()
+        done = world.run(9)
+        assert world.agent._lane is None or world.agent._lane.running
+        world.agent.save(tmp_path / "agent.pt")
+        loaded = World(OnlineAgent.load(tmp_path / "agent.pt"))
+        loaded.t, loaded.action = world.t, world.action
+        assert world.agent._lane is None or (loaded.agent._lane is not None and loaded.agent._lane.running)
+        following = world.run(10)
+        assert loaded.run(10) == following
+        world.agent.learn()
+        assert world.agent._lane is None or not world.agent._lane.running  # the optimiser has nothing yet
+        seen.append([*done, *following, *world.run(30)])
+    assert seen[0] == seen[1]
+    assert pair[0].agent._lane is not None and pair[0].agent._lane.running
+    assert_close(*[state(world, tmp_path) for world in pair], 1e-3)
+
+
 @pytest.mark.parametrize("policy", ["skip", "stop"])
 def test_numbers_that_are_not_finite_are_not_learned_from(policy: str, tmp_path: Path) -> None:
     pair = worlds(on_nonfinite=policy)
