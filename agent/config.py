@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 Part = dict[str, Any]
+#: see `agent.runtime.trackers`
+TRACKERS = ("csv", "wandb", "mlflow")
 
 
 def part(kind: str, default: Any) -> Any:
@@ -209,6 +211,8 @@ class Config:
     modules: list[str] = field(default_factory=list)
     #: environment steps between lines in the log
     log_every: int = bounded(20_000, 1)
+    #: where the log goes besides the run folder and TensorBoard: csv, wandb, mlflow
+    trackers: list[str] = field(default_factory=list)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
@@ -319,6 +323,9 @@ def check(raw: Mapping[str, Any]) -> Config:
         check_name("strategy", name)
         if not isinstance(options, Mapping):
             raise ConfigError(f"strategy_options.{name} is {brief(options)}; it must be a mapping of options")
+    for tracker in config.trackers:
+        if tracker not in TRACKERS:
+            raise ConfigError(unknown_name("tracker", tracker, TRACKERS))
     _check_runners(config)
     _check_detector(config)
     _check_short_first(config)

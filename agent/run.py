@@ -39,8 +39,8 @@ def start(
 ) -> tuple[Trainer, bool]:
     """Start a run in the new folder `folder`; `(trainer, True at the end of the stream)`.
 
-    Without a folder it is runs/<name>/<seed>, or the first of runs/<name>/<seed>-2, -3, ... that is free. A run on Ray
-    uses `connection` if it is given, and closes it.
+    Without a folder it is `runs/<name>/<seed>`, or the first of `runs/<name>/<seed>-2`, `-3`, ... that is free. A run
+    on Ray uses `connection` if it is given, and closes it.
 
     Raises:
         ConfigError: the folder holds a run already or another process uses it, or the config is impossible.

@@ -23,7 +23,7 @@ from lifelong.agent.runtime.summary import load_summary
 SEARCH_DEPTH = 3
 
 #: settings in which runs of one row of the comparison may differ, besides the strategy's kind (which names the row)
-NOT_COMPARED = re.compile(r"(seed|name|log_every)$|(checkpoint|strategy_options)\.|strategy\.\d+\.kind$")
+NOT_COMPARED = re.compile(r"(seed|name|log_every)$|(checkpoint|trackers|strategy_options)\.|strategy\.\d+\.kind$")
 
 
 class ReportError(ConfigError):

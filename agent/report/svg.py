@@ -83,8 +83,8 @@ def line_chart(
     low, high = (min([*points, *([0] if unit else [])]), max([*points, *([1] if unit else [])])) if points else (0, 1)
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5
-    ticks = _ticks(low, high)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    marks = ticks(low, high)
+    low, high = min(low, marks[0]), max(high, marks[-1])
     ends = [x for line in lines for x in line.x]
     start, end = min([0.0, *ends]), max([1.0, *ends, *(s.end for s in stretches)])
     wide, tall = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
@@ -104,8 +104,8 @@ def line_chart(
             out.append(f'<line class="border" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + tall}"/>')
         if 6.3 * len(stretch.name) < w:
             out.append(_text(x + w / 2, TOP - 4, stretch.name, "soft", "middle"))
-    out += [_grid(at_y(t), number(t)) for t in ticks]
-    out += [_text(at_x(t), TOP + tall + 15, number(t), "soft", "middle") for t in _ticks(start, end, 4)]
+    out += [_grid(at_y(t), number(t)) for t in marks]
+    out += [_text(at_x(t), TOP + tall + 15, number(t), "soft", "middle") for t in ticks(start, end, 4)]
     out.append(_text(LEFT + wide / 2, HEIGHT - 6, "environment steps", "soft", "middle"))
     for x in changes:
         out.append(f'<line class="change" x1="{at_x(x):.1f}" x2="{at_x(x):.1f}" y1="{TOP}" y2="{TOP + tall}"/>')
@@ -139,8 +139,8 @@ def bar_chart(title: str, names: Sequence[str], bars: Sequence[Bar]) -> str:
     tall = group * len(names)
     shown = [v for bar in bars for part in (bar.values, bar.low, bar.high, bar.marks) for v in part if _finite(v)]
     low, high = min([0.0, *shown]), max([1.0, *shown])
-    ticks = _ticks(low, high, 5)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    marks = ticks(low, high, 5)
+    low, high = min(low, marks[0]), max(high, marks[-1])
     left = min(150.0, 16 + 6.4 * max(len(name) for name in names))
 
     def at(x: float) -> float:
@@ -148,7 +148,7 @@ def bar_chart(title: str, names: Sequence[str], bars: Sequence[Bar]) -> str:
 
     height = TOP + tall + BOTTOM
     out = [_open(title, height, f"{title}: {', '.join(bar.label for bar in bars)}")]
-    for tick in ticks:
+    for tick in marks:
         out.append(f'<line class="grid" x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="{TOP}" y2="{TOP + tall:.1f}"/>')
         out.append(_text(at(tick), TOP + tall + 15, number(tick), "soft", "middle"))
     for row, name in enumerate(names):
@@ -230,7 +230,7 @@ def matrix_chart(
         for border in borders
         if steps[0] < border < steps[-1]
     ]
-    out += [_text(at(t), height - 8, number(t), "soft", "middle") for t in _ticks(steps[0], steps[-1], 4)]
+    out += [_text(at(t), height - 8, number(t), "soft", "middle") for t in ticks(steps[0], steps[-1], 4)]
     return "".join(out) + "</svg>"
 
 
@@ -250,7 +250,7 @@ def _finite(value: float) -> bool:
     return math.isfinite(value)
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers between two ends."""
     raw = (high - low) / max(count - 1, 1)
     size = 10.0 ** math.floor(math.log10(raw))

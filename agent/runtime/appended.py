@@ -15,6 +15,8 @@ from lifelong.agent.errors import CheckpointError, DiskError
 
 METRICS, TIMING, POINTS = "metrics.jsonl", "timing.jsonl", "evaluation.jsonl"
 EVENTS = "events.out.tfevents.*"
+#: of the tracker `csv`
+CSV = "metrics.csv"
 #: `evaluation.npz` is made from `evaluation.jsonl`
 _DERIVED = "evaluation.npz"
 
@@ -67,7 +69,7 @@ def _refused(path: Path, error: OSError) -> DiskError:
 
 def present(folder: Path) -> list[Path]:
     """The files of this kind in a run folder."""
-    names = [METRICS, TIMING, POINTS, *sorted(path.name for path in folder.glob(EVENTS))]
+    names = [METRICS, TIMING, POINTS, CSV, *sorted(path.name for path in folder.glob(EVENTS))]
     return [folder / name for name in names if (folder / name).exists()]
 
 

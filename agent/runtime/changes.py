@@ -135,6 +135,7 @@ RULES: dict[str, Rule] = {
     "checkpoint.every": APPLIES,
     "checkpoint.keep": APPLIES,
     "log_every": APPLIES,
+    "trackers": APPLIES,
     "modules": APPLIES,
     "runtime.backend": APPLIES,
     "runtime.device": APPLIES,

@@ -27,7 +27,9 @@ ALWAYS = (
     "rollout.steps",
 )
 #: what is no hyper-parameter, or has no room in a table
-_NOT_SHOWN = re.compile(r"stream\.tasks\.|(strategy_options|modules|checkpoint|evaluation|log_every|runtime|name)\b")
+_NOT_SHOWN = re.compile(
+    r"stream\.tasks\.|(strategy_options|modules|checkpoint|evaluation|log_every|trackers|runtime|name)\b"
+)
 
 
 def charts(config: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, dict[str, Chart]]:
@@ -133,7 +135,7 @@ class Dashboard:
         self.events.scalars(step, interval(evaluations))
         for at, line in borders(self.starts(), before, step):
             self.events.scalars(at, line)
-        if len(evaluations.steps) >= max(4, 2 * self.drawn):
+        if len(evaluations.steps) >= max(8, 2 * self.drawn):
             self.matrix(evaluations)
 
     def matrix(self, evaluations: Evaluations) -> None:

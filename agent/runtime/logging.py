@@ -21,6 +21,7 @@ from lifelong.agent.runtime.appended import METRICS, POINTS, TIMING, Appended, p
 from lifelong.agent.runtime.dashboard import Dashboard
 from lifelong.agent.runtime.events import Events
 from lifelong.agent.runtime.metrics import Evaluations
+from lifelong.agent.runtime.trackers import Tracker, opened
 
 
 class RunLog:
@@ -41,10 +42,12 @@ class RunLog:
         self.metrics, self.timing, self.points = (Appended(folder / name) for name in (METRICS, TIMING, POINTS))
         self.events = Events(folder)
         self.dashboard: Dashboard | None = None
+        self.trackers: list[Tracker] = []
         self.enough = 0  # evaluation points with which evaluation.npz is written again
 
     def show(self, config: Mapping[str, Any], tasks: Sequence[str], starts: Callable[[], Sequence[int]]) -> None:
-        """Let TensorBoard show more than curves (see `agent.runtime.dashboard`)."""
+        """Let TensorBoard show more than curves (see `agent.runtime.dashboard`), and begin with the trackers."""
+        self.trackers = opened(self.folder, config)
         self.dashboard = Dashboard(self.events, config, tasks, starts)
         if self.events.new:
             self.dashboard.open()
@@ -62,6 +65,8 @@ class RunLog:
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self.metrics.write((json.dumps({"step": step, **finite}) + "\n").encode())
         self.events.scalars(step, scalars)
+        for tracker in self.trackers:
+            tracker.scalars(step, {name: value for name, value in finite.items() if value is not None})
 
     def histograms(self, step: int, histograms: Mapping[str, Sequence[float]]) -> None:
         """One point of every histogram, in TensorBoard alone."""
@@ -93,6 +98,8 @@ class RunLog:
         for file in (self.metrics, self.timing, self.points, self.events.file):
             if file is not None:
                 file.sync()
+        for tracker in self.trackers:
+            tracker.sync()
         try:
             sync(self.folder)
         except OSError as error:
@@ -110,6 +117,8 @@ class RunLog:
         for file in (self.metrics, self.timing, self.points, self.events.file):
             if file is not None:
                 file.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 class NoLog:

@@ -53,8 +53,10 @@ class EnvPoolEnv(ExternalEnv):
             if there is such a part.
         categories: images are MiniGrid ids; None: if `id` starts with "MiniGrid" and the observation is the image.
         num_threads: threads of the pool; 0: EnvPool decides.
+        success: what is evaluated and logged as the return of an episode is whether `info["success"]` was true in it
+            (MetaWorld); what is learned from is the reward, as ever.
         score: (return of a useless policy, return of a solved task), `SCORE` of this instance; if it is not given, (0,
-            1) of MiniGrid, and none of others: their performance is the return.
+            1) of MiniGrid and of `success`, and none of others: their performance is the return.
         **options: `device`, `seed` and `evaluation` of `BatchedEnv`.
 
     Raises:
@@ -70,6 +72,7 @@ class EnvPoolEnv(ExternalEnv):
         observation: Literal["image", "flatten"] | None = None,
         categories: bool | None = None,
         num_threads: Annotated[int, Range(0, 1024)] = 0,
+        success: bool = False,
         score: Interval | None = None,
         seed: int = 0,
         **options: Any,
@@ -93,7 +96,8 @@ class EnvPoolEnv(ExternalEnv):
                 f"categories needs MiniGrid images, uint8 (height, width, 3); observations of {id} are {space}"
             )
         self.encoder = CategoryEncoder(space) if categories else SpaceEncoder(space)
-        if score is None and id.startswith("MiniGrid"):
+        self.success = success
+        if score is None and (success or id.startswith("MiniGrid")):
             score = (0.0, 1.0)
         super().__init__(num_envs, seed=seed, score=score, **options)
 
@@ -114,7 +118,7 @@ class EnvPoolEnv(ExternalEnv):
         try:
             # EnvPool takes seeds of int32 only.
             self.pool = envpool.make(self.id, env_type="gymnasium", seed=seed % 2**31, **self.kwargs)
-        except TypeError as error:
+        except (TypeError, ImportError) as error:  # the second names the system's library that is missing
             raise EnvError(f"EnvPool cannot make {self.id!r}: {error}") from error
         self._untouched = True
         self._opened_with = seed
@@ -131,11 +135,14 @@ class EnvPoolEnv(ExternalEnv):
         return self._reset_some(mask, self.state.obs.cpu())
 
     def _step(self, action: np.ndarray) -> Transition:
-        raw_obs, reward, terminated, truncated, _ = self.pool.step(action)
+        raw_obs, reward, terminated, truncated, info = self.pool.step(action)
+        if self.success and "success" not in info:
+            raise EnvError(f"{self.id} says nothing of success in info; set success to false")
+        success = np.asarray(info["success"], dtype=bool).reshape(-1) if self.success else None
         final_obs = self._encode(raw_obs, self.num_envs)
         done = terminated | truncated
         obs = self._reset_some(done, final_obs) if done.any() else final_obs
-        return Transition(final_obs, obs, reward, terminated, truncated)
+        return Transition(final_obs, obs, reward, terminated, truncated, success)
 
     def _reset_some(self, mask: np.ndarray, obs: Tensor) -> Tensor:
         """Reset the copies in `mask`; `obs` with their rows replaced."""

@@ -35,6 +35,7 @@ class Transition:
     reward: np.ndarray  # [B]
     terminated: np.ndarray  # bool [B]
     truncated: np.ndarray  # bool [B]
+    success: np.ndarray | None = None  # bool [B], if whether there was any stands for the return
     dead: np.ndarray | None = None  # bool [B]: NEXT_STEP only, copies that did not act but were reset
 
 
@@ -192,7 +193,10 @@ class ExternalEnv(BatchedEnv):
         truncated_B = self._array(got.truncated & ~dead, torch.bool)
         done_B = terminated_B | truncated_B
         age_B = self.age_B + live_B
-        return_B = self.return_B + reward_B
+        if got.success is None:
+            return_B = self.return_B + reward_B
+        else:
+            return_B = torch.maximum(self.return_B, self._array(got.success, torch.float32))
         self.age_B = torch.where(done_B, 0, age_B)
         self.return_B = torch.where(done_B, 0.0, return_B)
         self.state = ExternalState(got.obs.to(self.device))

@@ -260,7 +260,7 @@ class GymnasiumEnv(ExternalEnv):
         done = terminated | truncated
         if self.mode == AutoresetMode.NEXT_STEP:
             dead, self._ended = self._ended, done & ~self._ended
-            return Transition(obs, obs, reward, terminated, truncated, dead)
+            return Transition(obs, obs, reward, terminated, truncated, dead=dead)
         if not done.any():
             return Transition(obs, obs, reward, terminated, truncated)
         if self.mode == AutoresetMode.DISABLED:

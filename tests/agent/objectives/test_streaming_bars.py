@@ -14,7 +14,7 @@ from lifelong.agent import published
 from lifelong.agent.runtime.build import build
 from tests.agent.support import Silent
 
-SEEDS = range(3)
+SEEDS = range(2)
 
 
 class Lived(Silent):
@@ -56,5 +56,6 @@ def test_trace_conditioning_is_learned_with_the_history_when_it_is_not_yet_witho
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_memory_chains_twice_as_long_are_solved_with_the_history(tmp_path: Path, seed: int) -> None:
+    """While they learn; greedily and with a small step size the end is the same (docs/streaming.md)."""
     assert trained("memory_chain", "RTRL, L = 64", seed, tmp_path / "exact")[1] > 0.5
     assert trained("memory_chain", "one-step truncation, L = 64", seed, tmp_path / "cut")[1] < 0.5

@@ -113,7 +113,7 @@ def test_the_text_page_has_what_is_not_the_default_and_the_default(run: Path) ->
 
 def test_the_matrix_is_a_picture_of_its_size(run: Path) -> None:
     pictures = read(run).Images("performance of every task over time")
-    assert [picture.step for picture in pictures] == [384, 896, 1024]  # of 4 points, of 8, and at the end
+    assert [picture.step for picture in pictures] == [896, 1024]  # of 8 points, and at the end
     decoded = matplotlib.image.imread(io.BytesIO(pictures[-1].encoded_image_string), format="png")
     assert decoded.shape[:2] == (pictures[-1].height, pictures[-1].width)
 
