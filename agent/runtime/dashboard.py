@@ -107,6 +107,10 @@ def _cell(value: Any) -> str:
     return text(value).replace("|", "\\|")
 
 
+#: what a folder of a sweep has (see `agent.sweep.ledger`), two above its runs
+SWEEP = "ledger.jsonl"
+
+
 class Dashboard:
     """Draws what TensorBoard shows beside the scalars of a log.
 
@@ -126,7 +130,8 @@ class Dashboard:
     def open(self) -> None:
         """What stands at the beginning of a run."""
         self.events.layout(charts(self.config, self.tasks))
-        self.events.hyperparameters(hyperparameters(self.config))
+        if not (self.events.folder.absolute().parents[1] / SWEEP).exists():  # which has a row for every run of its own
+            self.events.hyperparameters(hyperparameters(self.config))
         self.events.text("config", differences(self.config), 0)
 
     def evaluation(self, evaluations: Evaluations) -> None:

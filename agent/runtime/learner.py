@@ -42,8 +42,9 @@ class Learner:
 
     #: called between the parts of an update, by whoever spreads it
     pause: Callable[[], None] = staticmethod(lambda: None)
-    #: a counter for the host, which no chunk depends on (see `agent.runtime.capture`)
-    TRANSIENT: ClassVar[tuple[str, ...]] = ("steps",)
+    #: a counter for the host, which no chunk depends on, and strategies, which are looked at by themselves (see
+    #: `agent.runtime.capture`)
+    TRANSIENT: ClassVar[tuple[str, ...]] = ("steps", "strategies")
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ def whole(text: str) -> float:
     ("config", "expected"),
     [
         (["tmaze"], ["act: elstm_act", "act: transition", "learn: vtrace", "learn: adam", "read the parameters"]),
-        (["quickstart", "strategy=ewc"], ["act", "loss", "carry", "EWC: extra_loss", "optimiser"]),
+        (["quickstart", "strategy=lwf"], ["act", "loss", "carry", "LwF: extra_loss", "optimiser"]),
     ],
 )
 def test_the_parts_of_a_step_are_told_and_add_up(

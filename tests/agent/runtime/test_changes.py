@@ -158,6 +158,7 @@ VALUES: dict[str, Any] = {
     "runtime.address": "local",
     "on_nonfinite": "skip",
     "modules": ["."],
+    "trackers": ["csv"],
 }
 
 

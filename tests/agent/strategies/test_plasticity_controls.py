@@ -19,7 +19,7 @@ from lifelong.agent.strategies.base import Context
 from lifelong.agent.strategies.initial import initial_bounds
 from lifelong.agent.strategies.shrink_perturb import ShrinkPerturb
 from lifelong.agent.strategies.weight_clipping import WeightClipping
-from tests.agent.support import assert_identical, make_context, make_policy, make_trainer, run
+from tests.agent.support import assert_identical, make_context, make_policy, make_trainer, one_by_one, run
 
 MLP = {"encoder": {"kind": "mlp", "hidden": [12]}}
 TIME = {"cell.bias", "cell.output_bias", "cell.weight_recurrent"}
@@ -124,6 +124,7 @@ def test_after_every_update_no_weight_is_beyond_its_bound(recurrence: bool, tmp_
         def after_update(self, ctx: Context) -> None:
             beyond.append(any(bool((p.abs() > bound).any()) for p, bound in clipping.parameters))
 
+    one_by_one(trainer)
     before = parameters_of(learner.policy)
     learner.after_hooks.append(Look())  # type: ignore[arg-type]
     seen = run(trainer).seen
