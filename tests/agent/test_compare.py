@@ -209,6 +209,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_there(config: Path, capsys:
     assert len(list(Path("compare").rglob("summary.json"))) == 1
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_stopped_saves_its_runs_and_goes_on(config: Path, tmp_path: Path) -> None:
     words = [
         "compare",
