@@ -89,6 +89,9 @@ class Guard(gymnasium.Wrapper[Any, Any, Any, Any]):
             try:
                 if self.broken:
                     seed = self._renew()
+                if seed is not None:  # what samples from spaces begins with the system's entropy
+                    for space in (self.env.unwrapped.action_space, self.env.unwrapped.observation_space):
+                        space.seed(seed)
                 obs, info = self.env.reset(seed=seed, options=options)
                 self._check_observation(obs)
                 info = self._with_mask(obs, info)
