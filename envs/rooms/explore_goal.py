@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lifelong.envs.memory.labyrinth import mazes
 from lifelong.envs.options import Range
-from lifelong.envs.rooms.rooms import Rooms, RoomsState, below, changed, near, other_than
+from lifelong.envs.rooms.rooms import Rooms, RoomsState, below, near, other_than, put
 from lifelong.envs.rooms.textures import GOAL, WALL, WALLS
 
 #: the share of walls inside that are taken away, so that there is more than one way
@@ -74,13 +74,7 @@ class RoomsExploreGoal(Rooms):
     def judge(self, state: Any) -> tuple[ExploreGoalState, Tensor, Tensor]:
         """Whether the apple was touched."""
         found = near(state, state.thing_x[:, 0], state.thing_y[:, 0])
-        x, y, heading = self.entry(self.unit(2), state.maze, state.goal)
-        state = changed(
-            state,
-            x=torch.where(found, x, state.x),
-            y=torch.where(found, y, state.y),
-            heading=torch.where(found, heading, state.heading),
-        )
+        state = put(state, found, self.entry(self.unit(2), state.maze, state.goal))
         return state, 10.0 * found, torch.zeros_like(found)
 
 

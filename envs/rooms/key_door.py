@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lifelong.envs.base import Param
 from lifelong.envs.options import Range
-from lifelong.envs.rooms.rooms import Rooms, RoomsState, below, changed, near, other_than, scene
+from lifelong.envs.rooms.rooms import Rooms, RoomsState, below, changed, near, other_than
 from lifelong.envs.rooms.textures import COLOURS, DOOR, GOAL, KEY, WALL
 from lifelong.kernels import rays
 
@@ -124,11 +124,11 @@ class RoomsKeyDoor(Rooms):
 
     def observe(self, state: Any) -> Tensor:
         """What is seen, and the key in the hand."""
-        return self.with_key(rays.frames(self.camera, scene(state)), state)
+        return self.with_key(rays.frames(self.camera, state), state)
 
     def observe_fresh(self, state: Any, done_B: Tensor, final_obs: Tensor) -> Tensor:
         """The same, drawn anew only where there is a new episode."""
-        return self.with_key(rays.frames(self.camera, scene(state), done_B, final_obs), state)
+        return self.with_key(rays.frames(self.camera, state, done_B, final_obs), state)
 
     def with_key(self, picture: Tensor, state: Any) -> Tensor:
         """The picture, with a patch of the colour of the key that is held."""

@@ -29,24 +29,11 @@ FORWARD, BACKWARD, STRAFE_LEFT, STRAFE_RIGHT, LEFT, RIGHT, FORWARD_LEFT, FORWARD
 #: half the width of the body, and how near it comes to a thing that it touches, in cells
 RADIUS, TOUCH = 0.2, 0.45
 NORTH = -math.pi / 2
-#: what is seen of a state
-_SEEN = tuple(f.name for f in fields(rays.Scene))
 
 
 @dataclass(frozen=True)
-class RoomsState:
-    """`grid` uint8 [B, S, S]: textures of walls, row y and column x, 0: none; `x`, `y`, `heading` float32 [B]: cells,
-    and radians from the x axis towards the y axis, which points down on a map; things: `thing_x`, `thing_y` float32
-    [B, K], `kind` int64 [B, K], `there` bool [B, K]."""
-
-    grid: Tensor
-    x: Tensor
-    y: Tensor
-    heading: Tensor
-    thing_x: Tensor
-    thing_y: Tensor
-    kind: Tensor
-    there: Tensor
+class RoomsState(rays.Scene):
+    """What is seen; tasks add what is not."""
 
 
 class Rooms(BatchedEnv):
@@ -105,11 +92,11 @@ class Rooms(BatchedEnv):
 
     def observe(self, state: Any) -> Tensor:
         """What is seen."""
-        return rays.frames(self.camera, scene(state))
+        return rays.frames(self.camera, state)
 
     def observe_fresh(self, state: Any, done_B: Tensor, final_obs: Tensor) -> Tensor:
         """The same, drawn anew only where there is a new episode."""
-        return rays.frames(self.camera, scene(state), done_B, final_obs)
+        return rays.frames(self.camera, state, done_B, final_obs)
 
     def walk(self, state: Any, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Position and heading after an action."""
@@ -168,14 +155,16 @@ def _rgb(colour: Tensor) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def scene(state: RoomsState) -> rays.Scene:
-    """What is seen of a state."""
-    return rays.Scene(*(getattr(state, name) for name in _SEEN))
-
-
 def changed(state: Any, **values: Tensor) -> Any:
     """The state with other values of some fields (`dataclasses.replace`, which does not compile)."""
     return type(state)(**{f.name: values.get(f.name, getattr(state, f.name)) for f in fields(state)})
+
+
+def put(state: Any, where_B: Tensor, place: tuple[Tensor, Tensor, Tensor], **values: Tensor) -> Any:
+    """The state with the body at a place (x, y, heading) in some copies, and other values of some fields."""
+    names = ("x", "y", "heading")
+    now = {name: torch.where(where_B, to, getattr(state, name)) for name, to in zip(names, place, strict=True)}
+    return changed(state, **now, **values)
 
 
 def below(unit: Tensor, n: int | Tensor) -> Tensor:

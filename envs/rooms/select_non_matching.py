@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lifelong.envs.rooms.rooms import NORTH, Rooms, RoomsState, below, changed, near, other_than
+from lifelong.envs.rooms.rooms import NORTH, Rooms, RoomsState, below, near, other_than, put
 from lifelong.envs.rooms.textures import OBJECTS, PAD, THING, WALL
 
 SIZE = 9
@@ -85,15 +85,13 @@ class RoomsSelectNonMatching(Rooms):
         matching = torch.where(state.match == 0, left, right)
         reward = 1.0 * plate + torch.where(chosen, torch.where(matching, -10.0, 10.0), 0.0)
         second = (state.second | plate) & ~chosen
-        x, y, heading = self.entry(second)
         kind, match, pad_x = self.trial(self.unit(3), state.kind[:, 0])
         thing_x, _ = self.things(pad_x)
         moved, again = plate | chosen, chosen.unsqueeze(1)
-        state = changed(
+        state = put(
             state,
-            x=torch.where(moved, x, state.x),
-            y=torch.where(moved, y, state.y),
-            heading=torch.where(moved, heading, state.heading),
+            moved,
+            self.entry(second),
             kind=torch.where(again, kind, state.kind),
             match=torch.where(chosen, match, state.match),
             thing_x=torch.where(again, thing_x, state.thing_x),

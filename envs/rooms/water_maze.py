@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lifelong.envs.options import Range
-from lifelong.envs.rooms.rooms import Rooms, RoomsState, below, changed, near, other_than
+from lifelong.envs.rooms.rooms import Rooms, RoomsState, below, near, other_than, put
 from lifelong.envs.rooms.textures import WALL, WALLS
 
 
@@ -65,13 +65,7 @@ class RoomsWaterMaze(Rooms):
     def judge(self, state: Any) -> tuple[WaterMazeState, Tensor, Tensor]:
         """Whether the platform was found."""
         found = near(state, *self.middle(state.platform), 0.5)
-        x, y, heading = self.entry(self.unit(2), state.platform)
-        state = changed(
-            state,
-            x=torch.where(found, x, state.x),
-            y=torch.where(found, y, state.y),
-            heading=torch.where(found, heading, state.heading),
-        )
+        state = put(state, found, self.entry(self.unit(2), state.platform))
         return state, 10.0 * found, torch.zeros_like(found)
 
 
