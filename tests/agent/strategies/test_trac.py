@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.strategies.trac import Trac, erfi
-from tests.agent.support import make_context, make_policy, make_trainer, run
+from tests.agent.support import make_context, make_policy, make_trainer, one_by_one, run
 
 
 def test_erfi_is_that_of_mpmath() -> None:
@@ -141,3 +141,20 @@ def test_its_scale_is_reported(tmp_path: Path) -> None:
     assert isinstance(trac, Trac)
     trac.setup(make_context(trainer.rollout.policy, ActorCritic(trainer.rollout.policy.distribution), 1, 1), 0)
     assert trac.report() == {"scale": 0.0}
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_it_asks_the_gradient_as_it_is_not_as_it_was_clipped(planned: bool, tmp_path: Path) -> None:
+    """Clipped ones are as long where the loss explodes as elsewhere, so that S would grow there."""
+    seen = []
+    for norm in (0.0, 0.01):
+        made = make_trainer(tmp_path / str(norm), strategy=["trac"], max_grad_norm=norm)
+        if not planned:
+            one_by_one(made)
+        for _ in range(3):  # S is so small that all are under the same parameters
+            made.advance()
+        assert (made.planned.plan is not None) == planned
+        trac = made.strategies[0]
+        assert isinstance(trac, Trac)
+        seen.append(float(trac.variance[-1]))
+    assert seen[0] > 0 and seen[1] == pytest.approx(seen[0], rel=0.05)
