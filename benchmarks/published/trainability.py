@@ -29,7 +29,7 @@ from lifelong.agent.cells.indrnn import IndRNN
 
 UNITS, COPIES, LENGTH, DELAY, T = 8, 16, 32, 3, 2
 #: powers of ten: learning rates of the recurrent layer (x) and of the read-out (y)
-EDGES = (-1.5, 2.5), (-1.5, 1.5)
+EDGES = (-3.0, 1.0), (-2.5, 0.0)
 
 
 def signals(seed: int) -> tuple[Tensor, Tensor]:
