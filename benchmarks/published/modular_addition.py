@@ -1,12 +1,12 @@
 """Grokking a + b modulo p: held-out pairs come right long after the trained ones, and progress measures see it coming.
 
-    benchmarks/published/modular_addition.py --out FOLDER [--seed S] weight_decay=0.5 [modulus=23] [share=0.6] [steps=3_000_000] [size=64]
+    modular_addition.py --out FOLDER [--seed S] weight_decay=1 [modulus=23] [share=0.6] [steps=3_000_000] [size=64]
 
-An eLSTM hears a, then b. The measures are those of Nanda et al. (2023), section 5, on the logits of all pairs [p, p, p]:
-at a frequency w they have a part along cos w(a + b) and sin w(a + b); key frequencies are the 5 strongest at the end.
+An eLSTM hears a, then b. The measures are those of Nanda et al. (2023), section 5, on the logits of all pairs: at a
+frequency w they have a part along cos w(a + b) and sin w(a + b); key frequencies are the 5 strongest at the end.
 
 - *held_out*: accuracy on the pairs that were not trained on, at the end.
-- *delay*: steps until 95 % of them are right, over those until 99 % of the trained ones are; infinite if it never comes.
+- *delay*: steps until 95 % of them are right, over those until 99 % of the trained ones are; infinite if never.
 - *restricted*: loss on held-out pairs of the logits' key frequencies alone, at the end.
 - *excluded*: loss on trained pairs without the key frequencies, at the end.
 - *gini*: Gini coefficient of the norms of what is read of a number, over frequencies, at the end.

@@ -1,6 +1,6 @@
-"""N-DMS, a curriculum: is the last digit that of N - 1 steps before? What units' time constants become of which heads are trained.
+"""N-DMS, a curriculum: is the last digit that of N - 1 steps before? And what becomes of the units' time constants.
 
-    benchmarks/published/n_dms.py --out FOLDER [--seed S] window=0 [longest=8] [steps=400_000] [size=64]
+    n_dms.py --out FOLDER [--seed S] window=0 [longest=8] [steps=400_000] [size=64]
 
 `window` heads are trained at a time, the newest ones; 1 is the single-head curriculum, 0 keeps all (multi-head).
 
