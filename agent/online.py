@@ -20,16 +20,16 @@ from lifelong.agent.apart import Apart
 from lifelong.agent.config import Config
 from lifelong.agent.errors import ConfigError, choice, unknown_name
 from lifelong.agent.files import make_folder, write
-from lifelong.agent.runtime import lane
 from lifelong.agent.runtime.appended import present
 from lifelong.agent.runtime.converter import Converter
 from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.given import Given, check_start, of_info, task_of
-from lifelong.agent.runtime.lane import Lane
 from lifelong.agent.runtime.learning import MODES, Gathered, Learn, Learning
 from lifelong.agent.runtime.logging import RunLog
 from lifelong.agent.runtime.machine import versions
 from lifelong.agent.runtime.outside import FORMAT, OutsideRollout, Told, as_outside, built, saved_agent
+from lifelong.agent.runtime.planned import lane
+from lifelong.agent.runtime.planned.lane import Lane
 from lifelong.agent.runtime.progress import Progress
 from lifelong.agent.runtime.rescue import drop
 from lifelong.agent.runtime.trainer import Trainer

@@ -21,7 +21,7 @@ from lifelong.agent import config as configs
 from lifelong.agent.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lifelong.agent.runtime.plan import Plan, Rounds
+    from lifelong.agent.runtime.planned.plan import Plan, Rounds
     from lifelong.agent.runtime.trainer import Trainer
     from lifelong.kernels.loop import Call, Direct
 

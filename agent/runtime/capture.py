@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.runtime.learner import Learner
+from lifelong.agent.runtime.planned.rows import Collector
 from lifelong.agent.runtime.rollout import Acting, Experience, Rollout
-from lifelong.agent.runtime.rows import Collector
 from lifelong.agent.runtime.walk import PLAIN, difference, map_tensors, memory_of, overlaps_itself, tensors_of, walk
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 

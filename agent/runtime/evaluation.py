@@ -9,7 +9,7 @@ import torch
 
 from lifelong.agent.optimizers.base import Averaging
 from lifelong.agent.policy import Policy
-from lifelong.agent.runtime.kept import Kept
+from lifelong.agent.runtime.planned.kept import Kept
 from lifelong.agent.runtime.randomness import aside
 from lifelong.agent.runtime.rollout import Rollout
 from lifelong.agent.strategies.base import Context, Strategy, overrides

@@ -17,9 +17,9 @@ from lifelong.agent.objectives.base import Metrics, Objective
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Policy
 from lifelong.agent.runtime.finite import FiniteCheck
-from lifelong.agent.runtime.passes import Passes, own_gradients
+from lifelong.agent.runtime.planned.passes import Passes, own_gradients
+from lifelong.agent.runtime.planned.step import clip_norm, make_step
 from lifelong.agent.runtime.rollout import Experience
-from lifelong.agent.runtime.step import clip_norm, make_step
 from lifelong.agent.strategies.base import Context, Strategy, overrides
 from lifelong.replay.chunk import Chunk
 

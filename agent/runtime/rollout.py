@@ -13,9 +13,9 @@ from torch import Tensor
 from lifelong.agent.cells.base import Acted
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.policy import Inputs, Policy
-from lifelong.agent.runtime import backward
-from lifelong.agent.runtime.acting import CompiledActing, Program, actions, compiled
-from lifelong.agent.runtime.kept import Kept
+from lifelong.agent.runtime.planned import backward
+from lifelong.agent.runtime.planned.acting import CompiledActing, Program, actions, compiled
+from lifelong.agent.runtime.planned.kept import Kept
 from lifelong.envs.tasks import TaskEnv
 from lifelong.replay.chunk import Chunk
 

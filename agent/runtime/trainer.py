@@ -21,7 +21,7 @@ from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.logging import NoLog, RunLog
 from lifelong.agent.runtime.metrics import Evaluations, over_tasks
-from lifelong.agent.runtime.plan import Planned
+from lifelong.agent.runtime.planned.plan import Planned
 from lifelong.agent.runtime.plasticity import plasticity
 from lifelong.agent.runtime.progress import Progress
 from lifelong.agent.runtime.record import Record

@@ -1,4 +1,4 @@
-"""Hooks of an update as compiled calls: strategies that do not keep a run from its plan (see `agent.runtime.plan`).
+"""Hooks of an update as compiled calls: strategies that do not keep a run from its plan (see `runtime.planned.plan`).
 
 A strategy says with `Strategy.calls` what its hooks do in place on parameters and gradients:
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lifelong.agent.runtime.step import clip_norm, make_step
+from lifelong.agent.runtime.planned.step import clip_norm, make_step
 
 KINDS: list[tuple[type[torch.optim.Optimizer], dict[str, Any]]] = [
     (torch.optim.Adam, {"lr": 1e-2}),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lifelong.agent.runtime.lean import Uninitialised
-from lifelong.agent.runtime.step import make_step
+from lifelong.agent.runtime.planned.step import make_step
 
 RUN = """
 import sys

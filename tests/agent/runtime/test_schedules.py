@@ -14,7 +14,7 @@ from lifelong.agent.config import check, to_dict
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.runtime import checkpoint, learner
 from lifelong.agent.runtime.build import build
-from lifelong.agent.runtime.step import make_step
+from lifelong.agent.runtime.planned.step import make_step
 from lifelong.agent.schedules import Ramp
 from lifelong.agent.schema import schema
 from tests.agent.support import assert_identical, make_config, make_trainer, one_by_one, run

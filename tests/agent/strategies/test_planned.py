@@ -17,7 +17,7 @@ from lifelong.agent.strategies.ewc import EWC
 from lifelong.agent.strategies.planned import compiled
 from lifelong.agent.strategies.si import SI
 from lifelong.agent.strategies.trac import Trac
-from tests.agent.runtime.test_plan import assert_close
+from tests.agent.runtime.planned.test_plan import assert_close
 from tests.agent.support import make_trainer, one_by_one, run
 
 TASKS = [{"name": name, "env": {"kind": "CartPole", "max_episode_steps": 11}} for name in "ab"]

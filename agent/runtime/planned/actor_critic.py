@@ -1,4 +1,4 @@
-"""Actor-critic's part of a plan: one update from a chunk, as calls (see `agent.runtime.plan`)."""
+"""Actor-critic's part of a plan: one update from a chunk, as calls (see `planned.plan`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lifelong.agent.objectives.actor_critic import ActorCritic
-from lifelong.agent.runtime import backward
-from lifelong.agent.runtime.likelihood import Likelihood
+from lifelong.agent.runtime.planned import backward
+from lifelong.agent.runtime.planned.likelihood import Likelihood
 from lifelong.agent.strategies.planned import HookCalls
 from lifelong.kernels import acting, adam, hooks
 from lifelong.kernels.actor_critic_loss.cpu import loss_call
@@ -20,7 +20,7 @@ from lifelong.kernels.loop import Call, Direct, Each, Segment, by_round
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.learner import Learner
-    from lifelong.agent.runtime.plan import Rounds
+    from lifelong.agent.runtime.planned.plan import Rounds
 
 
 class OneUpdate:

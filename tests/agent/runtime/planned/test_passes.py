@@ -13,7 +13,7 @@ from torch import Tensor
 from lifelong.agent.config import merge
 from lifelong.agent.policy import Outputs
 from lifelong.agent.registry import REGISTRY
-from lifelong.agent.runtime.passes import CompiledPass
+from lifelong.agent.runtime.planned.passes import CompiledPass
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context, Strategy
 from lifelong.envs.memory.tmaze import TMaze

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lifelong.agent.cells.base import Acted
 from lifelong.agent.modules.heads import Gaussian, MultiCategorical
-from lifelong.agent.runtime import backward
-from lifelong.agent.runtime.acting import Actions, CompiledActing, actions, compiled
-from lifelong.agent.runtime.kept import Kept
+from lifelong.agent.runtime.planned import backward
+from lifelong.agent.runtime.planned.acting import Actions, CompiledActing, actions, compiled
+from lifelong.agent.runtime.planned.kept import Kept
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.envs.compiled import CompiledSteps
 from lifelong.kernels import acting

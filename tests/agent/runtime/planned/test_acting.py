@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lifelong.agent.runtime.acting import compiled
+from lifelong.agent.runtime.planned.acting import compiled
 from lifelong.agent.runtime.rollout import Rollout
 from tests.agent.support import leaves, make_rollout, policy_for, task_env
 

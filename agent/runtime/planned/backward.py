@@ -1,4 +1,4 @@
-"""The backward pass of a cell over a chunk and the step of its carry, as compiled calls (see `agent.runtime.plan`).
+"""The backward pass of a cell over a chunk and the step of its carry, as compiled calls (see `planned.plan`).
 
 For cells with one part of state a unit, c_t = r(u_t, v, c_{t-1}) with u_t = W x_t + b: the eLSTM, whose output gate is
 dense, and cells whose output is their state. GRU and LSTM are in `backward_dense`.
@@ -20,8 +20,8 @@ from lifelong.agent.cells.lstm import LSTM
 from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.gradients.bptt import BPTT
 from lifelong.agent.gradients.rtrl import RTRL
-from lifelong.agent.runtime.backward_dense import GRUBackward, LSTMBackward
-from lifelong.agent.runtime.cell_calls import CellCalls, CellRows
+from lifelong.agent.runtime.planned.cell_calls import CellCalls, CellRows
+from lifelong.agent.runtime.planned.dense import GRUBackward, LSTMBackward
 from lifelong.kernels import gru_sequence, lstm_sequence
 from lifelong.kernels.arguments import zeros
 from lifelong.kernels.dense import Dense, add_groups, clear, gather, multiply, transpose

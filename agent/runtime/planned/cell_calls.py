@@ -1,4 +1,4 @@
-"""What the backward passes of all cells have in common, as compiled calls (see `agent.runtime.backward`)."""
+"""What the backward passes of all cells have in common, as compiled calls (see `planned.backward`)."""
 
 from __future__ import annotations
 

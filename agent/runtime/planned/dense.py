@@ -1,4 +1,4 @@
-"""The backward pass of GRU and LSTM over a chunk as compiled calls (see `agent.runtime.backward`)."""
+"""The backward pass of GRU and LSTM over a chunk as compiled calls (see `planned.backward`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lifelong.agent.cells.gru import GRU
 from lifelong.agent.cells.lstm import LSTM
-from lifelong.agent.runtime.cell_calls import CellCalls, CellRows
+from lifelong.agent.runtime.planned.cell_calls import CellCalls, CellRows
 from lifelong.kernels import acting, gru_sequence, lstm_sequence
 from lifelong.kernels.dense import Dense, clear, packing
 from lifelong.kernels.loop import Call, Direct, Each, by_round

@@ -30,16 +30,16 @@ from lifelong.agent.objectives.ac_lambda import ACLambda
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.objectives.ppo import PPO
-from lifelong.agent.runtime import backward, likelihood, rows
 from lifelong.agent.runtime.finite import NotFinite
-from lifelong.agent.runtime.kept import Kept
 from lifelong.agent.runtime.learner import Learner
-from lifelong.agent.runtime.plan_actor_critic import OneUpdate
-from lifelong.agent.runtime.plan_ppo import Epochs
-from lifelong.agent.runtime.plan_streaming import Traced
+from lifelong.agent.runtime.planned import backward, likelihood, rows
+from lifelong.agent.runtime.planned.actor_critic import OneUpdate
+from lifelong.agent.runtime.planned.kept import Kept
+from lifelong.agent.runtime.planned.ppo import Epochs
+from lifelong.agent.runtime.planned.rows import ActedRows
+from lifelong.agent.runtime.planned.step import FlatGradients, Stepping
+from lifelong.agent.runtime.planned.streaming import Traced
 from lifelong.agent.runtime.rollout import Experience, Rollout
-from lifelong.agent.runtime.rows import ActedRows
-from lifelong.agent.runtime.step import FlatGradients, Stepping
 from lifelong.agent.strategies.base import Strategy, overrides
 from lifelong.agent.strategies.planned import HookCalls, Update, compiled, hook_calls
 from lifelong.kernels import hooks

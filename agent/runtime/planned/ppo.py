@@ -1,4 +1,4 @@
-"""PPO's part of a plan: all epochs over one chunk, minibatch by minibatch, as calls (see `agent.runtime.plan`)."""
+"""PPO's part of a plan: all epochs over one chunk, minibatch by minibatch, as calls (see `planned.plan`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lifelong.agent.modules.heads import NEGATIVE
 from lifelong.agent.objectives.ppo import PPO
-from lifelong.agent.runtime import backward
-from lifelong.agent.runtime.likelihood import Likelihood
+from lifelong.agent.runtime.planned import backward
+from lifelong.agent.runtime.planned.likelihood import Likelihood
 from lifelong.kernels import acting, adam
 from lifelong.kernels.advantages.cpu import gae_call
 from lifelong.kernels.dense import Dense, clear, gather, standardize
@@ -20,7 +20,7 @@ from lifelong.kernels.ppo_loss.cpu import loss_call
 
 if TYPE_CHECKING:
     from lifelong.agent.runtime.learner import Learner
-    from lifelong.agent.runtime.plan import Rounds
+    from lifelong.agent.runtime.planned.plan import Rounds
 
 
 class Epochs:

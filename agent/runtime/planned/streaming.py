@@ -1,4 +1,4 @@
-"""The streaming actor-critic's part of a plan: one step along its trace as calls (see `agent.runtime.plan`)."""
+"""The streaming actor-critic's part of a plan: one step along its trace as calls (see `planned.plan`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lifelong.agent.objectives.ac_lambda import ACLambda
 from lifelong.agent.optimizers.obgd import ObGD
 from lifelong.agent.optimizers.step_size import StepSize
-from lifelong.agent.runtime.plan_actor_critic import OneUpdate
+from lifelong.agent.runtime.planned.actor_critic import OneUpdate
 from lifelong.kernels import adam
 from lifelong.kernels.dense import clear
 from lifelong.kernels.loop import Call, Direct, Each

@@ -27,11 +27,11 @@ from lifelong.agent.gradients.base import GradientEngine
 from lifelong.agent.modules.learning_pass import LearningPass
 from lifelong.agent.objectives.base import Objective
 from lifelong.agent.policy import Inputs, Outputs, Policy, inputs_of
-from lifelong.agent.runtime import backward
-from lifelong.agent.runtime.acting import read_out
-from lifelong.agent.runtime.kept import Kept
-from lifelong.agent.runtime.rows import ActedInRows, ActedRows
-from lifelong.agent.runtime.step import FlatGradients
+from lifelong.agent.runtime.planned import backward
+from lifelong.agent.runtime.planned.acting import read_out
+from lifelong.agent.runtime.planned.kept import Kept
+from lifelong.agent.runtime.planned.rows import ActedInRows, ActedRows
+from lifelong.agent.runtime.planned.step import FlatGradients
 from lifelong.agent.strategies.base import Strategy, overrides
 from lifelong.kernels import acting
 from lifelong.kernels.dense import Dense, clear

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lifelong.agent.config import merge
 from lifelong.agent.errors import LifelongError
-from lifelong.agent.runtime import plan
 from lifelong.agent.runtime.finite import NotFinite
+from lifelong.agent.runtime.planned import plan
 from lifelong.agent.runtime.trainer import Trainer
 from tests.agent.support import assert_identical, leaves, make_trainer, one_by_one, run
 

@@ -1,7 +1,7 @@
 """The plan of an agent in somebody else's loop: one environment, one call an action, learning in compiled calls.
 
 What a chunk costs around the arithmetic (some milliseconds of Python and torch) is what limits an agent that acts and
-learns step by step. Here the rows of a chunk (`agent.runtime.rows`) are filled from outside, and what `act` does is
+learns step by step. Here the rows of a chunk (`planned.rows`) are filled from outside, and what `act` does is
 
     hear     observation, reward and flags go into row t, and into row t + 1 what its action is shown of them
     learn    after T rows, in one call: bootstrap, loss, backward pass, carry, optimiser; of an agent that is frozen the
@@ -25,15 +25,15 @@ from torch import Tensor
 
 from lifelong.agent.cells.base import ElementwiseCell
 from lifelong.agent.modules.heads import Gaussian
-from lifelong.agent.runtime import backward, rows
-from lifelong.agent.runtime.acting import actions
-from lifelong.agent.runtime.cell_calls import CellCalls
 from lifelong.agent.runtime.finite import NotFinite
-from lifelong.agent.runtime.kept import Kept
 from lifelong.agent.runtime.outside import OutsideRollout
-from lifelong.agent.runtime.plan import Rounds, hook_refusal, key_of, ready, update_refusal
-from lifelong.agent.runtime.rows import ActedRows
-from lifelong.agent.runtime.step import FlatGradients
+from lifelong.agent.runtime.planned import backward, rows
+from lifelong.agent.runtime.planned.acting import actions
+from lifelong.agent.runtime.planned.cell_calls import CellCalls
+from lifelong.agent.runtime.planned.kept import Kept
+from lifelong.agent.runtime.planned.plan import Rounds, hook_refusal, key_of, ready, update_refusal
+from lifelong.agent.runtime.planned.rows import ActedRows
+from lifelong.agent.runtime.planned.step import FlatGradients
 from lifelong.envs.compiled import CompiledSteps
 from lifelong.kernels.dense import copy
 from lifelong.kernels.loop import Call, Direct, Prepared, Program, Segment, Watched

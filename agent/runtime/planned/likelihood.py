@@ -1,4 +1,4 @@
-"""The log-probability of what was done, as calls in a plan: forward, and back to the read-out (see `plan`)."""
+"""The log-probability of what was done, as calls in a plan: forward, and back to the read-out (see `planned.plan`)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lifelong.agent.errors import LifelongError, NonFiniteError
 from lifelong.agent.online import OnlineAgent
-from lifelong.agent.runtime.lane import LiveRows, refusal
+from lifelong.agent.runtime.planned.lane import LiveRows, refusal
 from tests.agent.support import assert_identical, leaves
 from tests.agent.test_online import World, agent_for
 
