@@ -114,12 +114,14 @@ class Run:
         seed: its seed.
         folder: its run folder.
         config: its checked config, as plain data.
+        script: a program that makes it, in place of `lifelong run` (see `agent.published`).
     """
 
     row: tuple[str, ...]
     seed: int
     folder: Path
     config: dict[str, Any]
+    script: Path | None = None
     process: subprocess.Popen[bytes] | None = None
     #: what it says on standard error
     said: IO[bytes] | None = None
@@ -216,10 +218,14 @@ def train(
 
 def _started(config: str, run: Run) -> Run:
     make_folder(run.folder.parent)
-    words = ["run", config, "--resume", "--quiet", "--out", str(run.folder), *run.row, f"seed={run.seed}"]
+    if run.script:
+        words = [str(run.script), "--out", str(run.folder), "--seed", str(run.seed), *run.row]
+    else:
+        words = ["-m", "lifelong.agent.cli", "run", config, "--resume", "--quiet", "--out", str(run.folder)]
+        words += [*run.row, f"seed={run.seed}"]
     run.said = tempfile.TemporaryFile()  # noqa: SIM115  # `_problem` closes it
     run.process = subprocess.Popen(
-        [sys.executable, "-m", "lifelong.agent.cli", *words],
+        [sys.executable, *words],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -40,6 +40,7 @@ ENVIRONMENTS: dict[str, str] = {
     "NoisyPositionOnlyPendulum": "lifelong.envs.memory.hidden_pendulum:NoisyPositionOnlyPendulum",
     "LabyrinthExplore": "lifelong.envs.memory.labyrinth:LabyrinthExplore",
     "LabyrinthEscape": "lifelong.envs.memory.labyrinth:LabyrinthEscape",
+    "WaterMaze": "lifelong.envs.memory.water_maze:WaterMaze",
     # arcade: the games of MinAtar
     "Asterix": "lifelong.envs.arcade.asterix:Asterix",
     "Breakout": "lifelong.envs.arcade.breakout:Breakout",
@@ -65,6 +66,10 @@ ENVIRONMENTS: dict[str, str] = {
     "GaussianMixture": "lifelong.envs.prediction.gaussian_mixture:GaussianMixture",
     "Lorenz": "lifelong.envs.prediction.lorenz:Lorenz",
     "TraceConditioning": "lifelong.envs.prediction.trace_conditioning:TraceConditioning",
+    "HiddenMarkov": "lifelong.envs.prediction.hidden_markov:HiddenMarkov",
+    "CellularAutomaton": "lifelong.envs.prediction.cellular_automaton:CellularAutomaton",
+    "Addition": "lifelong.envs.prediction.addition:Addition",
+    "ModularAddition": "lifelong.envs.prediction.modular_addition:ModularAddition",
     # adapters: other people's environments under the same contract
     "gymnasium": "lifelong.envs.adapters.gymnasium:GymnasiumEnv",
     "envpool": "lifelong.envs.adapters.envpool:EnvPoolEnv",
