@@ -27,7 +27,7 @@ def with_own_tasks(raw: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: no such function, one that raises, gives no tasks or more than 10,000.
     """
-    stream = raw.get("stream")
+    stream: Any = raw.get("stream")
     chosen = stream.get("tasks") if isinstance(stream, Mapping) else None
     if isinstance(chosen, str):
         chosen = {"kind": chosen}
