@@ -3,8 +3,8 @@
     forager.py --out FOLDER [--seed S] memory=true start=-5 [steps=2_000_000]
     forager.py --out FOLDER [--seed S] search=oracle|random
 
-`start` is what every thing costs at first, which moves to the 5 of the rules in three quarters of the steps. Measured, at
-the costs of the rules, over 32 fresh worlds of 1,000 steps: *rate*, reward a step at the end; *best*, of all evaluations.
+`start` is what every thing gives at first, which moves to the -5 of the rules in three quarters of the steps. Measured
+by the rules, over 32 fresh worlds of 1,000 steps: *rate*, reward a step at the end; *best*, of all evaluations.
 """
 
 from __future__ import annotations
