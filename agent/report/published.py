@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from lifelong.agent.compare import Run, folder_name
+from lifelong.agent.compare import Run
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.files import read_json
 from lifelong.agent.published import RECIPES, ROOT, Recipe
@@ -121,7 +121,7 @@ def of_comparison(recipe: Recipe, budget: str, path: Path) -> dict[str, dict[str
     told = {"file": path.name, "date": found["date"], "commit": commit(path.resolve())}
     rows = {}
     for label, words in recipe.variants(budget).items():
-        arm = arms.get(" ".join(words)) or arms.get(folder_name(words))
+        arm = arms.get(" ".join(words))
         if arm:
             values = {name: _of_arm(arm, name, path) for name in recipe.measures}
             seeds = arm.get("seeds", list(range(len(arm["average_performance"]))))

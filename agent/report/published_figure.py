@@ -160,11 +160,9 @@ def _dots(recipe: Recipe, rows: Sequence[Mapping[str, Any]], path: Path) -> None
         axes.set_ylabel("")
         axes.set_xlabel(recipe.measures[name])
         axes.tick_params(axis="y", length=0)
-        if index == 0:
-            marks = "dot: a seed, bar: mean" + (", diamond: published" if recipe.targets else "")
-            axes.set_title(f"{recipe.title}  ({marks})", fontsize=10, loc="left", color=INK)
-        else:
-            axes.set_title("")
+        axes.set_title("")
+    marks = "dot: a seed, bar: mean" + (", diamond: published" if recipe.targets else "")
+    drawn.suptitle(f"{recipe.title}  ({marks})", fontsize=10, x=0.01, ha="left", color=INK)
     save_figure(drawn, path)
 
 

@@ -272,7 +272,7 @@ def test_rows_of_a_comparison_are_taken_and_marked_and_the_other_seeds_made(
         }
         for words, x in (
             ("strategy=finetune", 0.25),
-            (compare.folder_name(["strategy={kind: ewc, strength: 10}"]), 0.5),
+            ("strategy={kind: ewc, strength: 10}", 0.5),
         )
     ]
     source = toy.parent / "compare.json"
