@@ -108,12 +108,32 @@ def _of_script(recipe: Recipe, runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def of_comparison(recipe: Recipe, budget: str, path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of a recipe that a JSON of `lifelong compare` has.
+def stored_rows(recipe: Recipe, budget: str, path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a recipe that a JSON of `lifelong compare` has, or for a script of the same name one of `lifelong
+    bench`, with its rows by label.
 
     Raises:
-        ConfigError: a comparison of another config, or one without a measure of the recipe.
+        ConfigError: a comparison of another config, another benchmark, or one without a measure of the recipe.
     """
+    return _of_benchmark(recipe, path) if recipe.script else _of_comparison(recipe, budget, path)
+
+
+def _of_benchmark(recipe: Recipe, path: Path) -> dict[str, dict[str, Any]]:
+    found = read_json(path, {"benchmark": str, "date": str, "commit": str, "rows": {str: [dict]}})
+    if found["benchmark"] != recipe.name:
+        raise ConfigError(f"{path} is of benchmark {found['benchmark']}; recipe {recipe.name} is about another one")
+    told = {"file": path.name, "date": found["date"], "commit": found["commit"][:7]}
+    rows = {}
+    for label in recipe.rows:
+        made = found["rows"].get(label, [])
+        if made:
+            values = {name: [seed[name] for seed in made] for name in recipe.measures}
+            seeds = list(range(len(made)))
+            rows[label] = {"seeds": seeds, "measures": values, "seconds": [None] * len(seeds), "from": told}
+    return rows
+
+
+def _of_comparison(recipe: Recipe, budget: str, path: Path) -> dict[str, dict[str, Any]]:
     found = read_json(path, {"config": str, "date": str, "arms": list})
     if Path(found["config"]).stem != recipe.config:
         raise ConfigError(f"{path} compares {found['config']}; recipe {recipe.name} is about {recipe.config}")
