@@ -148,7 +148,7 @@ def alone(config: str, words: Sequence[str]) -> list[tuple[str, ...]]:
         ConfigError: a config that cannot be.
     """
     shared = tuple(word for word in words if len(alternatives(word)) == 1 and not word.startswith("strategy="))
-    tasks = configs.to_dict(configs.load(config, list(shared)))["stream"]["tasks"]
+    tasks = configs.to_dict(configs.choose(config, list(shared)))["stream"]["tasks"]
     return [(*shared, "strategy=finetune", f"stream.tasks={json.dumps([task])}") for task in tasks]
 
 
@@ -173,7 +173,7 @@ def plan(config: str, chosen: Sequence[tuple[str, ...]], seeds: int, out: Path) 
     """
     found = []
     for seed, row in itertools.product(range(seeds), chosen):
-        wanted = configs.to_dict(configs.load(config, [*row, f"seed={seed}"]))
+        wanted = configs.to_dict(configs.choose(config, [*row, f"seed={seed}"]))
         run = Run(row, seed, out / folder_name(row) / str(seed), wanted)
         kept = run.folder / "config.yaml"
         if kept.is_file() and _learned(configs.to_dict(configs.load(str(kept.resolve())))) != _learned(wanted):

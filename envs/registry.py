@@ -24,6 +24,7 @@ ENVIRONMENTS: dict[str, str] = {
     "TMaze": "lifelong.envs.memory.tmaze:TMaze",
     "RepeatPrevious": "lifelong.envs.memory.repeat_previous:RepeatPrevious",
     "MemoryChain": "lifelong.envs.memory.memory_chain:MemoryChain",
+    "DelayedMatch": "lifelong.envs.memory.delayed_match:DelayedMatch",
     "RepeatFirst": "lifelong.envs.memory.repeat_first:RepeatFirst",
     "Autoencode": "lifelong.envs.memory.autoencode:Autoencode",
     "CountRecall": "lifelong.envs.memory.count_recall:CountRecall",
@@ -55,6 +56,9 @@ ENVIRONMENTS: dict[str, str] = {
     "Forager": "lifelong.envs.forager.forager:Forager",
     # prediction: the action is the prediction, info["target"] the truth
     "Copy": "lifelong.envs.prediction.copy:Copy",
+    "Adding": "lifelong.envs.prediction.adding:Adding",
+    "FlipFlop": "lifelong.envs.prediction.flip_flop:FlipFlop",
+    "AssociativeRecall": "lifelong.envs.prediction.associative_recall:AssociativeRecall",
     "Series": "lifelong.envs.prediction.series:Series",
     "Parity": "lifelong.envs.prediction.parity:Parity",
     "ImageRows": "lifelong.envs.prediction.image_rows:ImageRows",
