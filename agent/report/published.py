@@ -55,8 +55,10 @@ def measure(run: RunData, name: str, known_from: float) -> float:
 
     A task was learned if it was known at some evaluation; `steps_to_learn` is the first evaluation by which all were,
     and infinite if they never were. What was lived is the mean of the lines of the log: `early_return` of those in the
-    first quarter of the steps, `online_return` of those after three quarters.
+    first quarter of the steps, `online_return` of those after three quarters, `lived_change` the difference.
     """
+    if name == "lived_change":
+        return measure(run, "online_return", known_from) - measure(run, "early_return", known_from)
     if name in ("online_return", "early_return", "return_over_run"):
         steps, key = number(run.summary["env_steps"]), "continual/online_return"
         since = 0.75 * steps if name == "online_return" else 0.0

@@ -162,6 +162,7 @@ def _dots(recipe: Recipe, rows: Sequence[Mapping[str, Any]], path: Path) -> None
         axes.set_xlabel(recipe.measures[name])
         axes.tick_params(axis="y", length=0)
         axes.locator_params(axis="x", nbins=4)
+        axes.spines["bottom"].set(visible=True, color=INK, linewidth=0.8)
     marks = "dot: a seed, bar: mean" + (", diamond: published" if recipe.targets else "")
     drawn.set_layout_engine("constrained", w_pad=0.2)
     drawn.suptitle(f"{recipe.title}  ({marks})", fontsize=10, x=0.01, ha="left", color=INK)
