@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lifelong
-from lifelong.agent import adding, compare, profile, reproduce, scoring, showing, watching
+from lifelong.agent import adding, analyse, compare, profile, reproduce, scoring, showing, watching
 from lifelong.agent import config as configs
 from lifelong.agent.errors import (
     CheckpointError,
@@ -100,6 +100,7 @@ def parser() -> Parser:
 
     again, measured, scored = (part.declare(commands) for part in (reproduce, profile, scoring))
     shown, watched = watching.declare(commands)
+    inside = analyse.declare(commands)
 
     bench = commands.add_parser("bench", help="run a benchmark of benchmarks/")
     bench.add_argument("name", metavar="NAME")
@@ -120,7 +121,21 @@ def parser() -> Parser:
     for command in (run, resume, sweep, compared, again):
         command.add_argument("--quiet", action="store_true", help="no progress")
         command.add_argument("--plain", action="store_true", help="progress as plain lines, on a terminal too")
-    for command in (run, resume, evaluate, export, report, sweep, compared, again, measured, scored, shown, watched):
+    for command in (
+        run,
+        resume,
+        evaluate,
+        export,
+        report,
+        sweep,
+        compared,
+        again,
+        measured,
+        scored,
+        shown,
+        watched,
+        inside,
+    ):
         command.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands.add_parser("doctor", help="check device, compilers and packages, with a fix for each problem")
     for name in showing.EXAMPLES:
@@ -204,7 +219,7 @@ def _tell(error: Exception, arguments: Sequence[str] | None) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = configs.load(options.config, options.overrides)
+    config = configs.choose(options.config, options.overrides)
     if options.submit:
         return _submit(options, config)
     folder: Path = options.out or Path("runs") / config.name / str(config.seed)
@@ -431,6 +446,7 @@ COMMANDS = {
     "reproduce": reproduce.command,
     "bench": _bench,
     "profile": profile.command,
+    "analyse": analyse.command,
     "show-env": watching.show_env,
     "watch": watching.watch,
     "score": scoring.command,

@@ -105,12 +105,20 @@ def resume(
 
 def evaluate(folder: Path, assignments: Sequence[str] = ()) -> Trainer:
     """Evaluate the newest checkpoint of a run once more; nothing is written."""
-    config = session.load_config(folder, assignments)
-    trainer, _ = session.load(config, folder, _planned(config), _acting(config))
+    trainer = opened(folder, assignments)
     with closing(trainer):
         ctx = replace(trainer.context(), workers=ALONE)
         trainer.evaluations.add(trainer.step, trainer.evaluator.evaluate(ctx, trainer.strategies))
     return trainer
+
+
+def opened(folder: Path, assignments: Sequence[str] = (), *, beginning: bool = False) -> Trainer:
+    """The trainer of a run at its newest checkpoint, or as it was before its first step, to look at; who asks for it
+    closes it."""
+    config = session.load_config(folder, assignments)
+    if beginning:
+        return build(config, folder, _planned(config), _acting(config))
+    return session.load(config, folder, _planned(config), _acting(config))[0]
 
 
 def _note(trainer: Trainer, asked: Sequence[Change]) -> None:

@@ -50,6 +50,7 @@ lifelong compare quickstart strategy=clear,ewc,finetune --seeds 5
 lifelong compare quickstart strategy=clear,ewc optimizer.lr=1e-3,1e-2   all four
 lifelong compare quickstart strategy=ewc --controls --alone
 """,
+    "analyse": "\nlifelong analyse runs/quickstart/0\nlifelong analyse runs/quickstart/0 --fixed-points 32\n",
     "sweep": "\nlifelong sweep strategies\n",
     "watch": "\nlifelong watch runs/quickstart/0 --task maze --video maze.gif\n",
     "show-env": "\nlifelong show-env RoomsKeyDoor rooms=4 --out rooms.gif\nlifelong show-env CartPole TMaze\n",
@@ -168,7 +169,7 @@ def about(kind: str, name: str, names: Mapping[str, str]) -> Iterator[str]:
 
 def command_show(options: argparse.Namespace) -> int:
     """The config, whole or what is not the default."""
-    config = configs.load(options.config, options.overrides)
+    config = configs.choose(options.config, options.overrides)
     from lifelong.agent import schema  # torch: options of parts are in their signatures
 
     if not options.diff:

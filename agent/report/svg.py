@@ -69,8 +69,9 @@ def line_chart(
     stretches: Sequence[Stretch] = (),
     changes: Iterable[float] = (),
     unit: bool = False,
+    x_label: str = "environment steps",
 ) -> str:
-    """Lines over environment steps.
+    """Lines over environment steps, or over something else.
 
     Args:
         title: heading.
@@ -78,8 +79,9 @@ def line_chart(
         stretches: what is trained when; every second one is shaded.
         changes: where the run was changed: dotted.
         unit: the y-axis holds 0 and 1.
+        x_label: what the x-axis is.
     """
-    points = [v for line in lines for part in (line.y, line.low or (), line.high or ()) for v in part if _finite(v)]
+    points = [v for line in lines for part in (line.y, line.low or (), line.high or ()) for v in part if finite(v)]
     low, high = (min([*points, *([0] if unit else [])]), max([*points, *([1] if unit else [])])) if points else (0, 1)
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5
@@ -95,7 +97,8 @@ def line_chart(
     def at_y(y: float) -> float:
         return TOP + tall * (high - y) / (high - low)
 
-    out = [_open(title, HEIGHT, f"{title}: {', '.join(line.label for line in lines)}")]
+    step = "step" if x_label == "environment steps" else x_label
+    out = [opened(title, HEIGHT, f"{title}: {', '.join(line.label for line in lines)}")]
     for index, stretch in enumerate(stretches):
         x, w = at_x(stretch.start), at_x(stretch.end) - at_x(stretch.start)
         if index % 2:
@@ -103,20 +106,20 @@ def line_chart(
         if index:
             out.append(f'<line class="border" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + tall}"/>')
         if 6.3 * len(stretch.name) < w:
-            out.append(_text(x + w / 2, TOP - 4, stretch.name, "soft", "middle"))
-    out += [_grid(at_y(t), number(t)) for t in marks]
-    out += [_text(at_x(t), TOP + tall + 15, number(t), "soft", "middle") for t in ticks(start, end, 4)]
-    out.append(_text(LEFT + wide / 2, HEIGHT - 6, "environment steps", "soft", "middle"))
+            out.append(text(x + w / 2, TOP - 4, stretch.name, "soft", "middle"))
+    out += [grid(at_y(t), number(t)) for t in marks]
+    out += [text(at_x(t), TOP + tall + 15, number(t), "soft", "middle") for t in ticks(start, end, 4)]
+    out.append(text(LEFT + wide / 2, HEIGHT - 6, x_label, "soft", "middle"))
     for x in changes:
         out.append(f'<line class="change" x1="{at_x(x):.1f}" x2="{at_x(x):.1f}" y1="{TOP}" y2="{TOP + tall}"/>')
     for line in lines:
         body = ""
         if line.low is not None and line.high is not None:
-            there = [i for i in range(len(line.x)) if _finite(line.low[i]) and _finite(line.high[i])]
+            there = [i for i in range(len(line.x)) if finite(line.low[i]) and finite(line.high[i])]
             around = [(line.x[i], line.high[i]) for i in there] + [(line.x[i], line.low[i]) for i in reversed(there)]
             drawn = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in around)
             body += f'<polygon points="{drawn}" fill="{colour(line.place)}" opacity=".16"/>'
-        there = [i for i in range(len(line.x)) if _finite(line.y[i])]
+        there = [i for i in range(len(line.x)) if finite(line.y[i])]
         drawn = " ".join(f"{at_x(line.x[i]):.1f},{at_y(line.y[i]):.1f}" for i in there)
         dash = DASHES[line.place // len(PALETTE) % len(DASHES)]
         body += f'<polyline points="{drawn}" stroke="{colour(line.place)}"' + (
@@ -125,7 +128,7 @@ def line_chart(
         if len(there) <= 60:
             body += "".join(
                 f'<circle cx="{at_x(line.x[i]):.1f}" cy="{at_y(line.y[i]):.1f}" r="2.4" fill="{colour(line.place)}">'
-                f"<title>{escape(line.label)}, step {line.x[i]:,.0f}: {line.y[i]:.3g}</title></circle>"
+                f"<title>{escape(line.label)}, {step} {line.x[i]:,.0f}: {line.y[i]:.3g}</title></circle>"
                 for i in there
             )
         out.append(f'<g data-of="{escape(line.label)}">{body}</g>')
@@ -137,7 +140,7 @@ def bar_chart(title: str, names: Sequence[str], bars: Sequence[Bar]) -> str:
     thick = 13.0
     group = thick * len(bars) + 10
     tall = group * len(names)
-    shown = [v for bar in bars for part in (bar.values, bar.low, bar.high, bar.marks) for v in part if _finite(v)]
+    shown = [v for bar in bars for part in (bar.values, bar.low, bar.high, bar.marks) for v in part if finite(v)]
     low, high = min([0.0, *shown]), max([1.0, *shown])
     marks = ticks(low, high, 5)
     low, high = min(low, marks[0]), max(high, marks[-1])
@@ -147,23 +150,21 @@ def bar_chart(title: str, names: Sequence[str], bars: Sequence[Bar]) -> str:
         return left + (WIDTH - left - RIGHT - 6) * (x - low) / (high - low)
 
     height = TOP + tall + BOTTOM
-    out = [_open(title, height, f"{title}: {', '.join(bar.label for bar in bars)}")]
+    out = [opened(title, height, f"{title}: {', '.join(bar.label for bar in bars)}")]
     for tick in marks:
         out.append(f'<line class="grid" x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="{TOP}" y2="{TOP + tall:.1f}"/>')
-        out.append(_text(at(tick), TOP + tall + 15, number(tick), "soft", "middle"))
+        out.append(text(at(tick), TOP + tall + 15, number(tick), "soft", "middle"))
     for row, name in enumerate(names):
         top = TOP + row * group + 5
         room = int((left - 10) / 6.4)
         out.append(
-            _text(
-                left - 8, top + (group - 10) / 2 + 4, name if len(name) <= room else name[: room - 1] + "…", "", "end"
-            )
+            text(left - 8, top + (group - 10) / 2 + 4, name if len(name) <= room else name[: room - 1] + "…", "", "end")
         )
     for index, bar in enumerate(bars):
         body = ""
         for row, name in enumerate(names):
             value, mark, y = bar.values[row], bar.marks[row], TOP + row * group + 5 + index * thick
-            if not _finite(value):
+            if not finite(value):
                 continue
             told = f"{value:.2f} at the end, {_said(mark)} when learned{bar.notes[row]}"
             told = escape(f"{bar.label}, {name}: {told}")
@@ -174,14 +175,14 @@ def bar_chart(title: str, names: Sequence[str], bars: Sequence[Bar]) -> str:
                 f'height="{thick - 3}" fill="{colour(bar.place)}"{style}/>'
             )
             middle = y + thick / 2 - 0.5
-            if _finite(bar.low[row]) and bar.high[row] > bar.low[row]:
+            if finite(bar.low[row]) and bar.high[row] > bar.low[row]:
                 body += f'<path class="whisker" d="M{at(bar.low[row]):.1f} {middle:.1f}H{at(bar.high[row]):.1f}"/>'
-            if _finite(mark):
+            if finite(mark):
                 body += f'<path class="mark" d="M{at(mark):.1f} {y:.1f}v{thick - 1}"/>'
             body += "</g>"
         out.append(f'<g data-of="{escape(bar.label)}">{body}</g>')
     out.append(f'<line class="axis" x1="{at(0):.1f}" x2="{at(0):.1f}" y1="{TOP}" y2="{TOP + tall:.1f}"/>')
-    out.append(_text(left, height - 6, "bar: at the end · mark: when learned · line: all seeds", "soft", "start"))
+    out.append(text(left, height - 6, "bar: at the end · mark: when learned · line: all seeds", "soft", "start"))
     return "".join(out) + "</svg>"
 
 
@@ -206,14 +207,14 @@ def matrix_chart(
         return left + wide * (x - edges[0]) / (edges[-1] - edges[0])
 
     height = TOP + tall + BOTTOM - 14
-    out = [_open(title, height, title)]
+    out = [opened(title, height, title)]
     room = int((left - 10) / 6.4)
     for index, task in enumerate(tasks):
         y = TOP + index * row
-        out.append(_text(left - 8, y + row / 2 + 4, task if len(task) <= room else task[: room - 1] + "…", "", "end"))
+        out.append(text(left - 8, y + row / 2 + 4, task if len(task) <= room else task[: room - 1] + "…", "", "end"))
         for point in range(len(steps)):
             value = float(values[point, index])
-            if not _finite(value):
+            if not finite(value):
                 continue
             x, w = at(edges[point]), at(edges[point + 1]) - at(edges[point])
             full = min(max(value, 0.0), 1.0)
@@ -224,13 +225,13 @@ def matrix_chart(
             )
             if w > 24:
                 shown = f"{value + 0.0:.2f}".replace("-0.00", "0.00")
-                out.append(_text(x + w / 2, y + row / 2 + 3, shown, "tiny on" if full > 0.5 else "tiny", "middle"))
+                out.append(text(x + w / 2, y + row / 2 + 3, shown, "tiny on" if full > 0.5 else "tiny", "middle"))
     out += [
         f'<line class="edge" x1="{at(border):.1f}" x2="{at(border):.1f}" y1="{TOP - 3}" y2="{TOP + tall:.1f}"/>'
         for border in borders
         if steps[0] < border < steps[-1]
     ]
-    out += [_text(at(t), height - 8, number(t), "soft", "middle") for t in ticks(steps[0], steps[-1], 4)]
+    out += [text(at(t), height - 8, number(t), "soft", "middle") for t in ticks(steps[0], steps[-1], 4)]
     return "".join(out) + "</svg>"
 
 
@@ -243,10 +244,11 @@ def number(value: float) -> str:
 
 
 def _said(value: float) -> str:
-    return f"{value:.2f}" if _finite(value) else "nothing"
+    return f"{value:.2f}" if finite(value) else "nothing"
 
 
-def _finite(value: float) -> bool:
+def finite(value: float) -> bool:
+    """Whether it can be drawn."""
     return math.isfinite(value)
 
 
@@ -259,17 +261,20 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(k * step, 12) for k in range(first, last + 1)] or [low]
 
 
-def _open(title: str, height: float, told: str) -> str:
+def opened(title: str, height: float, told: str) -> str:
+    """The beginning of a chart, with its heading and what is read out of it."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(told)}">'
         f'<text class="title" x="0" y="12">{escape(title)}</text>'
     )
 
 
-def _text(x: float, y: float, text: str, cls: str, anchor: str) -> str:
-    return f'<text class="{cls}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def text(x: float, y: float, words: str, cls: str, anchor: str) -> str:
+    """Words in a chart."""
+    return f'<text class="{cls}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def _grid(y: float, label: str) -> str:
-    line = f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-    return line + _text(LEFT - 6, y + 4, label, "soft", "end")
+def grid(y: float, label: str, left: float = LEFT) -> str:
+    """A line across with a number before it."""
+    line = f'<line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    return line + text(left - 6, y + 4, label, "soft", "end")

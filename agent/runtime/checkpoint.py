@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,13 @@ def load(folder: Path, workers: Workers = ALONE) -> tuple[dict[str, Any], list[s
             f"{workers.count}; resume it with runtime.workers={saved_by}"
         )
     return {**read(path / "state.pt"), **read(path / _shard(workers.rank)), "manifest": manifest}, damaged
+
+
+def each(folder: Path) -> Iterator[dict[str, Any]]:
+    """The state of worker 0 in every checkpoint that is whole, oldest first."""
+    for path in checkpoints(folder):
+        if _problem(path) is None:
+            yield {**read(path / "state.pt"), **read(path / _shard(0))}
 
 
 def _newest(folder: Path, damaged: list[str]) -> Path | None:

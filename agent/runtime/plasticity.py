@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from lifelong.agent.policy import Policy, inputs_of
 from lifelong.replay.chunk import Chunk
@@ -24,25 +25,33 @@ def stride(steps: int, copies: int) -> int:
     return found
 
 
+def dormant_units(y_MN: Tensor) -> float:
+    """Share of units k with mean|y_k| / mean_j mean|y_j| <= 0.025, means over M rows (Sokar et al. 2023, ICML,
+    definition 1)."""
+    score = y_MN.abs().mean(0)
+    return float((score <= DORMANT * score.mean()).double().mean())
+
+
+def effective_rank(y_MN: Tensor) -> float:
+    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007)."""
+    singular = torch.linalg.svdvals(y_MN.double())
+    p = singular / singular.sum().clamp(min=1e-12)
+    return float(torch.exp(-(p * torch.log(p.clamp(min=1e-12))).sum()))
+
+
 @torch.no_grad()
 def plasticity(policy: Policy, chunk: Chunk) -> dict[str, float]:
     """Scalars under `plasticity/`:
 
-    - `dormant_units`: share of units k with mean|y_k| / mean_j mean|y_j| <= 0.025, means over the T x B steps of the
-      chunk (Sokar et al. 2023, ICML, definition 1);
-    - `effective_rank`: exp of the entropy of the normalised singular values of the outputs (Roy & Vetterli 2007);
+    - `dormant_units`: share of units that hardly say anything (see `dormant_units`) over the T x B steps of the chunk;
+    - `effective_rank`: of the outputs (see `effective_rank`);
     - `weight_norm`: root mean square of all parameters.
     """
     y, _ = policy.cell.sequence(policy.encode(inputs_of(chunk)), chunk.state, chunk.is_init)
     y_MH = y.flatten(0, 1)
-    score = y_MH.abs().mean(0)
-    dormant = (score <= DORMANT * score.mean()).double().mean()
-    singular = torch.linalg.svdvals(y_MH[:: stride(chunk.steps, chunk.copies)].double())
-    p = singular / singular.sum().clamp(min=1e-12)
-    rank = torch.exp(-(p * torch.log(p.clamp(min=1e-12))).sum())
     weights = torch.cat([parameter.flatten() for parameter in policy.parameters()])
     return {
-        "plasticity/dormant_units": float(dormant),
-        "plasticity/effective_rank": float(rank),
+        "plasticity/dormant_units": dormant_units(y_MH),
+        "plasticity/effective_rank": effective_rank(y_MH[:: stride(chunk.steps, chunk.copies)]),
         "plasticity/weight_norm": float(weights.square().mean().sqrt()),
     }

@@ -107,7 +107,7 @@ def total_call(weight: Tensor, to: Tensor) -> Direct:
 
 
 def more_entropy_call(
-    before: float, now: Tensor, entropy: Tensor, weight: Tensor, total: Tensor, d_entropy: Tensor, loss: Each | Tensor
+    before: float, now: Tensor, entropy: Tensor, weight: Each, total: Tensor, d_entropy: Tensor, loss: Each | Tensor
 ) -> Direct:
     """The loss and its slopes where the entropy of some steps [M], of `total` weight with others, has the weight `now`
     (a float64 scalar) in place of the one `before`."""

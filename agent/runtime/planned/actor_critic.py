@@ -43,6 +43,8 @@ class OneUpdate:
     #: whether it learns from what is replayed, too
     replays: ClassVar[bool] = True
     many: ClassVar[bool] = True
+    #: whether a step may count for nothing
+    weighs: ClassVar[bool] = True
     guard: ClassVar[int] = 0
     #: what strategies do in an update
     hooks: HookCalls = {}
@@ -102,7 +104,7 @@ class OneUpdate:
         logits, action = by_round(parts.policy_TBP, K, T), each(rows.acted.actions.drawn_TB)
         log_prob, value, bootstrap = each(rows.log_prob), each(parts.value_TB), Each(parts.value_TB[T::T])
         entropy, target, advantage, error, *slopes = (rows.empty(many) for _ in range(7))
-        weight, total = torch.ones(many, dtype=rows.dtype), rows.empty(1).fill_(M)
+        weight, total = each(rows.acted.weight_TB), rows.acted.total
         ended = each(made.terminated), each(made.truncated), each(rows.acted.final_value)
         numbers = Each(self.numbers[:, :1]), Each(self.numbers[:, 1:])
         self.hooks = rows.strategy_calls(numbers[0], Each(self.numbers))
@@ -118,17 +120,17 @@ class OneUpdate:
                 *(target[:M], advantage[:M]),
             ),
         ]
-        said: list[Each | Tensor] = [log_prob, value]
+        inputs: tuple[Each | Tensor, ...] = (log_prob, entropy, value, advantage, target, weight, total)
         if replayed is not None:  # all steps side by side
-            joined = rows.empty(many), rows.empty(many)
-            calls += [copy(one, to[:M]) for one, to in zip(said, joined, strict=True)]
-            rest = *joined, entropy, target, advantage, weight
-            calls += [*replayed.returns(gammas, *(each[M:] for each in rest)), replay.total_call(weight, total)]
-            said = [*joined]
-        inputs = said[0], entropy, said[1], advantage, target, weight, total
+            said, counted, total = rows.empty(2, many), rows.empty(many), rows.empty(1)
+            joined = (log_prob, said[0]), (value, said[1]), (weight, counted)
+            calls += [copy(one, to[:M]) for one, to in joined]
+            rest = said[0], said[1], entropy, target, advantage, counted
+            calls += [*replayed.returns(gammas, *(x[M:] for x in rest)), replay.total_call(counted, total)]
+            inputs = said[0], entropy, said[1], advantage, target, counted, total
         calls += [
             loss_call(many, weights, inputs, (numbers[0], Each(self.statistics), error, *slopes)),
-            *([] if replayed is None else self._live_entropy(entropy[:M], weight[:M], total, slopes[1])),
+            *([] if replayed is None else self._live_entropy(entropy[:M], weight, total, slopes[1])),
             *self.live.back(
                 (logits, action, entropy[:M]), [x[:M] for x in slopes], rows.gradients, rows.learner.engine
             ),
@@ -138,7 +140,7 @@ class OneUpdate:
         calls += [*self.hooks.get("extra_loss", []), *self.hooks.get("transform_gradients", [])]
         return [*calls, adam.clip_call(rows.gradients.flat, rows.learner.max_grad_norm, numbers[1])]
 
-    def _live_entropy(self, entropy: Tensor, weight: Tensor, total: Tensor, d_entropy: Tensor) -> list[Call | Direct]:
+    def _live_entropy(self, entropy: Tensor, weight: Each, total: Tensor, d_entropy: Tensor) -> list[Call | Direct]:
         """What strategies add to the weight of the entropy holds for live steps alone."""
         if "before_loss" not in self.hooks:
             return []

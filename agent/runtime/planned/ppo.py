@@ -41,6 +41,7 @@ class Epochs:
     #: whether it learns from what is replayed, too
     replays: ClassVar[bool] = False
     many: ClassVar[bool] = False  # the updates of one chunk are many enough
+    weighs: ClassVar[bool] = False
     guard: ClassVar[int] = 1
 
     def __init__(self, rows: Rounds) -> None:

@@ -61,7 +61,6 @@ class Written:
         same: dict[str, Tensor] = {
             "task": parts.task_B,
             "action_mask": parts.mask_BA,
-            "weight": torch.ones(rows.B, dtype=rows.dtype),
         }
         names = "previous_action", "previous_reward"
         same |= {name: x for name, x, read in zip(names, self.still, shown, strict=True) if read is None}
@@ -76,6 +75,7 @@ class Written:
             "policy": parts.policy_TBP,
             "value": parts.value_TB,
             "final_value": acted.final_value,
+            "weight": acted.weight_TB,
             **{name: made.info[name] for name in ("target", "target_mask") if name in made.info},
         }
         once = {
