@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # OpenMP's threads spin while they wait for each other, some milliseconds by default, and beside busy processes they do
-# so where the others would work. Some microseconds, then sleep, cost nothing on an idle machine. Read by torch's import.
+# so where the others would work. Some microseconds, then sleep, cost nothing on an idle machine. Torch reads this once.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
