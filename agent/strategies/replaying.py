@@ -13,12 +13,21 @@ from lifelong.agent.policy import Outputs, inputs_of
 from lifelong.agent.runtime.memory import sequence_bytes
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Strategy
+from lifelong.agent.strategies.planned import Replays
 from lifelong.envs.options import LARGEST, Count, Range, Share, Steps, Weight
 from lifelong.replay.buffer import SequenceReplay
 from lifelong.replay.chunk import Chunk, concatenate, resumed
-from lifelong.replay.sampling import SAMPLING, Dissimilar, sequence_priority, sliced_wasserstein
+from lifelong.replay.sampling import (
+    SAMPLING,
+    Dissimilar,
+    Exponential,
+    PowerLaw,
+    Uniform,
+    sequence_priority,
+    sliced_wasserstein,
+)
 from lifelong.replay.storage import Place
-from lifelong.replay.writing import WRITING, NoveltyQuota
+from lifelong.replay.writing import WRITING, NoveltyQuota, Reservoir, Ring
 
 
 class Replaying(Strategy):
@@ -41,10 +50,11 @@ class Replaying(Strategy):
             a reservoir within it: `task_quota` (of every task seen; needs the task id), `class_quota` (of every class
             that is a target) or `novelty_quota` (of every region of what was observed).
         regions: of `novelty_quota`, at most.
-        sampling: what is replayed: `uniform`, `power_law` (age^-age_exponent), `task_balanced` (every task in the
-            buffer alike; needs the task id), `prioritised` (where the objective was wrong) or `inscl` (more of tasks
-            that are unlike the one in training; needs the task id).
+        sampling: what is replayed: `uniform`, `power_law` (age^-age_exponent), `exponential` (exp(-age / age_scale)),
+            `task_balanced` (every task in the buffer alike; needs the task id), `prioritised` (where the objective was
+            wrong) or `inscl` (more of tasks that are unlike the one in training; needs the task id).
         age_exponent: of `power_law`.
+        age_scale: of `exponential`, environment steps.
         priority_exponent: alpha of `prioritised`.
         importance_exponent: beta of `prioritised`.
         priority_mix: eta of `prioritised`: the priority of a sequence is eta times the largest error of its steps and
@@ -71,8 +81,9 @@ class Replaying(Strategy):
         mib: Annotated[int, Range(0, 10**9)] = 0,
         writing: Literal["reservoir", "ring", "task_quota", "class_quota", "novelty_quota"] = "reservoir",
         regions: Count = 32,
-        sampling: Literal["uniform", "power_law", "task_balanced", "prioritised", "inscl"] = "uniform",
+        sampling: Literal["uniform", "power_law", "exponential", "task_balanced", "prioritised", "inscl"] = "uniform",
         age_exponent: Weight = 0.5,
+        age_scale: Annotated[float, Range(0.0, LARGEST, above=True)] = 20_000.0,
         priority_exponent: Weight = 0.9,
         importance_exponent: Share = 0.6,
         priority_mix: Share = 0.9,
@@ -88,7 +99,8 @@ class Replaying(Strategy):
         self.priority_mix, self.refresh = priority_mix, refresh
         self.compact, self.place = storage == "compact", place
         self.writing = WRITING[writing](*((regions,) if writing == "novelty_quota" else ()))
-        arguments = {"power_law": (age_exponent,), "prioritised": (priority_exponent, importance_exponent)}
+        arguments: dict[str, tuple[float, ...]] = {"power_law": (age_exponent,), "exponential": (age_scale,)}
+        arguments["prioritised"] = (priority_exponent, importance_exponent)
         self.sampling = SAMPLING[sampling](*arguments.get(sampling, ()))
         self.needs_task_id = self.writing.by_task or self.sampling.by_task
         self.metrics: dict[str, Tensor] = {}
@@ -141,6 +153,10 @@ class Replaying(Strategy):
             folder=ctx.folder,
         )
 
+    def beside(self, live: int) -> int:
+        """How many sequences stand beside so many live copies."""
+        return max(1, round(self.ratio * live))
+
     def draw(self, ctx: Context, live: int, first: int | None = None) -> Chunk | None:
         """Stored sequences to stand beside so many live copies, warmed up; None before there are enough of them. In the
         minibatch they begin at the copy `first`, by default after these."""
@@ -148,7 +164,7 @@ class Replaying(Strategy):
             return None
         if isinstance(self.sampling, Dissimilar):
             self._compare(ctx, self.sampling)
-        drawn, rows = self.replay.sample(max(1, round(self.ratio * live)), ctx.step)
+        drawn, rows = self.replay.sample(self.beside(live), ctx.step)
         self.metrics["replay_age"] = ctx.step - self.replay.stamp[rows].double().mean()
         if self.burn_in or self.refresh:
             drawn = self._recomputed(ctx, drawn, rows)
@@ -211,6 +227,20 @@ class Replaying(Strategy):
     def transform_batch(self, ctx: Context, chunk: Chunk) -> Chunk:
         drawn = self.draw(ctx, chunk.copies)
         return chunk if drawn is None else concatenate([chunk, drawn])
+
+    def replays_alone(self) -> bool:
+        own = type(self).draw is not Replaying.draw or type(self).after_chunk is not Replaying.after_chunk
+        exact = self.place == "device" and not self.compact and not self.burn_in and not self.refresh
+        known = type(self.writing) in (Ring, Reservoir) and type(self.sampling) in (Uniform, PowerLaw, Exponential)
+        return exact and known and not own
+
+    def replays(self, copies: int) -> Replays:
+        return Replays(self.replay, self.begin, [(self.beside(copies), 1.0)], metrics=self.metrics)
+
+    def made_for(self) -> tuple[int | float, ...]:
+        rows = self.replay.storage
+        places = [] if rows is None else [x.data_ptr() for x in vars(rows).values()]
+        return self.replay.size >= self.begin, self.ratio, *places
 
     def after_chunk(self, ctx: Context, experience: Experience) -> None:
         chunk = experience.chunk
