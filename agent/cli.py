@@ -219,7 +219,7 @@ def _tell(error: Exception, arguments: Sequence[str] | None) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = configs.load(options.config, options.overrides)
+    config = configs.choose(options.config, options.overrides)
     if options.submit:
         return _submit(options, config)
     folder: Path = options.out or Path("runs") / config.name / str(config.seed)

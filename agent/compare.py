@@ -114,12 +114,14 @@ class Run:
         seed: its seed.
         folder: its run folder.
         config: its checked config, as plain data.
+        script: a program that makes it, in place of `lifelong run` (see `agent.published`).
     """
 
     row: tuple[str, ...]
     seed: int
     folder: Path
     config: dict[str, Any]
+    script: Path | None = None
     process: subprocess.Popen[bytes] | None = None
     #: what it says on standard error
     said: IO[bytes] | None = None
@@ -146,7 +148,7 @@ def alone(config: str, words: Sequence[str]) -> list[tuple[str, ...]]:
         ConfigError: a config that cannot be.
     """
     shared = tuple(word for word in words if len(alternatives(word)) == 1 and not word.startswith("strategy="))
-    tasks = configs.to_dict(configs.load(config, list(shared)))["stream"]["tasks"]
+    tasks = configs.to_dict(configs.choose(config, list(shared)))["stream"]["tasks"]
     return [(*shared, "strategy=finetune", f"stream.tasks={json.dumps([task])}") for task in tasks]
 
 
@@ -171,7 +173,7 @@ def plan(config: str, chosen: Sequence[tuple[str, ...]], seeds: int, out: Path) 
     """
     found = []
     for seed, row in itertools.product(range(seeds), chosen):
-        wanted = configs.to_dict(configs.load(config, [*row, f"seed={seed}"]))
+        wanted = configs.to_dict(configs.choose(config, [*row, f"seed={seed}"]))
         run = Run(row, seed, out / folder_name(row) / str(seed), wanted)
         kept = run.folder / "config.yaml"
         if kept.is_file() and configs.to_dict(configs.load(str(kept.resolve()))) != wanted:
@@ -216,10 +218,14 @@ def train(
 
 def _started(config: str, run: Run) -> Run:
     make_folder(run.folder.parent)
-    words = ["run", config, "--resume", "--quiet", "--out", str(run.folder), *run.row, f"seed={run.seed}"]
+    if run.script:
+        words = [str(run.script), "--out", str(run.folder), "--seed", str(run.seed), *run.row]
+    else:
+        words = ["-m", "lifelong.agent.cli", "run", config, "--resume", "--quiet", "--out", str(run.folder)]
+        words += [*run.row, f"seed={run.seed}"]
     run.said = tempfile.TemporaryFile()  # noqa: SIM115  # `_problem` closes it
     run.process = subprocess.Popen(
-        [sys.executable, "-m", "lifelong.agent.cli", *words],
+        [sys.executable, *words],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -70,7 +70,8 @@ class TaskConfig:
 class StreamConfig:
     """The stream of tasks: what is trained when, and what the agent is told about it."""
 
-    tasks: list[TaskConfig] = field(default_factory=list)
+    #: in a config also `module:function` that makes them (see `agent.own_tasks`)
+    tasks: list[TaskConfig] = field(default_factory=list, metadata={"made": True})
     schedule: Part = part("schedule", "sequential")
     steps_per_task: int = bounded(200_000, 1)
     cycles: int = bounded(1, 1, 10_000)
@@ -425,6 +426,17 @@ def load(name: str, assignments: Sequence[str] = ()) -> Config:
         ConfigError: one sentence about the first mistake.
     """
     return check(override(read(name), assignments))
+
+
+def choose(name: str, assignments: Sequence[str] = ()) -> Config:
+    """`load` of what a user chose: where it takes its tasks from a function, that is called. Not for run folders.
+
+    Raises:
+        ConfigError: one sentence about the first mistake.
+    """
+    from lifelong.agent.own_tasks import with_own_tasks
+
+    return check(with_own_tasks(override(read(name), assignments)))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

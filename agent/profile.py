@@ -47,7 +47,7 @@ def command(options: argparse.Namespace) -> int:
     if options.chunks < 1:
         raise ConfigError(f"--chunks is {options.chunks}; it must be at least 1")
     fixed = ["runtime.device=cpu", "runtime.threads=1", "runtime.backend=inline"]
-    config = configs.load(options.config, [*options.overrides, *fixed])
+    config = configs.choose(options.config, [*options.overrides, *fixed])
     import torch
 
     from lifelong.agent.runtime.build import build

@@ -79,7 +79,10 @@ def _field(spec: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(hint):
         return _object(hint)
     if get_origin(hint) is list and dataclasses.is_dataclass(get_args(hint)[0]):
-        return {"type": "array", "items": _object(get_args(hint)[0])}
+        several = {"type": "array", "items": _object(get_args(hint)[0])}
+        name = {"type": "string", "pattern": ":"}
+        made = [name, {"type": "object", "properties": {"kind": name}, "required": ["kind"]}]
+        return {"anyOf": [several, *made]} if "made" in meta else several
     found = _type(Annotated[hint, meta["range"]] if "range" in meta else hint)
     if "choices" in meta:
         found["enum"] = list(meta["choices"])

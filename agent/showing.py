@@ -169,7 +169,7 @@ def about(kind: str, name: str, names: Mapping[str, str]) -> Iterator[str]:
 
 def command_show(options: argparse.Namespace) -> int:
     """The config, whole or what is not the default."""
-    config = configs.load(options.config, options.overrides)
+    config = configs.choose(options.config, options.overrides)
     from lifelong.agent import schema  # torch: options of parts are in their signatures
 
     if not options.diff:

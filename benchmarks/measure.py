@@ -6,6 +6,7 @@ drift, so a ratio of neighbouring turns is worth more than one of two runs.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import time
@@ -16,7 +17,9 @@ from statistics import median
 from typing import Any
 
 import torch
+import yaml
 
+from lifelong.agent.files import make_folder, write_json
 from lifelong.agent.runtime.machine import machine, versions
 
 
@@ -68,3 +71,30 @@ def finish(benchmark: str, found: Mapping[str, Any], json_file: str | Path | Non
     if json_file is not None:
         Path(json_file).write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def recipe_row(measure: Callable[..., Mapping[str, Any]], description: str | None = None) -> None:
+    """The main function of a recipe's script, which makes one row for one seed in one thread: `SCRIPT --out FOLDER
+    --seed S key=value ...` writes `FOLDER/summary.json`.
+
+    Args:
+        measure: called as `measure(seed=S, key=value, ...)`, with values as YAML has them; gives the numbers of the row
+            by name, and for the figure `curve` (two lists, x and y) or `image` (rows of numbers), if it likes.
+        description: for `--help`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("words", metavar="key=value", nargs="*")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    values = {key: yaml.safe_load(text) for key, _, text in (word.partition("=") for word in options.words)}
+    begun = time.process_time()
+    found = dict(measure(seed=options.seed, **values))
+    drawn = {key: found.pop(key) for key in ("curve", "image") if key in found}
+    make_folder(options.out)
+    numbers = {name: float(value) for name, value in found.items()}
+    summary = {"seed": options.seed, "seconds": round(time.process_time() - begun, 1), "measures": numbers, **drawn}
+    write_json(options.out / "summary.json", summary)
+    print(numbers)

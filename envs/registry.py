@@ -24,6 +24,7 @@ ENVIRONMENTS: dict[str, str] = {
     "TMaze": "lifelong.envs.memory.tmaze:TMaze",
     "RepeatPrevious": "lifelong.envs.memory.repeat_previous:RepeatPrevious",
     "MemoryChain": "lifelong.envs.memory.memory_chain:MemoryChain",
+    "DelayedMatch": "lifelong.envs.memory.delayed_match:DelayedMatch",
     "RepeatFirst": "lifelong.envs.memory.repeat_first:RepeatFirst",
     "Autoencode": "lifelong.envs.memory.autoencode:Autoencode",
     "CountRecall": "lifelong.envs.memory.count_recall:CountRecall",
@@ -39,6 +40,7 @@ ENVIRONMENTS: dict[str, str] = {
     "NoisyPositionOnlyPendulum": "lifelong.envs.memory.hidden_pendulum:NoisyPositionOnlyPendulum",
     "LabyrinthExplore": "lifelong.envs.memory.labyrinth:LabyrinthExplore",
     "LabyrinthEscape": "lifelong.envs.memory.labyrinth:LabyrinthEscape",
+    "WaterMaze": "lifelong.envs.memory.water_maze:WaterMaze",
     # arcade: the games of MinAtar
     "Asterix": "lifelong.envs.arcade.asterix:Asterix",
     "Breakout": "lifelong.envs.arcade.breakout:Breakout",
@@ -54,6 +56,9 @@ ENVIRONMENTS: dict[str, str] = {
     "Forager": "lifelong.envs.forager.forager:Forager",
     # prediction: the action is the prediction, info["target"] the truth
     "Copy": "lifelong.envs.prediction.copy:Copy",
+    "Adding": "lifelong.envs.prediction.adding:Adding",
+    "FlipFlop": "lifelong.envs.prediction.flip_flop:FlipFlop",
+    "AssociativeRecall": "lifelong.envs.prediction.associative_recall:AssociativeRecall",
     "Series": "lifelong.envs.prediction.series:Series",
     "Parity": "lifelong.envs.prediction.parity:Parity",
     "ImageRows": "lifelong.envs.prediction.image_rows:ImageRows",
@@ -61,6 +66,10 @@ ENVIRONMENTS: dict[str, str] = {
     "GaussianMixture": "lifelong.envs.prediction.gaussian_mixture:GaussianMixture",
     "Lorenz": "lifelong.envs.prediction.lorenz:Lorenz",
     "TraceConditioning": "lifelong.envs.prediction.trace_conditioning:TraceConditioning",
+    "HiddenMarkov": "lifelong.envs.prediction.hidden_markov:HiddenMarkov",
+    "CellularAutomaton": "lifelong.envs.prediction.cellular_automaton:CellularAutomaton",
+    "Addition": "lifelong.envs.prediction.addition:Addition",
+    "ModularAddition": "lifelong.envs.prediction.modular_addition:ModularAddition",
     # adapters: other people's environments under the same contract
     "gymnasium": "lifelong.envs.adapters.gymnasium:GymnasiumEnv",
     "envpool": "lifelong.envs.adapters.envpool:EnvPoolEnv",

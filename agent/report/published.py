@@ -1,39 +1,28 @@
-"""What came of a recipe (see `agent.published`): numbers of every row, a verdict, a figure, and the page of all."""
+"""What came of a recipe (see `agent.published`): the numbers of every row as they are stored, and its verdict."""
 
 from __future__ import annotations
 
 import json
 import math
-import operator
-from collections.abc import Mapping, Sequence
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from statistics import fmean, median
-from textwrap import fill
 from typing import Any
 
-import numpy as np
-
-from lifelong.agent.compare import Run
-from lifelong.agent.published import MEASURES, RECIPES, ROOT, Recipe, load, recipes
+from lifelong.agent.compare import Run, folder_name
+from lifelong.agent.errors import ConfigError
+from lifelong.agent.files import read_json
+from lifelong.agent.published import RECIPES, ROOT, Recipe
+from lifelong.agent.published import verdict as word
 from lifelong.agent.report.comparison import measured
-from lifelong.agent.report.plots import label_ends, line_of, new_figure, over_steps, save_figure
 from lifelong.agent.report.runs import RunData, load_runs, number
-from lifelong.agent.report.statistics import interval
-from lifelong.agent.report.tables import number_text
 from lifelong.agent.runtime.machine import machine, versions
 
-#: of the lines of the page
-WIDTH = 125
-PAGE = ROOT / "docs" / "published.md"
-_SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
-_HEAD = """# Published tables
-
-What others have published, made again: `lifelong reproduce NAME` (`--list` names them) trains the rows of a recipe in
-`benchmarks/published/` and checks what was claimed. A budget is `small` (minutes a run on one core of a CPU) or `full`
-(nearer to the protocol of the paper). Numbers are means over seeds, with the interval of
-[comparisons](metrics.md#in-comparisons); checks compare medians. `lifelong reproduce NAME --keep` writes this page.
-"""
+#: what a script may give of a row for the figure, beside numbers
+DRAWN = ("curve", "image")
+_SUMMARY = {"seed": int, "seconds": float, "measures": dict}
 
 
 def kept(name: str) -> Path:
@@ -52,170 +41,194 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+def commit(file: Path | None = None) -> str:
+    """The last commit of the source tree (of a file in it), short; empty where there is none."""
+    words = ["git", "log", "-1", "--format=%h", *(["--", str(file)] if file else [])]
+    try:
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
 def measure(run: RunData, name: str, known_from: float) -> float:
     """A number of a run, of `MEASURES`; `known_from` is the performance from which on a task is known.
 
     A task was learned if it was known at some evaluation; `steps_to_learn` is the first evaluation by which all were,
-    and infinite if they never were. `online_return` is the mean of the lines of the log after three quarters of the
-    steps.
+    and infinite if they never were. What was lived is the mean of the lines of the log: `early_return` of those in the
+    first quarter of the steps, `online_return` of those after three quarters.
     """
+    if name in ("online_return", "early_return", "return_over_run"):
+        steps, key = number(run.summary["env_steps"]), "continual/online_return"
+        since = 0.75 * steps if name == "online_return" else 0.0
+        until = 0.25 * steps if name == "early_return" else math.inf
+        lived = [number(line[key]) for line in run.rows if key in line and since < line["step"] <= until]
+        return fmean(lived or [math.nan])
+    if name == "error":
+        return -float(run.evaluations.tensor()[-1].mean())
+    if name not in ("tasks_learned", "tasks_kept", "steps_to_learn"):
+        return measured(run, name)
     known = run.evaluations.performance() >= known_from  # [points, tasks]
     if name == "tasks_learned":
         return float(known.any(0).sum())
     if name == "tasks_kept":
         return float(known[-1].sum())
-    if name == "online_return":
-        late, key = 0.75 * number(run.summary["env_steps"]), "continual/online_return"
-        return fmean([number(line[key]) for line in run.rows if line["step"] > late and key in line] or [math.nan])
-    if name == "error":
-        return -float(run.evaluations.tensor()[-1].mean())
-    if name == "steps_to_learn":
-        return float(run.evaluations.steps[known.argmax(0).max()]) if known.any(0).all() else math.inf
-    return measured(run, name)
+    return float(run.evaluations.steps[known.argmax(0).max()]) if known.any(0).all() else math.inf
 
 
-def _by_row(recipe: Recipe, budget: str, runs: Sequence[Run]) -> dict[str, list[RunData]]:
-    pairs = list(zip(runs, load_runs([run.folder for run in runs]), strict=True))
+def by_row(recipe: Recipe, budget: str, runs: Sequence[Run]) -> dict[str, list[RunData]]:
+    """The finished runs of every row of a recipe with a config."""
+    pairs = list(zip(runs, load_runs([run.folder for run in runs]), strict=True)) if runs else []
     return {label: [data for run, data in pairs if run.row == row] for label, row in recipe.variants(budget).items()}
 
 
-def result(recipe: Recipe, budget: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """All that is said of the finished runs of a recipe, as plain data; an infinite number is null."""
-    rows, found = [], {}
-    for label, made in _by_row(recipe, budget, runs).items():
-        values = {name: [measure(run, name, recipe.known_from) for run in made] for name in recipe.measures}
-        found[label] = {name: median(x) for name, x in values.items()}
-        seconds = [run.summary["env_steps"] / max(number(run.summary["steps_per_second"]), 1e-9) for run in made]
-        rows.append(
-            {
-                "label": label,
-                "overrides": list(recipe.variants(budget)[label]),
-                "seeds": [run.summary["seed"] for run in made],
-                "measures": {name: [x if math.isfinite(x) else None for x in xs] for name, xs in values.items()},
-                "env_steps": made[0].summary["env_steps"],
-                "seconds": [round(x, 1) for x in seconds],
-            }
-        )
-    checks = []
-    for check in recipe.checks:
-        left = check.times * found[check.left][check.measure]
-        right = check.right if isinstance(check.right, float) else found[check.right][check.measure]
-        checks.append({"check": check.text, "holds": bool(_SIGNS[check.sign](left, right))})
+def _finite(values: Iterable[float]) -> list[float | None]:
+    return [x if math.isfinite(x) else None for x in values]
+
+
+def _of_runs(recipe: Recipe, made: Sequence[RunData]) -> dict[str, Any]:
+    seconds = [run.summary["env_steps"] / max(number(run.summary["steps_per_second"]), 1e-9) for run in made]
     return {
-        "recipe": recipe.name,
-        "budget": budget,
-        "date": date.today().isoformat(),
-        "rows": rows,
-        "checks": checks,
-        "machine": machine("cpu"),
-        "versions": versions(),
+        "seeds": [run.summary["seed"] for run in made],
+        "measures": {name: _finite(measure(run, name, recipe.known_from) for run in made) for name in recipe.measures},
+        "env_steps": made[0].summary["env_steps"],
+        "seconds": [round(x, 1) for x in seconds],
     }
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-    """In a few words."""
-    held = sum(check["holds"] for check in found["checks"])
-    word = "reproduced" if held == len(found["checks"]) else "reproduced in part" if held else "not reproduced"
-    return f"{word}, {held} of {len(found['checks'])} checks ({found['budget']} budget)"
+def _of_script(recipe: Recipe, runs: Sequence[Run]) -> dict[str, Any]:
+    made = [read_json(run.folder / "summary.json", _SUMMARY) for run in runs]
+    for name in recipe.measures:
+        if missing := [run for run, row in zip(runs, made, strict=True) if name not in row["measures"]]:
+            raise ConfigError(f"{missing[0].folder} has no {name}, which {recipe.path.name} asks of every row")
+    return {
+        "seeds": [row["seed"] for row in made],
+        "measures": {name: [row["measures"][name] for row in made] for name in recipe.measures},
+        "seconds": [row["seconds"] for row in made],
+        **{key: [row[key] for row in made] for key in DRAWN if key in made[0]},
+    }
 
 
-def _cell(values: Sequence[float | None]) -> str:
-    """Mean and interval of what is known; how many seeds have no number."""
-    there = [x for x in values if x is not None]
-    never = f"never in {len(values) - len(there)} of {len(values)}" if len(there) < len(values) else ""
-    if not there:
-        return "never"
-    low, high = interval(there)
-    said = _shown(fmean(there)) + (f" ({_shown(low)} to {_shown(high)})" if low != high else "")
-    return ", ".join(filter(None, [said, never]))
+def of_comparison(recipe: Recipe, budget: str, path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a recipe that a JSON of `lifelong compare` has.
+
+    Raises:
+        ConfigError: a comparison of another config, or one without a measure of the recipe.
+    """
+    found = read_json(path, {"config": str, "date": str, "arms": list})
+    if Path(found["config"]).stem != recipe.config:
+        raise ConfigError(f"{path} compares {found['config']}; recipe {recipe.name} is about {recipe.config}")
+    arms = {arm["variant"]: arm for arm in found["arms"]}
+    told = {"file": path.name, "date": found["date"], "commit": commit(path.resolve())}
+    rows = {}
+    for label, words in recipe.variants(budget).items():
+        arm = arms.get(" ".join(words)) or arms.get(folder_name(words))
+        if arm:
+            values = {name: _of_arm(arm, name, path) for name in recipe.measures}
+            seeds = arm.get("seeds", list(range(len(arm["average_performance"]))))
+            speeds = [arm["env_steps"] / speed for speed in arm["steps_per_second"]]
+            steps = {"env_steps": arm["env_steps"], "seconds": [round(x, 1) for x in speeds]}
+            rows[label] = {"seeds": seeds, "measures": values, **steps, "from": told}
+    return rows
 
 
-def _shown(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else number_text(value)
+def _of_arm(arm: Mapping[str, Any], name: str, path: Path) -> list[float | None]:
+    if name == "learned" and name not in arm:
+        return [fmean(seed) for seed in zip(*(task["learned"] for task in arm["tasks"]), strict=True)]
+    if name not in arm:
+        raise ConfigError(f"{path} has no {name} of {arm['variant']}")
+    return list(arm[name]) if isinstance(arm[name], list) else [arm[name]]
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def result(
+    recipe: Recipe,
+    budget: str,
+    runs: Sequence[Run],
+    stored: Mapping[str, Mapping[str, Any]] | None = None,
+    begun: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """All that is said of the finished runs of a recipe, as plain data; an infinite number is null.
 
-
-def ours(recipe: Recipe, found: Mapping[str, Any]) -> str:
-    """Our rows as a table of Markdown."""
-    heads = ["ours", "seeds", *(MEASURES[name] for name in recipe.measures), "steps", "minutes a run"]
-    rows = [
-        [
-            row["label"],
-            str(len(row["seeds"])),
-            *(_cell(row["measures"][name]) for name in recipe.measures),
-            f"{row['env_steps']:,}",
-            f"{fmean(row['seconds']) / 60:.1f}",
-        ]
-        for row in found["rows"]
+    Args:
+        recipe: the recipe.
+        budget: its budget.
+        runs: its finished runs.
+        stored: rows that were made elsewhere, see `of_comparison`; runs are those of other seeds.
+        begun: date and commit.
+    """
+    rows, stored = [], stored or {}
+    data = {} if recipe.script else by_row(recipe, budget, runs)
+    for label, words in recipe.variants(budget).items():
+        of_row = [run for run in runs if run.row == words]
+        parts = [stored[label]] if label in stored else []
+        if of_row:
+            parts.append(_of_script(recipe, of_row) if recipe.script else _of_runs(recipe, data[label]))
+        rows.append({"label": label, "overrides": list(words), **_joined(parts)})
+    found: dict[str, Any] = {"recipe": recipe.name, "budget": budget, **_when(rows, runs, begun), "rows": rows}
+    found["checks"] = [
+        {"check": check.text, "holds": holds} for check, holds in zip(recipe.checks, held(recipe, rows), strict=True)
     ]
-    return _table(heads, rows)
+    found["verdict"] = verdict(recipe, found)
+    return {**found, "machine": machine("cpu"), "versions": versions()}
 
 
-def summary(recipe: Recipe, found: Mapping[str, Any]) -> str:
-    """For the terminal."""
-    said = [f"{'held' if check['holds'] else 'did not hold'}: {check['check']}" for check in found["checks"]]
-    return "\n".join([ours(recipe, found), *said, f"{recipe.title}: {verdict(found)}"])
+def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Parts of a row, with their seeds one after another."""
+    joined = dict(parts[0])
+    for part in parts[1:]:
+        joined |= {key: joined[key] + part[key] for key in ("seeds", "seconds")}
+        joined["measures"] = {name: values + part["measures"][name] for name, values in joined["measures"].items()}
+        joined["from"] = {**joined["from"], "seeds": list(parts[0]["seeds"])}
+    return joined
 
 
-def section(recipe: Recipe, found: Mapping[str, Any]) -> str:
-    """A recipe and what came of it, as Markdown."""
-    marks = [f"- {'holds' if check['holds'] else '**does not hold**'}: {check['check']}" for check in found["checks"]]
-    told = {"Claim": recipe.claim, "Source": recipe.source, "Protocol": recipe.protocol}
-    parts = [
-        f"## {recipe.title}",
-        f"`lifelong reproduce {recipe.name} --budget {found['budget']}` ({found['date']}): **{verdict(found)}**.",
-        *(_line(f"{key}: {text}") for key, text in told.items()),
-        _table(recipe.published[0], recipe.published[1:]).rstrip(),
-        ours(recipe, found).rstrip(),
-        f"![{recipe.title}](images/{kept_figure(recipe.name).name})",
-        "\n".join(marks),
-        _line(f"What differs: {recipe.differs}"),
-        _line(recipe.remarks),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def _when(rows: Sequence[Mapping[str, Any]], runs: Sequence[Run], begun: Mapping[str, str] | None) -> Mapping[str, str]:
+    if not runs:  # all of it was made elsewhere
+        return {key: rows[0]["from"][key] for key in ("date", "commit")}
+    return begun or {"date": date.today().isoformat(), "commit": commit()}
 
 
-def _line(text: str) -> str:
-    return fill(" ".join(text.split()), WIDTH)
-
-
-def page() -> str:
-    """The page of all recipes that have a result."""
-    made = [load(name) for name in recipes() if kept(name).is_file()]
-    return "\n".join([_HEAD, *(section(recipe, read(kept(recipe.name))) for recipe in made)])
-
-
-def figure(recipe: Recipe, budget: str, runs: Sequence[Run], path: Path) -> None:
-    """Performance over environment steps, mean over seeds and from the least to the most: a panel for every row with a
-    line for every task, or, of one task, one panel with a line for every row; writes a PNG."""
-    rows = _by_row(recipe, budget, runs)
-    tasks = next(iter(rows.values()))[0].evaluations.tasks
-    lines = {label: _curves(made) for label, made in rows.items()}
-    panels = (
-        {"": {label: (steps, curves[:, :, 0]) for label, (steps, curves) in lines.items()}}
-        if len(tasks) == 1
-        else {
-            label: {task: (steps, curves[:, :, i]) for i, task in enumerate(tasks)}
-            for label, (steps, curves) in lines.items()
+def medians(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Row -> measure -> median over seeds; null is infinite."""
+    return {
+        row["label"]: {
+            name: median(math.inf if x is None else x for x in values) for name, values in row["measures"].items()
         }
-    )
-    drawn = new_figure(7.5, 3.4 * len(panels))
-    for index, (title, held) in enumerate(panels.items()):
-        axes = drawn.add_subplot(len(panels), 1, index + 1)
-        over_steps(axes, title or recipe.title, [(steps.tolist(), curves.T) for steps, curves in held.values()])
-        for order, (steps, curves) in enumerate(held.values()):
-            line = line_of(order)
-            axes.fill_between(steps, curves.min(0), curves.max(0), color=line["color"], alpha=0.15, linewidth=0)
-            axes.plot(steps, curves.mean(0), **line)
-        ends = [float(curves[:, -1].mean()) for _, curves in held.values()]
-        label_ends(axes, list(held), ends, points_high=72 * 2.6)
-    save_figure(drawn, path)
+        for row in rows
+    }
 
 
-def _curves(made: Sequence[RunData]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [points] and performance [seeds, points, tasks]; all runs of a row are evaluated at the same steps."""
-    return np.array(made[0].evaluations.steps), np.stack([run.evaluations.performance() for run in made])
+def held(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Whether each check of a recipe holds for rows of a result."""
+    found = medians(rows)
+    return [check.holds(found) for check in recipe.checks]
+
+
+def verdict(recipe: Recipe, found: Mapping[str, Any]) -> str:
+    """That of a stored result, from its numbers: see `agent.published.verdict`."""
+    return word(recipe.checks, held(recipe, found["rows"]))
+
+
+def differences(recipe: Recipe, found: Mapping[str, Any], again: Sequence[Run]) -> list[str]:
+    """What a stored result says that its numbers, or the runs that are at hand, do not; a sentence each."""
+    said = []
+    for check, stored, holds in zip(recipe.checks, found["checks"], held(recipe, found["rows"]), strict=True):
+        if (stored["check"], stored["holds"]) != (check.text, holds):
+            said.append(
+                f"stored: {stored['check']} {_holds(stored['holds'])}; by its numbers: {check.text} {_holds(holds)}"
+            )
+    if found["verdict"] != verdict(recipe, found):
+        said.append(f"the stored verdict is {found['verdict']}, that of its numbers {verdict(recipe, found)}")
+    for run in again:
+        label = next(label for label, row in recipe.variants(found["budget"]).items() if row == run.row)
+        row = next(row for row in found["rows"] if row["label"] == label)
+        made = _of_script(recipe, [run]) if recipe.script else _of_runs(recipe, load_runs([run.folder]))
+        for name in recipe.measures:
+            stored_values = dict(zip(row["seeds"], row["measures"][name], strict=True))
+            if run.seed in stored_values and stored_values[run.seed] != made["measures"][name][0]:
+                stored_value, value = stored_values[run.seed], made["measures"][name][0]
+                said.append(f"{label}, seed {run.seed}: {name} is stored as {stored_value}, the run has {value}")
+    return said
+
+
+def _holds(holds: bool) -> str:
+    return "holds" if holds else "does not hold"

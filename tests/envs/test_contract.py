@@ -297,7 +297,7 @@ def test_a_parameter_is_written_only_to_the_copies_of_the_mask(name: str) -> Non
     env = make(name, num_envs=4)
     known = env.all_params()
     mask = torch.tensor([True, False, True, False])
-    written = {n: other_value(p) for n, p in known.items() if n not in ("lag", "classes_from", "n", "least")}
+    written = {n: other_value(p) for n, p in known.items() if n not in ("lag", "classes_from", "n", "least", "pairs")}
     env.set_params(mask, **written)
     for n, value in written.items():
         assert env.params[n].tolist() == pytest.approx([value, known[n].default] * 2)
