@@ -262,7 +262,9 @@ def trainability_maps(plan: Plan, tuning: Sequence[Standing]) -> list[str]:
     that was not tried, or of which no run came to the end, stays empty."""
     maps = []
     for group, space in plan.spaces.items():
-        listed = [(key, sorted(values)) for key, values in space.items() if _are_numbers(values)]
+        listed = [
+            (key, sorted(values)) for key, values in space.items() if isinstance(values, list) and _numbers(values)
+        ]
         if len(space) != 2 or len(listed) != 2:
             continue
         (row_key, rows), (column_key, columns) = listed
@@ -274,8 +276,8 @@ def trainability_maps(plan: Plan, tuning: Sequence[Standing]) -> list[str]:
     return maps
 
 
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
 
 
 def plot_tuning(plan: Plan, tuning: Sequence[Standing], path: Path) -> None:
