@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
@@ -176,10 +176,15 @@ def plan(config: str, chosen: Sequence[tuple[str, ...]], seeds: int, out: Path) 
         wanted = configs.to_dict(configs.choose(config, [*row, f"seed={seed}"]))
         run = Run(row, seed, out / folder_name(row) / str(seed), wanted)
         kept = run.folder / "config.yaml"
-        if kept.is_file() and configs.to_dict(configs.load(str(kept.resolve()))) != wanted:
+        if kept.is_file() and _learned(configs.to_dict(configs.load(str(kept.resolve())))) != _learned(wanted):
             raise ConfigError(f"{run.folder} holds a run of another config than {label(row)} is now; use another --out")
         found.append(run)
     return found
+
+
+def _learned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what says nothing of what is learned: its name, and options of strategies it might have had."""
+    return {key: value for key, value in config.items() if key not in ("name", "strategy_options")}
 
 
 def train(

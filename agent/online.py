@@ -160,7 +160,8 @@ class OnlineAgent(Apart):
         self._log_sizes: dict[str, Any] | None = None  # of the log when it was saved
         self._learning = Learning(trainer, rollout, choice("learn", learn, MODES))
         #: the fast way, where there is one
-        self._lane = Lane(trainer) if copies is None and learn == "now" and not lane.refusal(trainer) else None
+        fast = learn == "now" and not lane.refusal(trainer)
+        self._lane = Lane(trainer, batch=copies is not None) if fast else None
         #: whether observations are read as they are
         self._plain = self._lane is not None and self._converter.plain()
 
@@ -263,31 +264,25 @@ class OnlineAgent(Apart):
             if not (self._plain and live.put(fast.t, obs)):
                 live.acted.made.obs[fast.t] = self._converter.observations(obs, task, self._lead)
             return self._converter.actions(fast.decide(), task, self._lead)
-        flags = isinstance(terminated, _FLAGS) and isinstance(truncated, _FLAGS)
-        if not (flags and isinstance(reward, _NUMBERS) and not isinstance(reward, bool) and abs(reward) < 1e38):
+        one, last = self._copies is None, None
+        plain = one and final_obs is None and isinstance(terminated, _FLAGS) and isinstance(truncated, _FLAGS)
+        if not (plain and isinstance(reward, _NUMBERS) and not isinstance(reward, bool) and abs(reward) < 1e38):
             given = {"reward": reward, "terminated": terminated, "truncated": truncated, "target": None}
-            heard = self._given.outcome(given, {}, obs, self._lead, task, None, False)
-            reward, terminated, truncated = (x.item() for x in heard[:3])  # type: ignore[union-attr]
-        done = terminated or truncated
-        following = None
-        if done and final_obs is not None:  # `obs` is the first of the next episode
-            following, obs = self._converter.observations(obs, task, self._lead), final_obs
+            needless = live.over is not None and bool(live.over.all())
+            heard = self._given.outcome(given, {}, obs, self._lead, task, final_obs, needless)
+            last = heard.last
+            reward, terminated, truncated = (x.item() if one else x.numpy() for x in heard[:3])
         if not (self._plain and live.put(fast.t + 1, obs)):
             live.acted.made.obs[fast.t + 1] = self._converter.observations(obs, task, self._lead)
         try:
-            fast.hear(reward, terminated, truncated, frozen=self._frozen)
+            fast.hear(reward, terminated, truncated, last, frozen=self._frozen)
         except NotFinite as found:
             self._steps = 0
             with self._learning.cleared():
                 drop(self._trainer, found)
         if self._log is not None and not fast.t:
             self._write()
-        if following is not None:
-            if fast.running:
-                live.acted.made.obs[fast.t] = following
-            else:
-                self._rollout.obs = following
-        elif done:
+        if one and last is None and (terminated or truncated):
             return None
         if not fast.running:
             return self._next()

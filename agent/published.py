@@ -33,6 +33,7 @@ MEASURES = {
     "steps_to_learn": "steps until all were learned",
     "online_return": "return in the last quarter, as it was lived",
     "early_return": "return in the first quarter, as it was lived",
+    "lived_change": "return as it was lived, last quarter minus the first",
     "return_over_run": "mean return over the run, as it was lived",
     "error": "mean squared error at the end",
 }

@@ -29,7 +29,9 @@ def declare(commands: Any) -> Any:
     made.add_argument("--budget", choices=BUDGETS, default="small", help="default small")
     made.add_argument("--parallel", type=int, metavar="N", help="runs at once; default: the number of cores")
     made.add_argument("--out", type=Path, metavar="DIR", help="folder of the runs; default reproduce/<name>/<budget>")
-    made.add_argument("--from", dest="source", type=Path, metavar="FILE", help="take rows from a JSON of `compare`")
+    made.add_argument(
+        "--from", dest="source", type=Path, metavar="FILE", help="take rows from a JSON of `compare` or `bench`"
+    )
     made.add_argument("--keep", action="store_true", help="put result, figure, page and board into the source tree")
     return made
 
@@ -53,7 +55,7 @@ def command(options: argparse.Namespace) -> int:
     from lifelong.agent.runtime.session import stop_signals
 
     out = _out(recipe, options)
-    stored = published.of_comparison(recipe, options.budget, options.source) if options.source else {}
+    stored = published.stored_rows(recipe, options.budget, options.source) if options.source else {}
     config, runs = _plan(recipe, options.budget, out, stored)
 
     def tell(line: str) -> None:

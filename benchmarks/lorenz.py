@@ -34,11 +34,11 @@ from lifelong.envs.prediction.lorenz import CENTER, DEFAULTS, SCALE, move, start
 T, B, DT, LYAPUNOV = 60, 16, 0.05, 0.906
 WARM, FREE, COPIES, BINS = 50, 1000, 256, 20
 SHARES: dict[str, dict[str, Any]] = {
-    "0": {"alpha": 0.0},
-    "0.1": {"alpha": 0.1},
-    "0.3": {"alpha": 0.3},
+    "α = 0": {"alpha": 0.0},
+    "α = 0.1": {"alpha": 0.1},
+    "α = 0.3": {"alpha": 0.3},
     "adaptive": {"alpha": 0.3, "adaptive": True},
-    "1": {"alpha": 1.0},
+    "α = 1": {"alpha": 1.0},
 }
 
 
@@ -135,7 +135,7 @@ def main(updates: int, seeds: int, json_file: Path | None) -> dict[str, Any]:
             row["alpha"] = float(engine.alpha_B[0])
             found[name].append(row)
             print(name, {k: round(v, 3) for k, v in row.items()}, f"{time.perf_counter() - begun:.0f} s", flush=True)
-        result = finish("lorenz", {"updates": updates, "T": T, "shares": found}, json_file)
+        result = finish("lorenz", {"updates": updates, "T": T, "rows": found}, json_file)
     return result
 
 

@@ -70,6 +70,22 @@ class PowerLaw(Sampling):
         return _drawn((age / age.min()).pow(-self.exponent), count, generator)
 
 
+class Exponential(Sampling):
+    """A row of age a (environment steps) with a probability in proportion to exp(-a / scale): what a power law is held
+    against.
+
+    Args:
+        scale: steps after which a row is drawn e times as seldom.
+    """
+
+    def __init__(self, scale: float = 20_000.0) -> None:
+        self.scale = scale
+
+    def rows(self, count: int, stamp: Tensor, task: Tensor, now: int, generator: torch.Generator) -> Tensor:
+        age = (now - stamp).double()
+        return _drawn((-(age - age.min()) / self.scale).exp(), count, generator)
+
+
 class TaskBalanced(Sampling):
     """Every task that the buffer holds alike, and every row of a task alike."""
 
@@ -193,6 +209,7 @@ def _drawn(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
 SAMPLING: dict[str, Callable[[], Sampling]] = {
     "uniform": Uniform,
     "power_law": PowerLaw,
+    "exponential": Exponential,
     "task_balanced": TaskBalanced,
     "prioritised": Prioritised,
     "inscl": Dissimilar,

@@ -73,11 +73,17 @@ def ours(recipe: Recipe, found: Mapping[str, Any]) -> str:
             str(len(row["seeds"])),
             *(_cell(row["measures"][m], recipe.targets.get(row["label"], {}).get(m)) for m in recipe.measures),
             *([f"{row['env_steps']:,}"] if steps else []),
-            f"{fmean(row['seconds']) / 60:.1f}",
+            _minutes(row["seconds"]),
         ]
         for row in found["rows"]
     ]
     return _table(heads, rows)
+
+
+def _minutes(seconds: Sequence[float | None]) -> str:
+    """Of a run, where it was kept."""
+    known = [x for x in seconds if x is not None]
+    return f"{fmean(known) / 60:.1f}" if known else "–"
 
 
 def summary(recipe: Recipe, found: Mapping[str, Any]) -> str:
@@ -153,9 +159,9 @@ def board() -> str:
     for recipe, found in made():
         said, got, which = _ends(recipe, found)
         seeds = sorted({len(row["seeds"]) for row in found["rows"]})
-        minutes = sum(sum(row["seconds"]) for row in found["rows"]) / 60
+        minutes = sum(x or 0.0 for row in found["rows"] for x in row["seconds"]) / 60
         counts = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        last = [counts, f"{minutes:.0f}", found["date"], found["commit"] or "–"]
+        last = [counts, f"{minutes:.0f}" if minutes else "–", found["date"], found["commit"] or "–"]
         rows.append([f"`{recipe.name}`", " ".join(recipe.claim.split()), said, got, which, *last])
     missing = [name for name in recipes() if not published.kept(name).is_file()]
     left = f"\nNot made yet: {', '.join(f'`{name}`' for name in missing)}.\n" if missing else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from lifelong.agent.compare import Run, folder_name
+from lifelong.agent.compare import Run
 from lifelong.agent.errors import ConfigError
 from lifelong.agent.files import read_json
 from lifelong.agent.published import RECIPES, ROOT, Recipe
@@ -55,8 +55,10 @@ def measure(run: RunData, name: str, known_from: float) -> float:
 
     A task was learned if it was known at some evaluation; `steps_to_learn` is the first evaluation by which all were,
     and infinite if they never were. What was lived is the mean of the lines of the log: `early_return` of those in the
-    first quarter of the steps, `online_return` of those after three quarters.
+    first quarter of the steps, `online_return` of those after three quarters, `lived_change` the difference.
     """
+    if name == "lived_change":
+        return measure(run, "online_return", known_from) - measure(run, "early_return", known_from)
     if name in ("online_return", "early_return", "return_over_run"):
         steps, key = number(run.summary["env_steps"]), "continual/online_return"
         since = 0.75 * steps if name == "online_return" else 0.0
@@ -108,12 +110,32 @@ def _of_script(recipe: Recipe, runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def of_comparison(recipe: Recipe, budget: str, path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of a recipe that a JSON of `lifelong compare` has.
+def stored_rows(recipe: Recipe, budget: str, path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a recipe that a JSON of `lifelong compare` has, or for a script of the same name one of `lifelong
+    bench`, with its rows by label.
 
     Raises:
-        ConfigError: a comparison of another config, or one without a measure of the recipe.
+        ConfigError: a comparison of another config, another benchmark, or one without a measure of the recipe.
     """
+    return _of_benchmark(recipe, path) if recipe.script else _of_comparison(recipe, budget, path)
+
+
+def _of_benchmark(recipe: Recipe, path: Path) -> dict[str, dict[str, Any]]:
+    found = read_json(path, {"benchmark": str, "date": str, "commit": str, "rows": {str: [dict]}})
+    if found["benchmark"] != recipe.name:
+        raise ConfigError(f"{path} is of benchmark {found['benchmark']}; recipe {recipe.name} is about another one")
+    told = {"file": path.name, "date": found["date"], "commit": found["commit"][:7]}
+    rows = {}
+    for label in recipe.rows:
+        made = found["rows"].get(label, [])
+        if made:
+            values = {name: [seed[name] for seed in made] for name in recipe.measures}
+            seeds = list(range(len(made)))
+            rows[label] = {"seeds": seeds, "measures": values, "seconds": [None] * len(seeds), "from": told}
+    return rows
+
+
+def _of_comparison(recipe: Recipe, budget: str, path: Path) -> dict[str, dict[str, Any]]:
     found = read_json(path, {"config": str, "date": str, "arms": list})
     if Path(found["config"]).stem != recipe.config:
         raise ConfigError(f"{path} compares {found['config']}; recipe {recipe.name} is about {recipe.config}")
@@ -121,7 +143,7 @@ def of_comparison(recipe: Recipe, budget: str, path: Path) -> dict[str, dict[str
     told = {"file": path.name, "date": found["date"], "commit": commit(path.resolve())}
     rows = {}
     for label, words in recipe.variants(budget).items():
-        arm = arms.get(" ".join(words)) or arms.get(folder_name(words))
+        arm = arms.get(" ".join(words))
         if arm:
             values = {name: _of_arm(arm, name, path) for name in recipe.measures}
             seeds = arm.get("seeds", list(range(len(arm["average_performance"]))))

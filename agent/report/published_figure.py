@@ -108,6 +108,7 @@ def _drawn_lines(recipe: Recipe, rows: Sequence[Mapping[str, Any]], path: Path) 
     if "y" in log:
         axes.set_yscale("log")
     _dress(axes, recipe, grid="y")
+    axes.set_title(recipe.title, fontsize=10, loc="left", color=INK, pad=8)
     axes.margins(x=0)
     if "y" in log:  # the margin for labels is linear
         axes.legend(
@@ -160,11 +161,11 @@ def _dots(recipe: Recipe, rows: Sequence[Mapping[str, Any]], path: Path) -> None
         axes.set_ylabel("")
         axes.set_xlabel(recipe.measures[name])
         axes.tick_params(axis="y", length=0)
-        if index == 0:
-            marks = "dot: a seed, bar: mean" + (", diamond: published" if recipe.targets else "")
-            axes.set_title(f"{recipe.title}  ({marks})", fontsize=10, loc="left", color=INK)
-        else:
-            axes.set_title("")
+        axes.locator_params(axis="x", nbins=4)
+        axes.spines["bottom"].set(visible=True, color=INK, linewidth=0.8)
+    marks = "dot: a seed, bar: mean" + (", diamond: published" if recipe.targets else "")
+    drawn.set_layout_engine("constrained", w_pad=0.2)
+    drawn.suptitle(f"{recipe.title}  ({marks})", fontsize=10, x=0.01, ha="left", color=INK)
     save_figure(drawn, path)
 
 
@@ -174,4 +175,3 @@ def _dress(axes: Axes, recipe: Recipe, grid: str) -> None:
         axes.grid(False)
     axes.set_xlabel(recipe.axes.get("x", ""))
     axes.set_ylabel(recipe.axes.get("y", ""))
-    axes.set_title(recipe.title, fontsize=10, loc="left", color=INK, pad=8)

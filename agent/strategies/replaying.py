@@ -41,10 +41,11 @@ class Replaying(Strategy):
             a reservoir within it: `task_quota` (of every task seen; needs the task id), `class_quota` (of every class
             that is a target) or `novelty_quota` (of every region of what was observed).
         regions: of `novelty_quota`, at most.
-        sampling: what is replayed: `uniform`, `power_law` (age^-age_exponent), `task_balanced` (every task in the
-            buffer alike; needs the task id), `prioritised` (where the objective was wrong) or `inscl` (more of tasks
-            that are unlike the one in training; needs the task id).
+        sampling: what is replayed: `uniform`, `power_law` (age^-age_exponent), `exponential` (exp(-age / age_scale)),
+            `task_balanced` (every task in the buffer alike; needs the task id), `prioritised` (where the objective was
+            wrong) or `inscl` (more of tasks that are unlike the one in training; needs the task id).
         age_exponent: of `power_law`.
+        age_scale: of `exponential`, environment steps.
         priority_exponent: alpha of `prioritised`.
         importance_exponent: beta of `prioritised`.
         priority_mix: eta of `prioritised`: the priority of a sequence is eta times the largest error of its steps and
@@ -71,8 +72,9 @@ class Replaying(Strategy):
         mib: Annotated[int, Range(0, 10**9)] = 0,
         writing: Literal["reservoir", "ring", "task_quota", "class_quota", "novelty_quota"] = "reservoir",
         regions: Count = 32,
-        sampling: Literal["uniform", "power_law", "task_balanced", "prioritised", "inscl"] = "uniform",
+        sampling: Literal["uniform", "power_law", "exponential", "task_balanced", "prioritised", "inscl"] = "uniform",
         age_exponent: Weight = 0.5,
+        age_scale: Annotated[float, Range(0.0, LARGEST, above=True)] = 20_000.0,
         priority_exponent: Weight = 0.9,
         importance_exponent: Share = 0.6,
         priority_mix: Share = 0.9,
@@ -88,7 +90,8 @@ class Replaying(Strategy):
         self.priority_mix, self.refresh = priority_mix, refresh
         self.compact, self.place = storage == "compact", place
         self.writing = WRITING[writing](*((regions,) if writing == "novelty_quota" else ()))
-        arguments = {"power_law": (age_exponent,), "prioritised": (priority_exponent, importance_exponent)}
+        arguments: dict[str, tuple[float, ...]] = {"power_law": (age_exponent,), "exponential": (age_scale,)}
+        arguments["prioritised"] = (priority_exponent, importance_exponent)
         self.sampling = SAMPLING[sampling](*arguments.get(sampling, ()))
         self.needs_task_id = self.writing.by_task or self.sampling.by_task
         self.metrics: dict[str, Tensor] = {}

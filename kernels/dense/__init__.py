@@ -36,8 +36,9 @@ def transpose(matrix: Tensor, to: Tensor) -> Direct:
 
 
 def copy(tensor: Rows, to: Rows) -> Direct:
-    """As many numbers as `tensor` has, or its rows have, of any type."""
+    """As many numbers as `tensor` has, or its rows have, of any type, which lie in one piece."""
     rows = _rows(tensor)
+    assert (rows[0] if isinstance(tensor, Each) else rows).is_contiguous()
     count = rows[0].numel() if isinstance(tensor, Each) else rows.numel()
     entry = _OP.module("cpu", torch.empty(0)).COPY_BYTES[torch.float32]
     return Direct(entry, (count * rows.element_size(), tensor, to))

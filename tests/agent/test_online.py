@@ -24,6 +24,7 @@ from lifelong.agent.online import OnlineAgent
 from lifelong.agent.policy import Outputs, inputs_of
 from lifelong.agent.registry import REGISTRY
 from lifelong.agent.runtime.build import build, subseed
+from lifelong.agent.runtime.planned.lane import Lane
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.agent.runtime.trainer import Trainer
 from lifelong.agent.strategies.base import Context, Source, Strategy
@@ -98,6 +99,7 @@ LIKE_A_RUN = [
 def step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled acting may add in another order."""
     monkeypatch.setattr(Rollout, "_compiled", lambda self, steps: None)
+    monkeypatch.setattr(Lane, "ready", lambda self, frozen=False: False)
 
 
 def twins(tmp_path: Path, task: dict[str, Any], **changes: Any) -> tuple[Trainer, OnlineAgent]:

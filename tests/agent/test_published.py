@@ -272,7 +272,7 @@ def test_rows_of_a_comparison_are_taken_and_marked_and_the_other_seeds_made(
         }
         for words, x in (
             ("strategy=finetune", 0.25),
-            (compare.folder_name(["strategy={kind: ewc, strength: 10}"]), 0.5),
+            ("strategy={kind: ewc, strength: 10}", 0.5),
         )
     ]
     source = toy.parent / "compare.json"
@@ -353,6 +353,24 @@ def test_a_killed_recipe_of_runs_ends_as_one_that_was_not(tmp_path: Path) -> Non
     assert [row["measures"] for row in one["rows"]] == [row["measures"] for row in other["rows"]]
 
 
+def test_rows_of_a_benchmark_are_taken_for_a_script_of_its_name(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (toy.parent / "height.yaml").write_text(yaml.safe_dump(SCRIPTED, sort_keys=False))
+    toy.unlink()
+    made = {"low": [{"height": 1}, {"height": 2}], "high": [{"height": 5}]}
+    source = toy.parent / "bench.json"
+    content = {"benchmark": "height", "date": "2026-01-02", "commit": "0123456789", "rows": made}
+    source.write_text(json.dumps(content))
+    found = published.stored_rows(recipes.load("height"), "small", source)
+    assert found["low"]["measures"] == {"height": [1, 2]} and found["low"]["seeds"] == [0, 1]
+    assert found["high"]["from"] == {"file": "bench.json", "date": "2026-01-02", "commit": "0123456"}
+    result = published.result(recipes.load("height"), "small", [], found)
+    assert (result["verdict"], result["commit"]) == ("reproduced", "0123456")
+    assert "| low | 2 | 1.50 (1.00 to 2) | – |" in board.ours(recipes.load("height"), result)
+    source.write_text(json.dumps({**content, "benchmark": "width"}))
+    assert main(["reproduce", "height", "--from", str(source)]) == 2
+    assert "is of benchmark width; recipe height is about another one" in capsys.readouterr().err
+
+
 def test_a_recipe_at_a_path_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "nowhere/toy.yaml"]) == 2
     assert "there is no recipe nowhere/toy.yaml" in capsys.readouterr().err
@@ -422,4 +440,7 @@ def test_the_return_that_was_lived_is_that_of_the_last_quarter(tmp_path: Path) -
     assert published.measure(run, "return_over_run", 0.95) == 5.25
     lines = [{"step": step, "continual/online_return": step / 10} for step in (10, 20, 30)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert published.measure(RunData(tmp_path, {"env_steps": 100}, evaluations), "early_return", 0.95) == 1.5
+    early = RunData(tmp_path, {"env_steps": 100}, evaluations)
+    assert published.measure(early, "early_return", 0.95) == 1.5
+    early.rows.append({"step": 90, "continual/online_return": 9.0})
+    assert published.measure(early, "lived_change", 0.95) == 7.5

@@ -11,7 +11,7 @@ import torch
 
 from lifelong.replay.buffer import SequenceReplay
 from lifelong.replay.chunk import SLOTS, Chunk, concatenate, copies_dim
-from lifelong.replay.sampling import SAMPLING, PowerLaw, TaskBalanced
+from lifelong.replay.sampling import SAMPLING, Exponential, PowerLaw, TaskBalanced
 from lifelong.replay.writing import WRITING, Reservoir, Ring, TaskQuota
 
 T = 3
@@ -351,6 +351,15 @@ def test_a_power_law_draws_rows_of_age_a_in_proportion_to_its_power(exponent: fl
     x, y = age.double().log(), torch.bincount(rows, minlength=7).double().log()
     slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
     assert float(slope) == pytest.approx(-exponent, rel=0.1, abs=0.01)
+
+
+def test_exponential_sampling_draws_a_row_e_times_as_seldom_after_every_scale() -> None:
+    """The slope of log count over age, at ages that any float of exp(-age / scale) alone would have as nought."""
+    age = 1_000_000 + torch.arange(0, 60_000, 10_000)
+    rows = Exponential(20_000.0).rows(400_000, -age, zeros(6), 0, torch.Generator().manual_seed(0))
+    x, y = age.double(), torch.bincount(rows, minlength=6).double().log()
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    assert float(slope) == pytest.approx(-1 / 20_000, rel=0.02)
 
 
 def test_balanced_sampling_draws_every_task_alike_and_every_row_of_a_task_alike() -> None:

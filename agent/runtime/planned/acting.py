@@ -147,10 +147,16 @@ class CompiledActing:
         if self.noise is None or not draw:
             return
         if isinstance(self.policy.distribution, Gaussian):
-            for row in self.noise:  # torch's normal numbers depend on how many are drawn at once
-                row.copy_(torch.randn(row.shape, generator=self.generator))
+            for t in range(len(self.noise)):  # torch's normal numbers depend on how many are drawn at once
+                self.draw(t)
         else:
             torch.rand(self.noise.shape, generator=self.generator, out=self.noise)
+
+    def draw(self, t: int) -> None:
+        """Random numbers for one step."""
+        if self.noise is not None:
+            draw = torch.randn if isinstance(self.policy.distribution, Gaussian) else torch.rand
+            draw(self.noise[t].shape, generator=self.generator, out=self.noise[t])
 
     def shown(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Previous action [T + 1, B, F] and reward [T + 1, B] as the policy read and, in the last row, will read them;

@@ -40,6 +40,8 @@ class OneUpdate:
         *("loss/total", "gradient/norm", "loss/policy", "loss/value", "loss/entropy", "loss/explained_variance"),
     )
     many: ClassVar[bool] = True
+    #: whether a step may count for nothing
+    weighs: ClassVar[bool] = True
     guard: ClassVar[int] = 0
     #: what strategies do in an update
     hooks: HookCalls = {}
@@ -90,7 +92,7 @@ class OneUpdate:
         value = each(parts.value_TB)
         log_prob, bootstrap = each(rows.log_prob), Each(parts.value_TB[T::T])
         entropy, target, advantage, error = (rows.empty(M) for _ in range(4))
-        ones, zero, total = torch.ones(M, dtype=rows.dtype), torch.zeros(M, dtype=rows.dtype), rows.empty(1).fill_(M)
+        weight, zero = each(rows.acted.weight_TB), torch.zeros(M, dtype=rows.dtype)
         slopes = [rows.empty(M) for _ in range(3)]
         ended = each(made.terminated), each(made.truncated), each(rows.acted.final_value)
         numbers = Each(self.numbers[:, :1]), Each(self.numbers[:, 1:])
@@ -106,7 +108,7 @@ class OneUpdate:
             loss_call(
                 M,
                 weights,
-                (log_prob, entropy, value, advantage, target, ones, total),
+                (log_prob, entropy, value, advantage, target, weight, rows.acted.total),
                 (numbers[0], Each(self.statistics), error, *slopes),
             ),
             *self._back(logits, action, entropy, slopes),

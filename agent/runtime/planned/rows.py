@@ -103,6 +103,9 @@ class ActedRows:
             beyond=True,
         )
         self.final_value = torch.zeros(rounds * T, self.B, dtype=self.dtype)
+        #: what every step counts, and the sum of it in a round
+        self.weight_TB = torch.ones_like(self.final_value)
+        self.total = self.final_value.new_full((1,), T * self.B)
         #: what is the same at every step, and the rows of it
         self._of_copies: list[tuple[Tensor, Tensor]] = []
         final = self._final()
@@ -217,7 +220,7 @@ class ActedRows:
             final_value=self.final_value[now],
             target=made.info["target"][now] if "target" in made.info else torch.zeros(steps, self.B, 0),
             target_mask=made.info["target_mask"][now] if "target_mask" in made.info else nowhere.expand(steps, -1),
-            weight=torch.ones(steps, self.B, dtype=self.dtype),
+            weight=self.weight_TB[now],
             final_step=final_step,
             final_obs=final_obs,
             next_obs=made.obs[rest],

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor
 
 from lifelong.agent.errors import LifelongError, NonFiniteError
 from lifelong.agent.online import OnlineAgent
 from lifelong.agent.runtime.planned.lane import LiveRows, refusal
 from tests.agent.support import assert_identical, leaves
-from tests.agent.test_online import World, agent_for
+from tests.agent.test_online import SPACES, World, agent_for, config
 
 MLP = {"kind": "mlp", "hidden": [12, 9], "activation": "crelu"}
 CELL = {"kind": "elstm", "size": 6}
@@ -53,7 +54,7 @@ def worlds(**changes: Any) -> tuple[World, World]:
     return ours, other
 
 
-def state(world: World, folder: Path) -> dict[str, Any]:
+def state(world: World | Batch, folder: Path) -> dict[str, Any]:
     world.agent.save(folder / "agent.pt")
     saved: dict[str, Any] = torch.load(folder / "agent.pt", weights_only=True)
     return {name: value for name, value in saved.items() if name not in ("agent", "versions")}
@@ -210,7 +211,7 @@ def test_numbers_that_are_not_finite_are_not_learned_from(policy: str, tmp_path:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"copies": 3}, "several environments"),
+        ({"copies": 3, **CASES["streaming"]}, "traces of several copies"),
         ({"strategy": [{"kind": "clear", "capacity": 16, "start": 8}]}, "CLEAR"),
         ({"optimizer": {"kind": "adam", "lr": {"from": 0.1, "to": 0.0, "over": 9}}}, "change"),
         ({"optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9}}, "optimiser"),
@@ -221,6 +222,123 @@ def test_who_is_kept_out_of_the_lane(changes: dict[str, Any], named: str) -> Non
     assert agent._lane is None and named in str(refusal(agent._trainer))
 
 
+# ---- a batch, and actions that are numbers ---------------------------------------------------------------------------
+
+MOVES = Box(-10, 10, (3,), np.float32), Box(-1.0, 2.0, (2,), np.float32)
+
+
+class Batch:
+    """Steps copies in environments that are formulas, whose episodes end at different times, terminated or truncated.
+
+    Args:
+        agent: with copies, or with one environment.
+        given: the last observations are given apart (the same-step autoreset of Gymnasium), else the next call has the
+            first ones.
+    """
+
+    def __init__(self, agent: OnlineAgent, *, given: bool = False) -> None:
+        self.agent, self.given, self.t = agent, given, 0
+        self.lead = (agent._copies,) if agent._copies else ()
+
+    def outcome(self) -> tuple[Any, ...]:
+        t, copies = self.t, np.arange(*self.lead or (1,))
+        obs = np.sin(t * (copies[:, None] + 1) + np.arange(3)).astype(np.float32)
+        reward, end = np.cos(t + copies), (t + 2 * copies) % 7 == 6
+        terminated = end & ((t + copies) % 2 == 0)
+        parts = obs, reward, terminated, end & ~terminated
+        return parts if self.lead else tuple(part[0] for part in parts)
+
+    def run(self, steps: int) -> np.ndarray:
+        """The actions."""
+        made = []
+        for _ in range(steps):
+            obs, *outcome = self.outcome()
+            apart = {"final_obs": obs + 0.5} if self.given and np.any(outcome[1:]) else {}
+            action = self.agent.act(obs, *outcome, **apart) if self.t else self.agent.act(obs)
+            made.append(self.agent.act(obs) if action is None else action)
+            self.t += 1
+        return np.array(made)
+
+
+BATCHES: dict[str, dict[str, Any]] = {
+    "every step": {"rollout": {"steps": 1}},
+    "some steps": {"rollout": {"steps": 4}},
+    "previous": {"policy": {"encoder": MLP, "cell": CELL, "previous_action": True, "previous_reward": True}},
+    "gru": {"policy": {"encoder": MLP, "cell": {"kind": "gru", "size": 6}}, "gradient": "bptt"},
+    "ppo": {"objective": {"kind": "ppo", "epochs": 2, "minibatches": 3}, "rollout": {"steps": 6}},
+    "one": {"copies": 1},
+}
+SPACE = {"categories": SPACES, "moves": MOVES}
+
+
+def batch(space: str = "categories", *, given: bool = False, copies: int | None = 3, **changes: Any) -> Batch:
+    return Batch(OnlineAgent(*SPACE[space], config(**changes), copies=copies), given=given)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("space", SPACE)
+@pytest.mark.parametrize("case", BATCHES)
+def test_a_batch_lives_in_the_lane_as_outside_of_it(case: str, space: str, given: bool, tmp_path: Path) -> None:
+    ours, other = (batch(space, given=given, **BATCHES[case]) for _ in range(2))
+    slow(other.agent)
+    lived = 0
+    for _ in range(13):
+        np.testing.assert_allclose(ours.run(4), other.run(4), rtol=1e-3, atol=1e-4)
+        assert ours.agent._lane is not None
+        lived += ours.agent._lane.running
+    assert lived >= (1 if case == "ppo" and not given else 12)  # where an episode ended, PPO's chunk is no single call
+    assert_close(state(ours, tmp_path), state(other, tmp_path), 1e-3)
+    reported, expected = ours.agent.report(), other.agent.report()
+    assert reported.keys() == expected.keys()
+    for name, value in reported.items():
+        assert value == pytest.approx(expected[name], rel=2e-3, abs=1e-5, nan_ok=True), name
+
+
+@pytest.mark.parametrize("space", SPACE)
+def test_moves_of_one_environment(space: str, tmp_path: Path) -> None:
+    ours, other = (batch(space, copies=None, **CASES["previous"]) for _ in range(2))
+    slow(other.agent)
+    np.testing.assert_allclose(ours.run(50), other.run(50), rtol=1e-3, atol=1e-4)
+    assert ours.agent._lane is not None and ours.agent._lane.running
+    assert_close(state(ours, tmp_path), state(other, tmp_path), 1e-3)
+
+
+@pytest.mark.parametrize("case", ["some steps", "previous", "gru"])
+@pytest.mark.parametrize("space", SPACE)
+def test_a_batch_that_is_saved_at_any_step_goes_on_to_the_bit(space: str, case: str, tmp_path: Path) -> None:
+    for steps in range(21, 30):
+        ours = batch(space, **BATCHES[case])
+        ours.run(steps)
+        ours.agent.save(tmp_path / "agent.pt")
+        loaded = Batch(OnlineAgent.load(tmp_path / "agent.pt"))
+        assert loaded.agent._lane is not None and loaded.agent._lane.running
+        loaded.t = ours.t
+        assert np.array_equal(loaded.run(20), ours.run(20))
+        assert_identical(*[state(each, tmp_path) for each in (loaded, ours)])
+
+
+@pytest.mark.parametrize("mutation", ["weight", "total", "over", "episode"])
+def test_a_batch_in_a_lane_that_is_wrong_somewhere_would_be_seen(
+    mutation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hear = LiveRows.hear
+
+    def heard(self: LiveRows, t: int, *arguments: Any) -> None:
+        hear(self, t, *arguments)
+        if mutation == "weight":
+            self._weight[t] = 1
+        elif mutation == "total":
+            self._whole = True
+        elif mutation == "over":
+            self.over = None
+        elif mutation == "episode":
+            self.returned[0] = 0
+
+    monkeypatch.setattr(LiveRows, "hear", heard)
+    with pytest.raises((AssertionError, LifelongError)):
+        test_a_batch_lives_in_the_lane_as_outside_of_it("some steps", "categories", False, tmp_path)
+
+
 MUTATIONS = ["shift", "weights", "reset", "last observation", "previous", "carry", "noise"]
 
 
@@ -228,8 +346,8 @@ MUTATIONS = ["shift", "weights", "reset", "last observation", "previous", "carry
 def test_a_lane_that_is_wrong_somewhere_would_be_seen(mutation: str, tmp_path: Path, monkeypatch: Any) -> None:
     make, hear, decide = LiveRows.__init__, LiveRows.hear, LiveRows.decide
 
-    def made(self: LiveRows, *arguments: Any) -> None:
-        make(self, *arguments)
+    def made(self: LiveRows, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
         calls: Any = self
         if mutation == "shift":
             calls._shift.run = lambda *_: None
