@@ -108,6 +108,10 @@ def _drawn_lines(recipe: Recipe, rows: Sequence[Mapping[str, Any]], path: Path) 
     log = recipe.axes.get("log", "")
     if "x" in log:
         axes.set_xscale("log")
+    elif max(float(x[-1]) for row in rows for x, _ in row["curve"]) >= 10_000:
+        from matplotlib.ticker import EngFormatter
+
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if "y" in log:
         axes.set_yscale("log")
     _dress(axes, recipe, grid="y")
