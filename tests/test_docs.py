@@ -212,7 +212,12 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lstrip("# ").lower()).replace(" ", "-")
 
 
-NEGATIVE = [line for line in (DOCS / "negative.md").read_text().splitlines() if "](" in line and line.startswith("|")]
+#: the rows of the page of negative results that have a command
+NEGATIVE = [
+    line
+    for line in (DOCS / "negative.md").read_text().partition("each with its command")[2].splitlines()
+    if "](" in line and line.startswith("|")
+]
 
 
 @pytest.mark.parametrize("row", NEGATIVE, ids=lambda row: row.strip("| ")[:40])
