@@ -165,8 +165,8 @@ class RuntimeConfig:
     #: inline: one process, no Ray; ray: `workers` data-parallel learners and `env_runners` environment processes
     backend: str = field(default="inline", metadata={"choices": ("inline", "ray")})
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
-    #: torch threads of each worker
-    threads: int = bounded(1, 1, 4096)
+    #: torch threads of each worker; auto, kept as 0: as many as the machine has free when the run begins
+    threads: int = bounded(1, 0, 4096, words={"auto": 0})
     #: data-parallel workers; each trains rollout.copies / workers copies (backend ray)
     workers: int = bounded(1, 1, 10**5)
     #: processes that step the environments on CPUs while the learner learns; 0: the workers step them (backend ray)
@@ -254,6 +254,8 @@ def _check_field(spec: dataclasses.Field[Any], hint: Any, value: Any, where: str
         if not isinstance(value, dict):
             raise ConfigError(f"{where} is {brief(value)}; it must be a mapping")
         return value
+    if isinstance(value, str) and value in meta.get("words", {}):
+        return meta["words"][value]
     value = _scalar(Annotated[hint, meta["range"]] if "range" in meta else hint, value, where)
     if "choices" in meta:
         choice(where, value, meta["choices"])

@@ -86,6 +86,8 @@ def _field(spec: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     found = _type(Annotated[hint, meta["range"]] if "range" in meta else hint)
     if "choices" in meta:
         found["enum"] = list(meta["choices"])
+    if "words" in meta:
+        found = {"anyOf": [{"enum": list(meta["words"])}, found]}
     if spec.default is not dataclasses.MISSING:
         found["default"] = spec.default
     return found

@@ -41,6 +41,7 @@ ENVIRONMENTS: dict[str, str] = {
     "LabyrinthExplore": "lifelong.envs.memory.labyrinth:LabyrinthExplore",
     "LabyrinthEscape": "lifelong.envs.memory.labyrinth:LabyrinthEscape",
     "WaterMaze": "lifelong.envs.memory.water_maze:WaterMaze",
+    "GridWorld": "lifelong.envs.memory.grid_world:GridWorld",
     # arcade: the games of MinAtar
     "Asterix": "lifelong.envs.arcade.asterix:Asterix",
     "Breakout": "lifelong.envs.arcade.breakout:Breakout",

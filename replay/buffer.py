@@ -71,19 +71,27 @@ class SequenceReplay:
     def write(self, chunk: Chunk, step: int, *, in_order: bool = True) -> None:
         """Offer every copy of `chunk` (made at environment step `step`) to the buffer; `in_order`: as it goes on where
         the last one ended, if that was made just before."""
-        kind, task = self.writing.kinds(chunk), self._tasks(chunk)
-        rows = self.writing.rows(kind, self.kind, self.seen, self.generator)
-        first, self.seen = self.seen, self.seen + chunk.copies
-        # a row that two copies of this chunk claim goes to the later one
-        last = {row: copy for copy, row in enumerate(rows.tolist()) if row >= 0}
+        last = self.place(self.writing.kinds(chunk), self._tasks(chunk), step, in_order=in_order)
         if not last:
             return
         if len(last) < chunk.copies:
             chunk = chunk.select(torch.tensor(list(last.values()), device=chunk.reward.device))
-        written = list(last)
-        self.rows.put(written, chunk)
-        self.stamp[written] = step
-        self.kind[written], self.task[written] = kind[list(last.values())], task[list(last.values())]
+        self.rows.put(list(last), chunk)
+
+    def place(self, kind: Tensor, task: Tensor, step: int, *, in_order: bool = True) -> dict[int, int]:
+        """Note that the copies of a chunk are written, of these kinds and tasks (int64 [n]).
+
+        Returns:
+            Row -> copy; a row that two copies claim goes to the later one.
+        """
+        rows = self.writing.rows(kind, self.kind, self.seen, self.generator)
+        first, self.seen = self.seen, self.seen + len(kind)
+        last = {row: copy for copy, row in enumerate(rows.tolist()) if row >= 0}
+        if not last:
+            return last
+        written, at, copies = list(last), torch.tensor(list(last)), torch.tensor(list(last.values()))
+        self.stamp[at] = step
+        self.kind[at], self.task[at] = kind[copies], task[copies]
         self.size = max(self.size, int(max(last)) + 1)
         self.sampling.written(written, self.capacity)
         if self.linked:
@@ -92,15 +100,20 @@ class SequenceReplay:
                 self.serial[row] = first + copy if in_order else -1
                 if in_order:
                     self.row_of[first + copy] = row
+        return last
 
     def sample(self, count: int, now: int) -> tuple[Chunk, Tensor]:
         """`count` sequences, drawn with replacement at environment step `now`: `(chunk with `count` copies, their rows
         int64 on the host)`."""
+        rows = self.draw(count, now)
+        return self.rows.take(rows), rows
+
+    def draw(self, count: int, now: int) -> Tensor:
+        """The rows of `sample`."""
         if self.size == 0:
             raise ValueError("cannot sample from an empty replay buffer")
         stamp, task = self.stamp[: self.size], self.task[: self.size]
-        rows = self.sampling.rows(count, stamp, task, now, self.generator)
-        return self.rows.take(rows), rows
+        return self.sampling.rows(count, stamp, task, now, self.generator)
 
     def following(self, rows: Tensor, copies: int, frames: int) -> Tensor:
         """The rows of the sequences that came right after those in `rows` in the same copy, -1 where it is not there:

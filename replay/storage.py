@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lifelong.replay.chunk import Chunk, copies_dim
+from lifelong.replay.chunk import SLOTS, Chunk, copies_dim
 
 Place = Literal["device", "host", "disk"]
 #: fields that `compact` keeps as float16, with three digits; what enters importance weights and targets stays exact
@@ -47,6 +48,7 @@ class Storage:
         self.rows: Chunk | None = None
         self.dtypes: dict[str, torch.dtype] = {}  # of what is given and taken
         self.device = torch.device("cpu")  # of what is given and taken
+        self.slots = 0  # for truncated steps that what was given had; there may be room for more
 
     def put(self, rows: list[int], chunk: Chunk) -> None:
         """Write the copies of `chunk` into `rows`, each once."""
@@ -55,6 +57,7 @@ class Storage:
             self.dtypes = {name: tensor.dtype for name, tensor in vars(chunk).items()}
             stored = self._inside(chunk)
             self.rows = stored.map(lambda name, x, dim: self._allocate(x, dim))
+        self.slots = max(self.slots, chunk.slots)
         slots, actions = max(self.rows.slots, chunk.slots), chunk.action_mask.shape[-1]
         if slots != self.rows.slots or actions != self.rows.action_mask.shape[-1]:
             wider, old = self.rows.with_slots(slots).masking(actions), vars(self.rows)
@@ -65,10 +68,16 @@ class Storage:
             if new.numel():
                 getattr(self.rows, name).index_copy_(copies_dim(name), target, new)
 
+    def reserve(self, slots: int) -> None:
+        """Have room for so many truncated steps of a sequence."""
+        if self.rows is not None and self.rows.slots < slots:
+            wider, old = self.rows.with_slots(slots), vars(self.rows)
+            self.rows = wider.map(lambda name, x, dim: x if x is old[name] else self._moved(x, dim))
+
     def take(self, rows: Tensor) -> Chunk:
         """The sequences in `rows` (int64 on the host), as they were put."""
         assert self.rows is not None
-        taken = self.rows.select(rows.to(self.rows.reward.device))
+        taken = self._given().select(rows.to(self.rows.reward.device))
         if self.plain:
             return taken
         return taken.map(lambda name, x, dim: x.to(self.device, non_blocking=True).to(self.dtypes[name]))
@@ -85,14 +94,15 @@ class Storage:
         """The first `size` rows, name -> tensor as it is stored: a copy, or views of what is on the disk."""
         if self.rows is None:
             return None
+        rows = self._given()
         if self.place != "disk":
-            return vars(self.rows.select(torch.arange(size, device=self.rows.reward.device)))
-        return {name: x.narrow(copies_dim(name), 0, size) for name, x in vars(self.rows).items()}
+            return vars(rows.select(torch.arange(size, device=rows.reward.device)))
+        return {name: x.narrow(copies_dim(name), 0, size) for name, x in vars(rows).items()}
 
     def load(self, saved: dict[str, Tensor], rows: Tensor, device: torch.device) -> None:
         """Put back `rows` of what `used` returned, into the first rows."""
         chunk = Chunk(**saved).select(rows.to(saved["reward"].device))
-        self.device = device
+        self.device, self.slots = device, chunk.slots
         self.dtypes = {name: _wide(name, x.dtype, chunk.reward.dtype) for name, x in vars(chunk).items()}
         chunk = chunk.map(lambda name, x, dim: x.to(self.dtypes[name]))
         stored = self._inside(chunk if self.place != "device" else chunk.map(lambda name, x, dim: x.to(device)))
@@ -100,6 +110,13 @@ class Storage:
         into = torch.arange(len(rows), device=stored.reward.device)
         for name, new in vars(stored).items():
             getattr(self.rows, name).index_copy_(copies_dim(name), into, new)
+
+    def _given(self) -> Chunk:
+        """The rows with as many slots as were given."""
+        assert self.rows is not None
+        if self.rows.slots == self.slots:
+            return self.rows
+        return replace(self.rows, **{name: getattr(self.rows, name)[: self.slots] for name in SLOTS})
 
     def _inside(self, chunk: Chunk) -> Chunk:
         """The chunk in the numbers and the place of the rows."""

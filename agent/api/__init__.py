@@ -12,6 +12,7 @@ This folder is installed as `lifelong` itself; the other folders of the reposito
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from lifelong.envs.base import Param as Param
 
 __version__ = "0.1.0"
+
+# OpenMP's threads spin while they wait for each other, some milliseconds by default, and beside busy processes they do
+# so where the others would work. Some microseconds, then sleep, cost nothing on an idle machine. Torch reads this once.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 #: public name -> "module:attribute", or a module
 _NAMES = {

@@ -229,7 +229,7 @@ def worker_resources(ray: Any, config: Config) -> dict[str, float]:
     """What Ray reserves for a worker: a CPU a thread, and a GPU if the run is to use them and there are any."""
     device = config.runtime.device
     gpu = device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-    return {"CPU": float(config.runtime.threads)} | ({"GPU": 1.0} if gpu else {})
+    return {"CPU": float(max(1, config.runtime.threads))} | ({"GPU": 1.0} if gpu else {})
 
 
 def check_resources(ray: Any, config: Config) -> None:

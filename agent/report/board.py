@@ -35,7 +35,7 @@ def shown(value: float | None) -> str:
     """A number as the tables show it; what is infinite is never."""
     if value is None or math.isinf(value):
         return "never"
-    if abs(value) >= 1000 or (abs(value) > 1 and value == int(value)):
+    if abs(value) >= 100 or (abs(value) > 1 and value == int(value)):
         return f"{value:,.0f}"
     return f"{value:.2g}" if 0 < abs(value) < 0.095 else number_text(value)
 
@@ -127,10 +127,10 @@ def _elsewhere(found: Mapping[str, Any]) -> str:
             seeds = row["from"].get("seeds")
             which = f" (seeds {', '.join(map(str, seeds))})" if seeds else ""
             taken.setdefault(row["from"]["file"], []).append(f"{row['label']}{which}")
-    everything = len(found["rows"]) == sum(map(len, taken.values())) and "seeds" not in str(taken)
+    every = [row["label"] for row in found["rows"]]
     return " ".join(
         f"Taken from `benchmarks/results/{file}`, which has the same config: "
-        f"{'every row' if everything and len(taken) == 1 else '; '.join(labels)}."
+        f"{'every row' if labels == every else '; '.join(labels)}."
         for file, labels in taken.items()
     )
 

@@ -140,7 +140,7 @@ def _of_comparison(recipe: Recipe, budget: str, path: Path) -> dict[str, dict[st
     if Path(found["config"]).stem != recipe.config:
         raise ConfigError(f"{path} compares {found['config']}; recipe {recipe.name} is about {recipe.config}")
     arms = {arm["variant"]: arm for arm in found["arms"]}
-    told = {"file": path.name, "date": found["date"], "commit": commit(path.resolve())}
+    told = {"file": path.name, "date": found["date"], "commit": found.get("commit") or commit(path.resolve())}
     rows = {}
     for label, words in recipe.variants(budget).items():
         arm = arms.get(" ".join(words))

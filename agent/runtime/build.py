@@ -37,7 +37,7 @@ from lifelong.agent.runtime.detection import Detection
 from lifelong.agent.runtime.evaluation import Evaluator
 from lifelong.agent.runtime.lean import Uninitialised
 from lifelong.agent.runtime.learner import Learner
-from lifelong.agent.runtime.machine import identity, versions
+from lifelong.agent.runtime.machine import identity, threads, versions
 from lifelong.agent.runtime.memory import check_memory, check_places, is_memory, needs_of
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.runtime.randomness import seed_globals
@@ -272,7 +272,9 @@ def build_rollout(config: Config, copies: int, seed: int) -> Rollout:
     return Rollout(env, build_policy(config, env), generator, reset_memory_on=config.policy.reset_memory_on)
 
 
-def build(config: Config, folder: Path, workers: Workers = ALONE, acting: MakeActing | None = None) -> Trainer:
+def build(
+    config: Config, folder: Path, workers: Workers = ALONE, acting: MakeActing | None = None, before: int = 0
+) -> Trainer:
     """Build what `workers.rank` of the run that writes into `folder` needs; nothing is written yet.
 
     Args:
@@ -280,6 +282,7 @@ def build(config: Config, folder: Path, workers: Workers = ALONE, acting: MakeAc
         folder: run folder.
         workers: this worker among all.
         acting: makes who acts in the environments; by default that is a `Rollout` in this process.
+        before: threads that the run was trained with so far, for `runtime.threads: auto`; 0: it begins.
 
     Raises:
         ConfigError: one sentence about the first thing that cannot be.
@@ -287,7 +290,7 @@ def build(config: Config, folder: Path, workers: Workers = ALONE, acting: MakeAc
     check_workers(config, workers)
     check_skip(config)
     device = choose_device(config.runtime.device)
-    torch.set_num_threads(config.runtime.threads)
+    torch.set_num_threads(threads(config.runtime, before))
     keep_freed_memory()
     torch.manual_seed(subseed(config.seed, "parameters"))
     seed_globals(subseed(config.seed, "globals", workers.rank))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from lifelong.agent.config import Config
+from lifelong.agent.config import Config, RuntimeConfig
 from lifelong.envs.registry import ADAPTERS
 from lifelong.kernels import build, dispatch
 
@@ -29,6 +30,29 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def threads(runtime: RuntimeConfig, before: int = 0) -> int:
+    """How many threads a process of a run computes with.
+
+    Args:
+        runtime: a number, or 0 (`auto`): the cores that this process may use, without those that others keep busy (the
+            load of the last minute), one at least. Processes of Ray get one each.
+        before: of a run that goes on, which goes on with as many, for its bits depend on them; 0: it begins.
+    """
+    if runtime.threads or runtime.backend == "ray":
+        return runtime.threads or 1
+    return before or max(1, round(cores() - os.getloadavg()[0]))
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return found if quota == "max" else max(1, min(found, int(quota) // int(period)))
+    except (OSError, ValueError):  # there are no such limits
+        return found
 
 
 def identity(config: Config, device: torch.device) -> dict[str, Any]:

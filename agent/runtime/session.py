@@ -94,7 +94,7 @@ def load(
     old.runtime.device = config.runtime.device  # that of a worker is Ray's choice
     found = changes.between(old, config)
     changes.check(found, old, config, saved["step"])
-    trainer = build(config, folder, workers, acting)
+    trainer = build(config, folder, workers, acting, saved["manifest"]["identity"].get("threads", 0))
     with ExitStack() as if_it_fails:
         if_it_fails.callback(trainer.close)
         try:
@@ -223,5 +223,5 @@ def summary(trainer: Trainer, steps_per_second: float) -> dict[str, Any]:
         "plan": trainer.planned.report(),
         "exact_environment_state": trainer.rollout.env.exact_state,
         "versions": trainer.record.versions,
-        "machine": {"device": device, "threads": config.runtime.threads, **machine(device)},
+        "machine": {"device": device, "threads": trainer.record.identity["threads"], **machine(device)},
     }

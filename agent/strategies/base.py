@@ -27,7 +27,7 @@ from lifelong.agent.objectives.base import Objective
 from lifelong.agent.parallel import ALONE, Workers
 from lifelong.agent.policy import Outputs, Policy
 from lifelong.agent.runtime.rollout import Experience
-from lifelong.agent.strategies.planned import HookCalls, Update
+from lifelong.agent.strategies.planned import HookCalls, Replays, Update
 from lifelong.replay.chunk import Chunk
 
 #: yields n experiences of fresh whole episodes of the current policy, without touching training: at a boundary on the
@@ -157,6 +157,14 @@ class Strategy:
         """What its hooks of an update do, as compiled calls (see `agent.strategies.planned`); a run whose strategies
         have them all is planned."""
         return {}
+
+    def replays(self, copies: int) -> Replays | None:
+        """What it replays beside so many live copies, if `replays_alone`."""
+        return None
+
+    def replays_alone(self) -> bool:
+        """Whether `replays` says all that `transform_batch`, `extra_loss` and `after_chunk` do with its options."""
+        return False
 
     def made_for(self) -> tuple[int | float, ...]:
         """Numbers and addresses that `calls` are made for, and made again if they change."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from lifelong.agent.policy import Outputs
 from lifelong.agent.strategies.base import Context
+from lifelong.agent.strategies.planned import Match, Replays
 from lifelong.agent.strategies.replaying import Replaying
 from lifelong.envs.options import Weight
 from lifelong.replay.chunk import Chunk
@@ -45,3 +47,11 @@ class CLEAR(Replaying):
         self.metrics |= {"cloning_kl": kl.detach(), "cloning_value": value.detach()}
         share = mean.total / every.total  # of the replayed steps
         return share * (self.policy_cloning * kl + self.value_cloning * value)
+
+    def replays(self, copies: int) -> Replays:
+        weights = self.policy_cloning, self.value_cloning
+        match = Match("kl", weights, of_all=True, names=("cloning_kl", "cloning_value"))
+        return replace(super().replays(copies), match=match)
+
+    def made_for(self) -> tuple[int | float, ...]:
+        return *super().made_for(), self.policy_cloning, self.value_cloning

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lifelong.agent.policy import Outputs
 from lifelong.agent.strategies.base import Context
+from lifelong.agent.strategies.planned import Match, Replays
 from lifelong.agent.strategies.replaying import Replaying
 from lifelong.envs.options import Weight
 from lifelong.replay.chunk import Chunk, concatenate
@@ -57,3 +58,12 @@ class DER(Replaying):
         value_loss = mean((value - drawn.value).square())
         self.metrics |= {"matching": policy_loss.detach(), "value_matching": value_loss.detach()}
         return (self.matching * policy_loss + self.value_matching * value_loss) / (1.0 + self.replay_weight)
+
+    def replays(self, copies: int) -> Replays:
+        share = 1.0 + self.replay_weight
+        weights = self.matching / share, self.value_matching / share
+        match = Match("squared", weights, of_all=False, names=("matching", "value_matching"))
+        return replace(super().replays(copies), draws=[(self.beside(copies), 0.0)], match=match)
+
+    def made_for(self) -> tuple[int | float, ...]:
+        return *super().made_for(), self.matching, self.value_matching, self.replay_weight

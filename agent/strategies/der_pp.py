@@ -7,6 +7,7 @@ from typing import Any
 
 from lifelong.agent.strategies.base import Context
 from lifelong.agent.strategies.der import DER
+from lifelong.agent.strategies.planned import Replays
 from lifelong.envs.options import Weight
 from lifelong.replay.chunk import Chunk, concatenate
 
@@ -35,3 +36,7 @@ class DERPlusPlus(DER):
         counted = second.copies * (second.steps - self.burn_in)
         weight = second.weight * (self.replay_weight * chunk.copies * chunk.steps / counted)
         return concatenate([batch, replace(second, weight=weight)])
+
+    def replays(self, copies: int) -> Replays:
+        found, count = super().replays(copies), self.beside(copies)
+        return replace(found, draws=[*found.draws, (count, self.replay_weight * copies / count)])

@@ -13,12 +13,21 @@ from lifelong.agent.policy import Outputs, inputs_of
 from lifelong.agent.runtime.memory import sequence_bytes
 from lifelong.agent.runtime.rollout import Experience
 from lifelong.agent.strategies.base import Context, Strategy
+from lifelong.agent.strategies.planned import Replays
 from lifelong.envs.options import LARGEST, Count, Range, Share, Steps, Weight
 from lifelong.replay.buffer import SequenceReplay
 from lifelong.replay.chunk import Chunk, concatenate, resumed
-from lifelong.replay.sampling import SAMPLING, Dissimilar, sequence_priority, sliced_wasserstein
+from lifelong.replay.sampling import (
+    SAMPLING,
+    Dissimilar,
+    Exponential,
+    PowerLaw,
+    Uniform,
+    sequence_priority,
+    sliced_wasserstein,
+)
 from lifelong.replay.storage import Place
-from lifelong.replay.writing import WRITING, NoveltyQuota
+from lifelong.replay.writing import WRITING, NoveltyQuota, Reservoir, Ring
 
 
 class Replaying(Strategy):
@@ -144,6 +153,10 @@ class Replaying(Strategy):
             folder=ctx.folder,
         )
 
+    def beside(self, live: int) -> int:
+        """How many sequences stand beside so many live copies."""
+        return max(1, round(self.ratio * live))
+
     def draw(self, ctx: Context, live: int, first: int | None = None) -> Chunk | None:
         """Stored sequences to stand beside so many live copies, warmed up; None before there are enough of them. In the
         minibatch they begin at the copy `first`, by default after these."""
@@ -151,7 +164,7 @@ class Replaying(Strategy):
             return None
         if isinstance(self.sampling, Dissimilar):
             self._compare(ctx, self.sampling)
-        drawn, rows = self.replay.sample(max(1, round(self.ratio * live)), ctx.step)
+        drawn, rows = self.replay.sample(self.beside(live), ctx.step)
         self.metrics["replay_age"] = ctx.step - self.replay.stamp[rows].double().mean()
         if self.burn_in or self.refresh:
             drawn = self._recomputed(ctx, drawn, rows)
@@ -214,6 +227,20 @@ class Replaying(Strategy):
     def transform_batch(self, ctx: Context, chunk: Chunk) -> Chunk:
         drawn = self.draw(ctx, chunk.copies)
         return chunk if drawn is None else concatenate([chunk, drawn])
+
+    def replays_alone(self) -> bool:
+        own = type(self).draw is not Replaying.draw or type(self).after_chunk is not Replaying.after_chunk
+        exact = self.place == "device" and not self.compact and not self.burn_in and not self.refresh
+        known = type(self.writing) in (Ring, Reservoir) and type(self.sampling) in (Uniform, PowerLaw, Exponential)
+        return exact and known and not own
+
+    def replays(self, copies: int) -> Replays:
+        return Replays(self.replay, self.begin, [(self.beside(copies), 1.0)], metrics=self.metrics)
+
+    def made_for(self) -> tuple[int | float, ...]:
+        rows = self.replay.storage
+        places = [] if rows is None else [x.data_ptr() for x in vars(rows).values()]
+        return self.replay.size >= self.begin, self.ratio, *places
 
     def after_chunk(self, ctx: Context, experience: Experience) -> None:
         chunk = experience.chunk

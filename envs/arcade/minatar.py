@@ -100,9 +100,11 @@ class MinAtarGame(BatchedEnv):
 
     def things(self, y: Tensor, x: Tensor, there: Tensor) -> Tensor:
         """The picture of things at y and x [B, n], those that are there (bool [B, n]); bool [B, 10, 10]."""
-        row = (self.axis().view(-1, 1) == y.unsqueeze(1)) & there.unsqueeze(1)  # [B, 10, n]
-        column = self.axis().view(-1, 1) == x.unsqueeze(1)
-        return (row.unsqueeze(2) & column.unsqueeze(1)).any(3)
+        row = torch.where(there & (x >= 0) & (x < SIZE), torch.ones_like(x) << x.clamp(0, SIZE - 1), 0)
+        rows = self.zeros(SIZE)
+        for i in range(row.shape[1]):
+            rows = rows | torch.where(y[:, i : i + 1] == self.axis(), row[:, i : i + 1], 0)
+        return self.bits(rows.unbind(1))
 
     def lanes(self, x: Tensor, there: Tensor) -> Tensor:
         """The picture of one thing in each of the rows 1 to 8, at x [B, 8] if it is there; bool [B, 10, 10]."""

@@ -81,8 +81,6 @@ class Seaquest(MinAtarGame):
         "steady": Param(0, 0, 1, "1: the game does not become faster", integer=True),
     }
     SCORE: ClassVar[tuple[float, float]] = (0.1, 20.0)
-    #: what it does to one copy is 4,000 lines of C, which take a compiler ten seconds
-    COMPILES: ClassVar[bool] = False
     CHANNELS: ClassVar[tuple[str, ...]] = (
         "sub_front", "sub_back", "friendly_bullet", "trail", "enemy_bullet", "enemy_fish", "enemy_sub", "oxygen_guage",
         "diver_guage", "diver",

@@ -3,11 +3,11 @@
    pointers), whose LOOP_SIZES sizes are its own; or, if `direct`, the arguments of any other function, beside up to
    LOOP_DOUBLES doubles that are read where they lie.
 
-   A direct call passes 32 integers and LOOP_DOUBLES doubles to a function that takes fewer. The calling conventions
+   A direct call passes LOOP_WORDS, 32, integers and LOOP_DOUBLES doubles to a function that takes fewer. The calling conventions
    of x86-64 and AArch64 put the first ones where the function looks for them, whatever their order among each other, and the
    caller takes the rest off the stack. */
 #define LOOP_SIZES 16
-#define LOOP_POINTERS 64
+#define LOOP_WORDS 32
 #define LOOP_DOUBLES 8
 
 typedef void (*FN(loop_call))(const i64 *sizes, void *const *pointers);
@@ -20,9 +20,11 @@ void FN(loop)(i64 from, i64 T, i64 K, const i64 *counts, const i64 *direct, void
               char *const *words, const i64 *strides, const double *const *doubles) {
     for (i64 t = from; t < from + T; t++)
         for (i64 k = 0, first = 0; k < K; first += counts[k++]) {
-            void *w[LOOP_POINTERS] = {0};
-            for (i64 i = 0; i < counts[k]; i++)
+            const i64 count = counts[k], room = count > LOOP_WORDS ? count : LOOP_WORDS;
+            void *w[room];
+            for (i64 i = 0; i < count; i++)
                 w[i] = words[first + i] ? words[first + i] + t * strides[first + i] : NULL;
+            for (i64 i = count; i < room; i++) w[i] = NULL;
             if (!direct[k]) {
                 ((FN(loop_call))functions[k])(sizes + k * LOOP_SIZES, w);
                 continue;

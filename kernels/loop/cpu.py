@@ -13,7 +13,7 @@ from lifelong.kernels.loop import Call, Direct, Each, Held, Segment, Watched
 
 _LOOP = build.function("lifelong.kernels.loop", "loop", "iii" + "p" * 7)
 _PROGRAM = build.function("lifelong.kernels.loop", "program", "iiiii" + "p" * 12)
-_SIZES, _POINTERS, _WORDS, _DOUBLES = 16, 64, 32, 8  # as in cpu.c
+_SIZES, _WORDS, _DOUBLES = 16, 32, 8  # as in cpu.c
 
 Argument = torch.Tensor | Each | int | None
 
@@ -30,7 +30,7 @@ class _Arrays:
             arguments, numbers = self._arguments(call)
             own = call.sizes if isinstance(call, Call) else ()
             assert len(own) <= _SIZES
-            assert len(arguments) <= (_POINTERS if isinstance(call, Call) else _WORDS)
+            assert isinstance(call, Call) or len(arguments) <= _WORDS
             assert len(numbers) <= _DOUBLES
             functions.append(call.functions.address(dtype) if isinstance(call, Call) else build.address(call.entry))
             sizes += [*own, *[0] * (_SIZES - len(own))]

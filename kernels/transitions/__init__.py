@@ -41,6 +41,8 @@ __all__ = ["Branching", "Draw", "Slot", "Transition", "Untraceable", "trace"]
 
 #: without contracting what torch does not contract
 FLAGS = (*build.FLAGS, "-ffp-contract=off")
+#: a longer program (characters) is compiled with less care, which takes a third of the time
+LONG = 200_000
 
 
 class Transition:
@@ -65,12 +67,14 @@ class Transition:
         self._bulk = _bulk(self.draws)
         self.source = f"/* torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()} */\n{writer.text()}"
 
+        flags = (*FLAGS, "-O1") if len(self.source) > LONG else FLAGS
+
         def checked(library: ctypes.CDLL) -> None:
             self._bind(library)
             check(self)
 
         try:
-            self._bind(build.generated(f"step-{name}", self.source, torch.float32, checked, FLAGS))
+            self._bind(build.generated(f"step-{name}", self.source, torch.float32, checked, flags))
         except OSError as error:
             raise build.BuildError(f"{type(error).__name__}: {error}") from error
 

@@ -22,7 +22,7 @@ from lifelong.kernels.transitions.functions import team
 from tests.envs.test_contract import NATIVE, make
 
 #: steps in torch only, as its file says
-EAGER = ("Seaquest", "RoomsWaterMaze", "RoomsSelectNonMatching", "RoomsKeyDoor", "RoomsExploreGoal")
+EAGER = ("RoomsWaterMaze", "RoomsSelectNonMatching", "RoomsKeyDoor", "RoomsExploreGoal")
 COMPILED = [each for each in NATIVE if each.values[0] not in EAGER]
 
 pytestmark = pytest.mark.skipif(not build.can_compile(), reason="there is no C compiler")

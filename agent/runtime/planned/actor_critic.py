@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -10,12 +9,14 @@ from torch import Tensor
 
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.runtime.planned import backward
+from lifelong.agent.runtime.planned.block import Block
 from lifelong.agent.runtime.planned.likelihood import Likelihood
+from lifelong.agent.runtime.planned.replay import Replayed, Written
 from lifelong.agent.strategies.planned import HookCalls
-from lifelong.kernels import acting, adam, hooks
+from lifelong.kernels import adam, hooks, replay
 from lifelong.kernels.actor_critic_loss.cpu import loss_call
 from lifelong.kernels.advantages.cpu import vtrace_call
-from lifelong.kernels.dense import Dense, clear
+from lifelong.kernels.dense import Dense, clear, copy
 from lifelong.kernels.loop import Call, Direct, Each, Segment, by_round
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class OneUpdate:
     METRICS: ClassVar[tuple[str, ...]] = (
         *("loss/total", "gradient/norm", "loss/policy", "loss/value", "loss/entropy", "loss/explained_variance"),
     )
+    #: whether it learns from what is replayed, too
+    replays: ClassVar[bool] = True
     many: ClassVar[bool] = True
     #: whether a step may count for nothing
     weighs: ClassVar[bool] = True
@@ -52,10 +55,15 @@ class OneUpdate:
         parts, made = rows.acted.parts, rows.acted.made
         seen = backward.CellRows(K, parts.x_TBD[: K * rows.steps], parts.state_TBS, made.is_init, parts.kept)
         self.cell = backward.calls_of(rows.policy.cell, seen)
-        self.read = Dense(*parts.read_out)
-        self.likelihood = Likelihood(rows.policy, rows.steps * rows.B)
+        self.likelihood, read = Likelihood(rows.policy, rows.steps * rows.B), Dense(*parts.read_out)
+        self.live = Block(rows.policy, K, self.likelihood, read, self.cell, parts.encoder)
+        told = rows.told
+        self.written = None if told is None else Written(rows, told)
+        self.replayed = None if told is None or not told.drawing else Replayed(rows, told, parts.read_out)
         learn = self._learn()  # adds to what has to be packed
-        self.pack = [*self.cell.pack, *self.read.pack(forward=False)]
+        self.pack = [*self.cell.pack, *read.pack(forward=False)]
+        if self.replayed is not None:
+            self.pack += self.replayed.pack
         self.segments = [Segment(learn), Segment(self._end())]
 
     @staticmethod
@@ -73,72 +81,76 @@ class OneUpdate:
         return torch.cat([self.numbers, self.statistics], 1)
 
     def begin(self) -> None:
-        """Before the first round: nothing is left of earlier ones."""
+        """Before the first round: nothing is left of earlier ones; what is replayed is drawn."""
+        if self.written is not None:
+            drawn = self.written.begin(int(self.rows.step_count))
+            if self.replayed is not None:
+                self.replayed.index.copy_(torch.cat(drawn).view_as(self.replayed.index))
 
     def finish(self) -> None:
         """After the last round."""
         self.cell.finish(self.rows.learner.engine)
+        if self.written is not None:
+            self.written.finish()
+        if self.replayed is not None:
+            self.replayed.finish()
 
     def _learn(self) -> list[Call | Direct]:
         rows, made, parts = self.rows, self.rows.acted.made, self.rows.acted.parts
         K, T, B, M = rows.rounds, rows.steps, rows.B, rows.steps * rows.B
-        objective = rows.learner.objective
+        objective, replayed = rows.learner.objective, self.replayed
         assert isinstance(objective, ActorCritic)
-
-        def each(tensor: Tensor) -> Each:
-            return Each(tensor[: K * T].unflatten(0, (K, T)))
-
+        each, many = rows.each, M if replayed is None else M + replayed.M
         logits, action = by_round(parts.policy_TBP, K, T), each(rows.acted.actions.drawn_TB)
-        value = each(parts.value_TB)
-        log_prob, bootstrap = each(rows.log_prob), Each(parts.value_TB[T::T])
-        entropy, target, advantage, error = (rows.empty(M) for _ in range(4))
-        weight, zero = each(rows.acted.weight_TB), torch.zeros(M, dtype=rows.dtype)
-        slopes = [rows.empty(M) for _ in range(3)]
+        log_prob, value, bootstrap = each(rows.log_prob), each(parts.value_TB), Each(parts.value_TB[T::T])
+        entropy, target, advantage, error, *slopes = (rows.empty(many) for _ in range(7))
+        weight, total = each(rows.acted.weight_TB), rows.acted.total
         ended = each(made.terminated), each(made.truncated), each(rows.acted.final_value)
         numbers = Each(self.numbers[:, :1]), Each(self.numbers[:, 1:])
         self.hooks = rows.strategy_calls(numbers[0], Each(self.numbers))
-        changing = "before_loss" in self.hooks
+        changing = "before_loss" in self.hooks and replayed is None
         weights = objective.value_weight, rows.entropy_weight if changing else objective.entropy_weight
         gammas = objective.gamma, objective.lam, objective.rho_bar, objective.c_bar, objective.advantage_lam
         calls: list[Call | Direct] = [
             clear(rows.gradients.flat),
             *self.hooks.get("before_loss", []),
-            self.likelihood.forward(logits, action, log_prob, entropy),
-            vtrace_call(T, B, gammas, zero, each(made.reward), value, bootstrap, *ended, target, advantage),
-            loss_call(
-                M,
-                weights,
-                (log_prob, entropy, value, advantage, target, weight, rows.acted.total),
-                (numbers[0], Each(self.statistics), error, *slopes),
+            self.likelihood.forward(logits, action, log_prob, entropy[:M]),
+            vtrace_call(
+                *(T, B, gammas, torch.zeros(M, dtype=rows.dtype), each(made.reward), value, bootstrap, *ended),
+                *(target[:M], advantage[:M]),
             ),
-            *self._back(logits, action, entropy, slopes),
-            *self.hooks.get("extra_loss", []),
-            *self.hooks.get("transform_gradients", []),
         ]
+        inputs: tuple[Each | Tensor, ...] = (log_prob, entropy, value, advantage, target, weight, total)
+        if replayed is not None:  # all steps side by side
+            said, counted, total = rows.empty(2, many), rows.empty(many), rows.empty(1)
+            joined = (log_prob, said[0]), (value, said[1]), (weight, counted)
+            calls += [copy(one, to[:M]) for one, to in joined]
+            rest = said[0], said[1], entropy, target, advantage, counted
+            calls += [*replayed.returns(gammas, *(x[M:] for x in rest)), replay.total_call(counted, total)]
+            inputs = said[0], entropy, said[1], advantage, target, counted, total
+        calls += [
+            loss_call(many, weights, inputs, (numbers[0], Each(self.statistics), error, *slopes)),
+            *([] if replayed is None else self._live_entropy(entropy[:M], weight, total, slopes[1])),
+            *self.live.back(
+                (logits, action, entropy[:M]), [x[:M] for x in slopes], rows.gradients, rows.learner.engine
+            ),
+        ]
+        if replayed is not None:
+            calls += replayed.back(entropy[M:], [x[M:] for x in slopes], total, numbers[0])
+        calls += [*self.hooks.get("extra_loss", []), *self.hooks.get("transform_gradients", [])]
         return [*calls, adam.clip_call(rows.gradients.flat, rows.learner.max_grad_norm, numbers[1])]
+
+    def _live_entropy(self, entropy: Tensor, weight: Each, total: Tensor, d_entropy: Tensor) -> list[Call | Direct]:
+        """What strategies add to the weight of the entropy holds for live steps alone."""
+        if "before_loss" not in self.hooks:
+            return []
+        before, now = self.rows.learner.objective.entropy_weight, self.rows.entropy_weight  # type: ignore[attr-defined]
+        return [replay.more_entropy_call(before, now, entropy, weight, total, d_entropy, Each(self.numbers[:, :1]))]
 
     def _end(self) -> list[Call | Direct]:
         """The step and what comes after it."""
         rows, after = self.rows, self.hooks
         calls = [rows.step(Each(self.numbers)), *after.get("transform_update", []), *after.get("after_update", [])]
+        calls += [] if self.written is None else self.written.calls
         frames = rows.steps * rows.B
         return [*calls, hooks.count_call(rows.gradients.flat, frames, rows.step_count)] if after else [*calls]
-
-    def _back(self, logits: Each, action: Each, entropy: Tensor, slopes: Sequence[Tensor]) -> list[Call | Direct]:
-        """From the slopes of log-probability, entropy and value to the gradients of all parameters; moves the carry."""
-        rows, parts, engine, grads = self.rows, self.rows.acted.parts, self.rows.learner.engine, self.rows.gradients
-        K, M, policy, actor = rows.rounds, rows.steps * rows.B, rows.policy, self.likelihood
-        d_read, dy = rows.empty(M, actor.outputs + 1), rows.empty(M, policy.cell.output_size)
-        encoder = parts.encoder.backward
-        dx = rows.empty(M, policy.cell.input_size) if encoder else None
-        calls: list[Call | Direct] = [
-            *actor.backward(logits, action, entropy, slopes, d_read, grads.named),
-            acting.place_rows(slopes[2][:, None], d_read[:, actor.outputs :]),
-            *self.cell.before,
-            *self.read.backward(self.cell.outputs, d_read, d_read, d_read, *grads.read, dy, add=False),
-            *self.cell.backward(dy, grads.below("cell."), dx),
-            *self.cell.carry(engine, grads.below("cell.")),
-        ]
-        if encoder and dx is not None:
-            calls += encoder(K, dx[:, : policy.encoder.output_size], grads.below("encoder."))
-        return calls

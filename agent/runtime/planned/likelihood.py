@@ -32,6 +32,7 @@ class Likelihood:
     Attributes:
         outputs: of the actor's linear layer.
         size: numbers that a distribution has.
+        slopes: [M, outputs] of what `backward` puts into those of the read-out.
     """
 
     def __init__(self, policy: Policy, rows: int) -> None:
@@ -66,9 +67,10 @@ class Likelihood:
         slopes: Sequence[Tensor],
         d_read: Tensor,
         grads: Mapping[str, Tensor],
+        held: Sequence[Call | Direct] = (),
     ) -> list[Call | Direct]:
         """From the slopes of log-probability and entropy to the first columns of those of the read-out `d_read`, and to
-        the gradient of a Gaussian's deviations."""
+        the gradient of a Gaussian's deviations; the calls `held` add to `slopes` and to that before."""
         if self.gaussian:
             back = gaussian.log_prob_backward_call(
                 self.M, self.outputs, (params, action), (slopes[0], slopes[1]), self.slopes, grads["actor.log_std"]
@@ -77,4 +79,4 @@ class Likelihood:
             back = log_prob_backward_call(
                 self.M, self.outputs, params, action, entropy, self.largest, slopes[0], slopes[1], self.slopes
             )
-        return [back, acting.place_rows(self.slopes, d_read[:, : self.outputs])]
+        return [back, *held, acting.place_rows(self.slopes, d_read[:, : self.outputs])]

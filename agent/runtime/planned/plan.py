@@ -36,12 +36,13 @@ from lifelong.agent.runtime.planned import backward, likelihood, rows
 from lifelong.agent.runtime.planned.actor_critic import OneUpdate
 from lifelong.agent.runtime.planned.kept import Kept
 from lifelong.agent.runtime.planned.ppo import Epochs
+from lifelong.agent.runtime.planned.replay import fits
 from lifelong.agent.runtime.planned.rows import ActedRows
 from lifelong.agent.runtime.planned.step import FlatGradients, Stepping
 from lifelong.agent.runtime.planned.streaming import Traced
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.agent.strategies.base import Strategy, overrides
-from lifelong.agent.strategies.planned import HookCalls, Update, compiled, hook_calls
+from lifelong.agent.strategies.planned import HookCalls, Replays, Update, compiled, hook_calls
 from lifelong.kernels import hooks
 from lifelong.kernels.loop import Direct, Each, Program, Segment, Watched
 
@@ -65,26 +66,35 @@ def refusal(rollout: Any, learner: Learner, strategies: list[Strategy], *, watch
         strategies: all of them.
         watched: whether somebody looks at every chunk.
     """
-    found = hook_refusal(learner, strategies, watched=watched)
+    found = hook_refusal(learner, strategies, watched=watched, replayed=True)
     if found is None and learner.finite.skip:
         return "on_nonfinite: skip"
     return found or update_refusal(learner, rollout.env.num_envs) or rows.refusal(rollout)
 
 
-def hook_refusal(learner: Learner, strategies: list[Strategy], *, watched: bool) -> str | None:
-    """What has to be asked between acting and the optimiser's step."""
-    later = ("after_chunk", "on_clock")
-    others = [each for name in later for each in overrides(strategies, name) if name not in each.idle()]
+def hook_refusal(learner: Learner, strategies: list[Strategy], *, watched: bool, replayed: bool = False) -> str | None:
+    """What has to be asked between acting and the optimiser's step; chunks that are `replayed` need not be."""
+    update = UPDATES.get(type(learner.objective))
+    replays = [each for each in strategies if replayed and update and update.replays and each.replays_alone()]
+    others = [each for each in overrides(strategies, "on_clock") if "on_clock" not in each.idle()]
+    stores = [each for each in overrides(strategies, "after_chunk") if "after_chunk" not in each.idle()]
+    others += [each for each in stores if each not in replays]
     hooked = [type(each).__name__ for each in strategies if each in others or not compiled(each, Strategy)]
-    called = overrides(strategies, "calls")
+    called = [*overrides(strategies, "calls"), *replays]
     checks = {
         "policy.weight_drop or rollout.initial_state": learner.changed is not None,
         f"the strategy {', '.join(hooked)}": bool(hooked),
+        "two strategies that replay": len(replays) > 1,
         "the strategies' hooks, which are not compiled": called and not hooks.available(learner.parameters[0]),
         "a detector": watched,
         "several workers": learner.workers.count > 1,
     }
     return next((name for name, applies in checks.items() if applies), None)
+
+
+def replays_of(strategies: list[Strategy], copies: int) -> Replays | None:
+    """What is replayed beside so many live copies."""
+    return next((each.replays(copies) for each in overrides(strategies, "replays")), None)
 
 
 def update_refusal(learner: Learner, copies: int) -> str | None:
@@ -102,8 +112,11 @@ def update_refusal(learner: Learner, copies: int) -> str | None:
 
 
 def ready(rollout: Rollout, learner: Learner) -> bool:
-    """Whether the next round can be made: the optimiser has its state, and actions are the environment's own."""
-    return Stepping(learner.optimizer, learner.parameters).ready() and rows.ready(rollout)
+    """Whether the next round can be made: the optimiser has its state, actions are the environment's own, and what is
+    replayed is stored as it is acted."""
+    told = replays_of(learner.strategies, rollout.env.num_envs)
+    stored = told is None or fits(told, rollout)
+    return stored and Stepping(learner.optimizer, learner.parameters).ready() and rows.ready(rollout)
 
 
 def key_of(rollout: Rollout, learner: Learner, rounds: int, steps: int) -> tuple[Any, ...]:
@@ -147,6 +160,9 @@ class Plan:
             NotFinite: a loss or a gradient is not.
         """
         learner, K, T = self.learner, rounds, self.steps
+        told = replays_of(learner.strategies, self.rollout.env.num_envs)
+        if told is not None:
+            told.buffer.rows.reserve(self.rollout.env.truncations(T))
         key = key_of(self.rollout, learner, K, T)
         if key in self.kept and not self.kept[key].acted.made.fits():
             del self.kept[key]
@@ -201,7 +217,10 @@ class Planned:
         every = config.log_every, config.evaluation.every, config.checkpoint.every
         ends = [(step // each + 1) * each for each in every]
         ends += [border for border in stream.borders if border > step][:1]
-        rounds = max(1, min(ROWS // frames, *[-(-(end - step) // frames) for end in ends]))
+        most = [-(-(end - step) // frames) for end in ends]
+        told = replays_of(trainer.strategies, trainer.copies)
+        most += [] if told is None or told.drawing else [told.before(trainer.copies)]
+        rounds = max(1, min(ROWS // frames, *most))
         tasks = stream.tasks_at(step, trainer.copies)
         while rounds > 1 and not torch.equal(stream.tasks_at(step + (rounds - 1) * frames, trainer.copies), tasks):
             rounds //= 2
@@ -237,6 +256,8 @@ class Rounds:
     def __init__(self, learner: Learner, acted: ActedRows) -> None:
         self.learner, self.acted, self.policy = learner, acted, learner.policy
         self.rounds, self.steps, self.B, self.dtype = acted.rounds, acted.steps, acted.B, acted.dtype
+        #: what is replayed, if a strategy does
+        self.told = replays_of(learner.strategies, self.B)
         self.log_prob = self.empty(self.rounds * self.steps, self.B)
         self.gradients = FlatGradients(learner.named)
         #: environment steps when a round begins, and the weight of the entropy in it, for hooks of strategies
@@ -253,6 +274,10 @@ class Rounds:
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype)
+
+    def each(self, tensor: Tensor) -> Each:
+        """Of a tensor with a row a step those of each round."""
+        return Each(tensor[: self.rounds * self.steps].unflatten(0, (self.rounds, self.steps)))
 
     def run(self) -> int:
         """Make the next rounds; returns how many were made before something was not finite."""

@@ -38,6 +38,8 @@ class Epochs:
 
     #: what is logged of a chunk, means over its updates, as the learner names it
     METRICS: ClassVar[tuple[str, ...]] = ("loss/total", "gradient/norm", *(f"loss/{n}" for n in Statistics._fields))
+    #: whether it learns from what is replayed, too
+    replays: ClassVar[bool] = False
     many: ClassVar[bool] = False  # the updates of one chunk are many enough
     weighs: ClassVar[bool] = False
     guard: ClassVar[int] = 1

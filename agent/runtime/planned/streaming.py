@@ -80,7 +80,7 @@ class Traced(OneUpdate):
             clear(gradients.flat),
             self.likelihood.forward(logits, action, Each(rows.log_prob), entropy),
             slopes_call(weights, [Each(made.reward), value, bootstrap, *ended, entropy], outcome),
-            *self._back(logits, action, entropy, slopes),
+            *self.live.back((logits, action, entropy), slopes, gradients, learner.engine),
         ]
         pieces = objective.trace_RP[0].split([p.numel() for p in learner.parameters])
         grads, group = [gradients.named[name] for name in learner.named], optimizer.param_groups[0]

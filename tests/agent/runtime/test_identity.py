@@ -16,7 +16,7 @@ import yaml
 
 from lifelong.agent import config as configs
 from lifelong.agent.cli import main
-from lifelong.agent.runtime import checkpoint
+from lifelong.agent.runtime import checkpoint, machine
 from lifelong.agent.runtime.identity import differences
 from lifelong.agent.runtime.machine import identity
 from lifelong.kernels import dispatch
@@ -109,6 +109,24 @@ def test_threads_that_are_asked_for_are_a_difference(started: Path, capsys: pyte
     assert main(["resume", str(started), "runtime.threads=2", "--allow-inexact", "--quiet"]) == 0
     kinds = [json.loads(line)["kind"] for line in (started / "changes.jsonl").read_text().splitlines()]
     assert sorted(kinds) == ["inexact", "override"]
+
+
+def test_a_run_with_as_many_threads_as_were_free_goes_on_with_as_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**RAW, "runtime": {"device": "cpu", "threads": "auto"}}))
+    run, begun, free = tmp_path / "run", torch.get_num_threads(), 2
+    monkeypatch.setattr(machine, "cores", lambda: free)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    try:
+        assert main(["run", str(tmp_path / "small.yaml"), "--out", str(run), "--quiet"]) == 0
+        assert torch.get_num_threads() == 2
+        shutil.rmtree(checkpoint.checkpoints(run / "checkpoints")[-1])
+        free = 1
+        assert main(["resume", str(run), "--quiet"]) == 0
+        assert torch.get_num_threads() == json.loads((run / "summary.json").read_text())["machine"]["threads"] == 2
+    finally:
+        torch.set_num_threads(begun)
 
 
 def test_an_adapter_is_a_part_of_the_identity_only_where_it_is_used() -> None:

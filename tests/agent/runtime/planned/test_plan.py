@@ -235,7 +235,7 @@ def test_a_run_that_is_stopped_and_resumed_is_that_of_one_piece(tmp_path: Path) 
     [
         ({"strategy": "gpm"}, "GPM"),
         ({"strategy": {"kind": "ewc", "every": 64}, "stream": {"boundaries": "hidden"}}, "EWC"),
-        ({"strategy": "clear"}, "CLEAR"),
+        ({"strategy": "agem"}, "AGEM"),
         ({"objective": "q_learning"}, "QLearning"),
         ({"objective": {"kind": "ppo", "minibatches": 3}}, "minibatches"),
         ({"policy": {"cell": {"kind": "diagonal_lstm", "size": 4}}}, "DiagonalLSTM"),
