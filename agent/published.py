@@ -56,11 +56,11 @@ class Budget:
     """How much of it is done.
 
     Args:
-        seeds: 0 to seeds - 1.
+        seeds: of the runs of every row; `seeds: 3` in a recipe is 0, 1 and 2.
         overrides: of the config, in every row.
     """
 
-    seeds: int
+    seeds: tuple[int, ...]
     overrides: tuple[str, ...] = ()
 
 
@@ -133,7 +133,7 @@ def load(name: str) -> Recipe:
     try:
         rows = {str(label): tuple(words) for label, words in raw["rows"].items()}
         budgets = {
-            choice(f"budget in {path.name}", key, BUDGETS): Budget(int(b["seeds"]), tuple(b.get("overrides", ())))
+            choice(f"budget in {path.name}", key, BUDGETS): Budget(_seeds(b["seeds"]), tuple(b.get("overrides", ())))
             for key, b in raw["budgets"].items()
         }
         measures = tuple(choice(f"measure in {path.name}", measure, MEASURES) for measure in raw["measures"])
@@ -150,6 +150,10 @@ def load(name: str) -> Recipe:
         return Recipe(name=name, path=path, **given)
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path.name} is no recipe: {error}") from error
+
+
+def _seeds(given: int | list[int]) -> tuple[int, ...]:
+    return tuple(range(given)) if isinstance(given, int) else tuple(map(int, given))
 
 
 def _check(text: str, rows: dict[str, tuple[str, ...]], measures: tuple[str, ...], path: Path) -> Check:

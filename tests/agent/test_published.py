@@ -32,7 +32,7 @@ TOY: dict[str, Any] = {
     "published": [["published", "average"], ["long", "0.9"], ["short", "0.1"]],
     "config": TINY,
     "rows": {"long": [], "short": ["stream.steps_per_task=32"]},
-    "budgets": {"small": {"seeds": 1, "overrides": ["evaluation.episodes=3"]}, "full": {"seeds": 5}},
+    "budgets": {"small": {"seeds": [3], "overrides": ["evaluation.episodes=3"]}, "full": {"seeds": 5}},
     "measures": ["average_performance", "tasks_kept", "steps_to_learn", "error"],
     "checks": ["long.tasks_kept >= 0", "short.tasks_kept > 2", "long.average_performance > short"],
     "differs": "everything",
@@ -78,7 +78,7 @@ def test_a_kept_result_is_that_of_its_recipe(name: str) -> None:
     variants = recipe.variants(found["budget"])
     assert {row["label"]: tuple(row["overrides"]) for row in found["rows"]} == variants
     assert [check["check"] for check in found["checks"]] == [check.text for check in recipe.checks]
-    assert all(len(row["seeds"]) == recipe.budgets[found["budget"]].seeds for row in found["rows"])
+    assert all(tuple(row["seeds"]) == recipe.budgets[found["budget"]].seeds for row in found["rows"])
     medians = {
         row["label"]: {m: np.median([math.inf if x is None else x for x in xs]) for m, xs in row["measures"].items()}
         for row in found["rows"]
