@@ -40,7 +40,7 @@ TOY: dict[str, Any] = {
     "published": [["published", "average"], ["long", "0.9"], ["short", "0.1"]],
     "config": TINY,
     "rows": {"long": [], "short": ["stream.steps_per_task=32"]},
-    "budgets": {"small": {"seeds": 1, "overrides": ["evaluation.episodes=3"]}, "full": {"seeds": 5}},
+    "budgets": {"small": {"seeds": [3], "overrides": ["evaluation.episodes=3"]}, "full": {"seeds": 5}},
     "measures": ["average_performance", "tasks_kept", "steps_to_learn", "error"],
     "checks": ["long.tasks_kept >= 0", "short.tasks_kept > 2", "long.average_performance > short"],
     "headline": {"published": "long 0.9", "got": "short kept {short.tasks_kept}"},
