@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -131,17 +130,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def at_once(calls: Iterable[Callable[[], Any]]) -> list[Any]:
-    """What each of several calls returns, all made at the same time: a disk that is asked to keep several files writes
-    for all of them together, and whoever has something to compute does so meanwhile.
-
-    Raises:
-        Exception: that of the first one that failed, when all have ended.
-    """
-    with ThreadPoolExecutor() as pool:
-        return [made.result() for made in [pool.submit(call) for call in calls]]
 
 
 def remove_partial(folder: Path) -> None:

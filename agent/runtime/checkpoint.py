@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from lifelong.agent.errors import CheckpointError, DiskError
-from lifelong.agent.files import at_once, read_json, sync
+from lifelong.agent.files import read_json, sync
 from lifelong.agent.parallel import ALONE, Workers
 
 MANIFEST = "manifest.json"
@@ -73,7 +72,8 @@ def save(
         if first:
             manifest = {"step": step, "workers": workers.count, "files": files, **about}
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-            at_once([partial(sync, path) for path in (unfinished / MANIFEST, unfinished)])
+            for path in (unfinished / MANIFEST, unfinished):
+                sync(path)
             if target.exists():  # damaged
                 shutil.rmtree(target)
             os.replace(unfinished, target)
@@ -118,9 +118,9 @@ def _write(folder: Path, states: Mapping[str, dict[str, Any]]) -> dict[str, Any]
                 torch.save(state, file)
     finally:
         set_crc32_options(checked)
-    digests = at_once([*(partial(_digest, path) for path in paths), *(partial(sync, path) for path in paths)])
-    found = zip(paths, digests, strict=False)
-    return {path.name: {"size": path.stat().st_size, "sha256": digest} for path, digest in found}
+    for path in paths:
+        sync(path)
+    return {path.name: {"size": path.stat().st_size, "sha256": _digest(path)} for path in paths}
 
 
 def checkpoints(folder: Path) -> list[Path]:

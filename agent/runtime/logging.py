@@ -12,12 +12,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lifelong.agent.errors import DiskError
-from lifelong.agent.files import at_once, sync
+from lifelong.agent.files import sync
 from lifelong.agent.runtime.appended import METRICS, POINTS, TIMING, Appended, present, rewind
 from lifelong.agent.runtime.dashboard import Dashboard
 from lifelong.agent.runtime.events import Events
@@ -96,11 +95,13 @@ class RunLog:
 
     def sizes(self) -> dict[str, int]:
         """{file: bytes} of everything so far, for the checkpoint; all of it is on the disk."""
+        for file in (self.metrics, self.timing, self.points, self.events.file):
+            if file is not None:
+                file.sync()
         for tracker in self.trackers:
             tracker.sync()
-        files = [file for file in (self.metrics, self.timing, self.points, self.events.file) if file is not None]
         try:
-            at_once([*(file.sync for file in files), partial(sync, self.folder)])
+            sync(self.folder)
         except OSError as error:
             raise DiskError(f"cannot write {self.folder}: {error.strerror}; what was saved is kept") from error
         return {path.name: os.stat(path).st_size for path in present(self.folder)}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +52,6 @@ def test_a_disk_that_refuses_leaves_the_old_file_and_no_other(
     with pytest.raises(DiskError, match=f"cannot write {path}: No space left on device; what was there before is kept"):
         files.write(path, lambda file: [file.write(b"new")][:0] and None)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
-
-
-def test_calls_at_once_do_not_wait_for_each_other_and_a_failure_waits_for_all() -> None:
-    both, ended = threading.Barrier(2, timeout=20), []
-
-    def meets(name: str, *, fails: bool = False) -> str:
-        both.wait()  # alone it would wait for ever
-        if fails:
-            raise OSError(28, "No space left on device")
-        time.sleep(0.05)
-        ended.append(name)
-        return name
-
-    assert files.at_once([lambda: meets("a"), lambda: meets("b")]) == ["a", "b"]
-    with pytest.raises(OSError, match="No space left"):
-        files.at_once([lambda: meets("c", fails=True), lambda: meets("d")])
-    assert ended[2:] == ["d"]
 
 
 def test_what_a_kill_left_behind_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ TOY: dict[str, Any] = {
     "published": [["published", "average"], ["long", "0.9"], ["short", "0.1"]],
     "config": TINY,
     "rows": {"long": [], "short": ["stream.steps_per_task=32"]},
-    "budgets": {"small": {"seeds": [3], "overrides": ["evaluation.episodes=3"]}, "full": {"seeds": 5}},
+    "budgets": {"small": {"seeds": 1, "overrides": ["evaluation.episodes=3"]}, "full": {"seeds": 5}},
     "measures": ["average_performance", "tasks_kept", "steps_to_learn", "error"],
     "checks": ["long.tasks_kept >= 0", "short.tasks_kept > 2", "long.average_performance > short"],
     "headline": {"published": "long 0.9", "got": "short kept {short.tasks_kept}"},
@@ -97,6 +97,13 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "published" / "toy.yaml"
     path.write_text(yaml.safe_dump(TOY, sort_keys=False))
     return path
+
+
+def test_seeds_are_so_many_or_those_that_are_named(toy: Path) -> None:
+    named = {"small": {"seeds": [2, 5]}, "full": {"seeds": 3}}
+    toy.write_text(yaml.safe_dump({**TOY, "budgets": named}))
+    recipe = recipes.load("toy")
+    assert [recipe.budgets[budget].seeds for budget in ("small", "full")] == [(2, 5), (0, 1, 2)]
 
 
 @pytest.mark.parametrize("name", NAMES)

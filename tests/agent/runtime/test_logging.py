@@ -121,7 +121,7 @@ def test_a_checkpoint_is_of_a_log_that_is_on_the_disk(tmp_path: Path, monkeypatc
     synced = []
     monkeypatch.setattr(os, "fsync", lambda d: synced.append(Path(os.readlink(f"/proc/self/fd/{d}"))))
     sizes = log.sizes()
-    assert {path.name for path in synced} == {*sizes, tmp_path.name}
+    assert {path.name for path in synced} == {*sizes, tmp_path.name} and synced[-1] == tmp_path
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_whole_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
