@@ -1,13 +1,18 @@
+# make help      this list
 # make run       set up and run the main job: three tasks, one strategy, a table at the end
+# make dashboards  TensorBoard on the runs in `runs`; docs/dashboard.md says how to read it
 # make test      set up and run the tests (under 15 minutes on 2 cores)
 # make test-all  the slow ones too
+# make coverage  the tests once more, and which lines they reach: htmlcov/index.html
 # make kill      runs killed 72 times, 12 of them inside writes, and what became of them
 # make fuzz      hostile configs, options, files, run folders and sweeps, under 15 minutes
 # make bench     the benchmarks, as tables
 # make gpu       checks and benchmarks on a GPU, under 9 minutes
 # make lint      ruff, mypy and check-install
 # make check-install  what is built, installed and required, on every Python; with OFFLINE=1 what needs no package index
+# make docs      the site of docs/ into site/; a link that leads nowhere is an error
 # make links     the folders under the name `lifelong`, for type checkers, editors and runs without an installation
+# make clean     remove what these made, but no run
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,16 +20,26 @@ BIN := $(VENV)/bin
 CHECK_INSTALL := $(BIN)/python -m tests.check_install $(if $(OFFLINE),--offline)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test test-all kill fuzz bench gpu docs lint links check-install clean
+.PHONY: run help dashboards test test-all coverage kill fuzz bench gpu docs lint links check-install clean
 
 run: $(VENV)/.run
 	$(BIN)/lifelong run quickstart
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+dashboards: $(VENV)/.run
+	@echo "how to read it: docs/dashboard.md"
+	$(BIN)/tensorboard --logdir $(or $(RUNS),runs)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
+
+coverage: $(VENV)/.coverage
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(foreach f,agent envs replay kernels,--cov=$(f)) --cov-report=html --cov-report=term:skip-covered
 
 kill: $(VENV)/.test
 	$(BIN)/python -m pytest -s tests/agent/runtime/test_kills.py
@@ -59,7 +74,7 @@ check-install: $(VENV)/.lint
 	$(CHECK_INSTALL)
 
 clean:
-	rm -rf .links $(VENV) *.egg-info build
+	rm -rf .links $(VENV) *.egg-info build site htmlcov .coverage
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -74,6 +89,10 @@ $(VENV)/.test: $(VENV)/bin/pip pyproject.toml setup.py constraints.txt
 
 $(VENV)/.docs: $(VENV)/.run
 	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	touch $@
+
+$(VENV)/.coverage: $(VENV)/.test
+	$(BIN)/pip install -q -c constraints.txt -e ".[test,coverage]"
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.test

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from lifelong.agent import cli, compare, reading, registry
 from lifelong.agent import config as configs
-from lifelong.agent import registry
 from lifelong.agent.gradients.rtrl import RTRL
+from lifelong.agent.runtime.build import build_stream
 from lifelong.agent.sweep.plan import GroupConfig, SweepConfig
 from lifelong.envs.registry import ADAPTERS, ENVIRONMENTS
 from lifelong.envs.tasks import CONTEXT, environment_class
@@ -164,8 +166,7 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert file.exists(), f"{page.name} links to {target}"
             if anchor and file.suffix == ".md":
                 titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-                slugs = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
-                assert anchor in slugs, f"{page.name} links to #{anchor} of {file.name}"
+                assert anchor in map(slug, titles), f"{page.name} links to #{anchor} of {file.name}"
 
 
 @pytest.mark.parametrize("name", registry.REGISTRY["schedule"])
@@ -194,6 +195,65 @@ def test_every_metric_is_documented() -> None:
     code = "".join((root / "agent/runtime" / f"{name}.py").read_text() for name in ("metrics", "plasticity", "trainer"))
     for name in set(re.findall(r"[\"`]((?:continual|plasticity|speed)/\w+)", code)):
         assert f"`{name}`" in text, f"{name} is missing in docs/metrics.md"
+
+
+def section(target: str, start: Path = DOCS) -> str:
+    """What stands under the heading that `page.md#anchor` names, up to the next one of its rank."""
+    page, _, anchor = target.partition("#")
+    lines = (start / page).read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("#") and slug(line) == anchor)
+    rank = len(lines[at].split()[0])
+    end = next((i for i in range(at + 1, len(lines)) if re.match(rf"#{{1,{rank}}} ", lines[i])), len(lines))
+    return "\n".join(lines[at:end])
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lstrip("# ").lower()).replace(" ", "-")
+
+
+#: the rows of the page of negative results that have a command
+NEGATIVE = [
+    line
+    for line in (DOCS / "negative.md").read_text().partition("each with its command")[2].splitlines()
+    if "](" in line and line.startswith("|")
+]
+
+
+@pytest.mark.parametrize("row", NEGATIVE, ids=lambda row: row.strip("| ")[:40])
+def test_every_figure_of_a_negative_result_stands_where_it_comes_from(row: str) -> None:
+    _, figure, beside, command, place = (cell.strip() for cell in row.strip().strip("|").split("|"))
+    text = section(re.findall(r"\(([^)]*)\)", place)[0])
+    figures = re.findall(r"[−]?\d+(?:[.,]\d+)*", figure + " " + beside)
+    assert figures or figure == "one, none"
+    for number in figures:
+        assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d])", text), f"{number} is not in {place}"
+    (line, *_) = re.findall(r"`([^`]*)`", command)
+    program, *words = shlex.split(line)
+    if program == "python":
+        assert (DOCS.parent / words[0]).is_file()
+        return
+    options, rest = cli.parser().parse_known_args(words)
+    overrides = [*getattr(options, "overrides", []), *rest]
+    if options.command == "run":
+        configs.load(options.config, overrides)
+    elif options.command == "compare":
+        assert compare.plan(options.config, compare.rows(overrides, options.row), 1, Path("nowhere"))
+    elif options.command == "reproduce":
+        assert (DOCS.parent / "benchmarks/published" / f"{options.recipe}.yaml").is_file()
+    elif options.command == "bench":
+        assert (DOCS.parent / "benchmarks" / f"{options.name}.py").is_file()
+
+
+@pytest.mark.parametrize("name", reading.bundled())
+def test_the_row_of_a_config_has_its_steps_and_figures_that_stand_where_they_come_from(name: str) -> None:
+    shows, steps, expect, time = rows("gallery.md")[name]
+    assert shows and time and steps == f"{build_stream(configs.load(name)).total_steps:,}"
+    sources = [section(target) if "#" in target else "" for target in re.findall(r"\]\((.*?)\)", expect)]
+    if "README" in expect:
+        sources.append((DOCS.parent / "README.md").read_text())
+    for number in re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"\(.*?\)", "", re.sub(r"`.*?`", "", expect))):
+        assert any(number in text for text in sources), f"{number} of {name} has no source"
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -21,6 +21,7 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "docs/examples").glob("*.py"))
 def test_an_example_is_short_and_is_in_the_docs_with_its_picture(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 60
     page = "".join((path.parent.parent / f"{name}.md").read_text() for name in ("online", "streaming"))
+    assert f"(examples/{path.name})" in (path.parent.parent / "examples.md").read_text()
     assert f"(examples/{path.name})" in page and f"(images/{path.stem}.png)" in page
     assert (path.parent.parent / f"images/{path.stem}.png").is_file()
 

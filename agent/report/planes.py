@@ -102,17 +102,18 @@ def heat_chart(
     """
     there = [v for row in values for v in row if finite(v)]
     low, high = ends or (min(there, default=0.0), max(there, default=1.0))
-    left = min(150.0, 16 + 6.4 * max(len(name) for name in [*rows, row_label[:12]]))
+    left = min(150.0, 16 + 6.4 * max(len(name) for name in rows))
     wide = (WIDTH - left - RIGHT) / len(columns)
     row_high = max(24.0, min(40.0, wide * 0.7))
-    tall, height = row_high * len(rows), TOP + row_high * len(rows) + BOTTOM
+    top = TOP + (14 if row_label else 0)
+    tall, height = row_high * len(rows), top + row_high * len(rows) + BOTTOM
     out = [
         opened(title, height, f"{title}: {row_label or 'rows'} {', '.join(rows)}; {column_label} {', '.join(columns)}")
     ]
     if row_label:
-        out.append(text(left - 8, TOP - 6, row_label, "soft", "end"))
+        out.append(text(0, top - 8, f"{row_label} ↓", "soft", "start"))
     for i, (name, line) in enumerate(zip(rows, values, strict=True)):
-        y = TOP + i * row_high
+        y = top + i * row_high
         out.append(text(left - 8, y + row_high / 2 + 4, _short(name, left - 10), "", "end"))
         for j, value in enumerate(line):
             x = left + j * wide
@@ -132,7 +133,7 @@ def heat_chart(
                 style = "tiny on" if full > 0.5 else "tiny"
                 out.append(text(x + wide / 2 - 1, y + row_high / 2 + 3, shown, style, "middle"))
     for j, name in enumerate(columns):
-        out.append(text(left + j * wide + wide / 2, TOP + tall + 14, _short(name, wide), "soft", "middle"))
+        out.append(text(left + j * wide + wide / 2, top + tall + 14, _short(name, wide), "soft", "middle"))
     if column_label:
         out.append(text(left + (WIDTH - left - RIGHT) / 2, height - 8, column_label, "soft", "middle"))
     return "".join(out) + "</svg>"

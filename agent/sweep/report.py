@@ -14,6 +14,7 @@ import yaml
 from lifelong.agent.files import write as replace_file
 from lifelong.agent.files import write_json
 from lifelong.agent.report.page import embed, render
+from lifelong.agent.report.planes import heat_chart
 from lifelong.agent.report.plots import INK, PALETTE, new_figure, save_figure, strip_axes
 from lifelong.agent.report.tables import Cells, number_text
 from lifelong.agent.sweep.ledger import Entry, Ledger, Standing, run_status, violations
@@ -220,6 +221,8 @@ def _domain(values: Sequence[float | str]) -> Any:
 
 
 def _write_page(plan: Plan, folder: Path, results: Results, record: dict[str, Any]) -> None:
+    from markupsafe import Markup
+
     plots = folder / "plots"
     tuned = any(plan.spaces.values())
     if tuned:
@@ -245,12 +248,36 @@ def _write_page(plan: Plan, folder: Path, results: Results, record: dict[str, An
         evaluation_plot=embed(plots / "evaluation.png") if results.evaluation else None,
         tuning=tuning_cells(results.tuning),
         tuning_plot=embed(plots / "tuning.png") if tuned else None,
+        maps=[Markup(chart) for chart in trainability_maps(plan, results.tuning)],
         verdict=results.verdict,
         folder=folder,
         config=yaml.safe_dump(plan.to_dict()["sweep"], sort_keys=False),
         **record,
     )
     replace_file(folder / "report.html", page)
+
+
+def trainability_maps(plan: Plan, tuning: Sequence[Standing]) -> list[str]:
+    """For every group that tunes exactly two numbers, each by a list: the mean metric of every pair, as a map. A pair
+    that was not tried, or of which no run came to the end, stays empty."""
+    maps = []
+    for group, space in plan.spaces.items():
+        listed = [
+            (key, sorted(values)) for key, values in space.items() if isinstance(values, list) and _numbers(values)
+        ]
+        if len(space) != 2 or len(listed) != 2:
+            continue
+        (row_key, rows), (column_key, columns) = listed
+        mean = {(s.parameters[row_key], s.parameters[column_key]): s.mean for s in tuning if s.group == group}
+        values = [[mean.get((row, column), math.nan) for column in columns] for row in reversed(rows)]
+        names = [f"{row:g}" for row in reversed(rows)], [f"{column:g}" for column in columns]
+        title = f"{group}: {plan.sweep.metric.rpartition('/')[2].replace('_', ' ')} over two hyper-parameters"
+        maps.append(heat_chart(title, *names, values, row_key, column_key))
+    return maps
+
+
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
 
 
 def plot_tuning(plan: Plan, tuning: Sequence[Standing], path: Path) -> None:

@@ -24,6 +24,7 @@ from lifelong.agent import config as configs
 from lifelong.agent.distributed.cluster import connect
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.sweep import plan as sweep_plan
+from lifelong.agent.sweep import report as sweep_report
 from lifelong.agent.sweep.ledger import Standing, read_entries
 
 ROOT = Path(__file__).parents[3]
@@ -99,6 +100,17 @@ def test_the_second_phase_has_the_other_stream_and_only_the_first_share_is_tuned
     plan = sweep_plan.load(str(write_sweep(tmp_path, protocol=k_percent)))
     assert plan.trial(sweep_plan.TUNING, "finetune", {"optimizer.lr": 1e-3}, 0).config.stream.share == 0.25
     assert plan.trial(sweep_plan.EVALUATION, "finetune", {"optimizer.lr": 1e-3}, 5).config.stream.share == 1
+
+
+def test_a_group_that_tunes_two_numbers_has_a_map_of_its_means(tmp_path: Path) -> None:
+    plan = sweep_plan.load(str(write_sweep(tmp_path)))  # ewc: learning rate and strength, clear: the rate alone
+    pair = {"optimizer.lr": 0.03, "strategy.0.strength": 1}
+    (drawn,) = sweep_report.trainability_maps(plan, [Standing("ewc", pair, {0: 0.25, 1: 0.75})])
+    assert drawn.count('class="cell"') == 1 and "<title>0.03, 1: 0.5</title>" in drawn
+    assert drawn.count('class="blank"') == 1  # the other rate has no finished run
+    assert "strategy.0.strength" in drawn and "optimizer.lr" in drawn
+    named = {"policy.cell.kind": ["gru", "elstm"]}
+    assert not sweep_report.trainability_maps(sweep_plan.load(str(write_sweep(tmp_path, space=named))), [])
 
 
 def test_more_random_trials_keep_the_ones_before(tmp_path: Path) -> None:
