@@ -93,7 +93,13 @@ def subtract_call(a: Tensor, b: Tensor, to: Tensor) -> Direct:
 
 
 def weigh_call(
-    count: int, weight: Tensor, asked: Tensor | Each | None, factor: Tensor, plain: Tensor, own: Tensor, to: Tensor
+    count: int,
+    weight: Tensor | Each,
+    asked: Tensor | Each | None,
+    factor: Tensor,
+    plain: Tensor,
+    own: Tensor,
+    to: Tensor,
 ) -> Direct:
     """plain <- weights [T, N], 0 where nothing is `asked`; own <- their sum over the first `count`
     copies, at least 1; to <- plain * factor [N]."""

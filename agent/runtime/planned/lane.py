@@ -53,6 +53,8 @@ def refusal(trainer: Trainer) -> str | None:
         return "hyper-parameters that change"
     if rollout.keep:  # type: ignore[attr-defined]
         return "chunks that are kept for a strategy"
+    if learner.objective.needs_target:
+        return "predictions"
     found = hook_refusal(learner, trainer.strategies, watched=trainer.detection is not None)
     return found or update_refusal(learner, trainer.copies) or rows.refusal(rollout, OutsideRollout)
 

@@ -30,6 +30,7 @@ from lifelong.agent.objectives.ac_lambda import ACLambda
 from lifelong.agent.objectives.actor_critic import ActorCritic
 from lifelong.agent.objectives.base import Metrics
 from lifelong.agent.objectives.ppo import PPO
+from lifelong.agent.objectives.supervised import Supervised
 from lifelong.agent.runtime.finite import NotFinite
 from lifelong.agent.runtime.learner import Learner
 from lifelong.agent.runtime.planned import backward, likelihood, rows
@@ -40,6 +41,7 @@ from lifelong.agent.runtime.planned.replay import fits
 from lifelong.agent.runtime.planned.rows import ActedRows
 from lifelong.agent.runtime.planned.step import FlatGradients, Stepping
 from lifelong.agent.runtime.planned.streaming import Traced
+from lifelong.agent.runtime.planned.supervised import Prediction
 from lifelong.agent.runtime.rollout import Experience, Rollout
 from lifelong.agent.strategies.base import Strategy, overrides
 from lifelong.agent.strategies.planned import HookCalls, Replays, Update, compiled, hook_calls
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 #: steps of all copies together that a program is made for at once, where nothing is due before
 ROWS = 4096
 #: what learns from a chunk, by objective: its calls, what they leave, and whether `many` chunks are made at once
-UPDATES: dict[type, Any] = {ActorCritic: OneUpdate, PPO: Epochs, ACLambda: Traced}
+UPDATES: dict[type, Any] = {ActorCritic: OneUpdate, PPO: Epochs, ACLambda: Traced, Supervised: Prediction}
 
 _log = logging.getLogger("lifelong.plan")
 

@@ -195,6 +195,13 @@ class Replayed:
         self._weigh(None, weight)
         return self.calls
 
+    def predictions(self, log_prob: Tensor, entropy: Tensor, weight: Tensor) -> list[Call | Direct]:
+        """The forward pass, and log-probabilities of what was to be predicted; all [M] are written."""
+        self.action, asked = self._take("target"), self._take("target_mask")
+        self.calls.append(self.block.likelihood.forward(self.policy, self.action, log_prob, entropy))
+        self._weigh(asked, weight)
+        return self.calls
+
     def back(self, entropy: Tensor, slopes: list[Tensor], total: Tensor, loss: Each) -> list[Call | Direct]:
         """From the slopes of log-probability, entropy and value [M] to the gradients; what the policy is held to is
         added to them and to `loss`. `total` is the weight of all steps."""
