@@ -239,7 +239,7 @@ def test_every_figure_of_a_negative_result_stands_where_it_comes_from(row: str) 
     if options.command == "run":
         configs.load(options.config, overrides)
     elif options.command == "compare":
-        assert compare.plan(options.config, compare.rows(overrides, options.row), 1, Path("nowhere"))
+        assert compare.plan(options.config, compare.rows(overrides, options.row), range(1), Path("nowhere"))
     elif options.command == "reproduce":
         assert (DOCS.parent / "benchmarks/published" / f"{options.recipe}.yaml").is_file()
     elif options.command == "bench":
