@@ -340,9 +340,9 @@ def _compare(options: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} is {given}; it must be at least 1")
     chosen = compare.rows(options.overrides, options.row, options.controls)
     out: Path = options.out or Path("compare") / Path(options.config).stem
-    runs = compare.plan(options.config, chosen, options.seeds, out.absolute())
+    runs = compare.plan(options.config, chosen, range(options.seeds), out.absolute())
     single = compare.alone(options.config, options.overrides) if options.alone else []
-    references = compare.plan(options.config, single, options.seeds, out.absolute() / "alone")
+    references = compare.plan(options.config, single, range(options.seeds), out.absolute() / "alone")
     from lifelong.agent.files import write, write_json
     from lifelong.agent.report import comparison, tables
     from lifelong.agent.runtime.session import stop_signals

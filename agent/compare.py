@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
@@ -165,14 +165,14 @@ def folder_name(row: Sequence[str]) -> str:
     return plain if plain == text else f"{plain}-{sha256(text.encode()).hexdigest()[:6]}"
 
 
-def plan(config: str, chosen: Sequence[tuple[str, ...]], seeds: int, out: Path) -> list[Run]:
+def plan(config: str, chosen: Sequence[tuple[str, ...]], seeds: Iterable[int], out: Path) -> list[Run]:
     """The runs of a comparison, seed by seed; nothing is written yet.
 
     Raises:
         ConfigError: a config that cannot be, or a folder that holds a run of another one.
     """
     found = []
-    for seed, row in itertools.product(range(seeds), chosen):
+    for seed, row in itertools.product(seeds, chosen):
         wanted = configs.to_dict(configs.choose(config, [*row, f"seed={seed}"]))
         run = Run(row, seed, out / folder_name(row) / str(seed), wanted)
         kept = run.folder / "config.yaml"

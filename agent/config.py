@@ -422,10 +422,20 @@ def _check_runners(config: Config) -> None:
 
 
 def load(name: str, assignments: Sequence[str] = ()) -> Config:
-    """Read, override and check the config `name` (a bundled name or a path).
+    """Read, override and check a config.
+
+    Args:
+        name: of a bundled config, or a path.
+        assignments: overrides, `a.b=value` with values in YAML.
+
+    Returns:
+        The checked config.
 
     Raises:
         ConfigError: one sentence about the first mistake.
+
+    Example:
+        config = lifelong.load_config("quickstart", ["strategy=gpm", "stream.steps_per_task=100_000"])
     """
     return check(override(read(name), assignments))
 

@@ -66,12 +66,18 @@ def export(
         task: name of the task that it is to act in. It may be left out where that makes no difference, and where the
             policy only reads which task it is on: that is an input then.
 
+    Returns:
+        Where it is, and how far it was from our policy step by step.
+
     Raises:
         CheckpointError: there is no run, or no usable checkpoint.
         ConfigError: an unknown format or task; a task that is needed; a policy that cannot be exported, and why; a
             package that is missing.
         ExportError: what was written differs from our policy, and is not kept.
         DiskError: the file cannot be written.
+
+    Example:
+        made = lifelong.export("runs/quickstart/0", task="maze", format="onnx")
     """
     choice("format", format, FORMATS)
     if format == "onnx":

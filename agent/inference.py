@@ -124,11 +124,7 @@ def load(
     run: Path | str, task: str | None = None, *, seed: int = 0, deterministic: bool = True, device: str = "cpu"
 ) -> LoadedPolicy | ExportedPolicy:
     """The policy of a run at its newest checkpoint, of an agent that `OnlineAgent.save` wrote, or of a file that
-    `lifelong export` wrote, for inference:
-
-        policy = lifelong.load("runs/quickstart/0", task="cartpole")
-        memory = None
-        action, memory = policy(observation, memory)
+    `lifelong export` wrote, for inference.
 
     It sees what evaluation sees (averages, the weights of a task). The run's environments are made once, to know their
     spaces, and never stepped.
@@ -141,9 +137,17 @@ def load(
             the most likely action only.
         device: cpu or cuda; of a file that was exported cpu.
 
+    Returns:
+        What gives the action: `action, memory = policy(observation, memory)`.
+
     Raises:
         CheckpointError: there is no run, or no usable checkpoint.
         ConfigError: an unknown task, or it makes a difference and is missing.
+
+    Example:
+        policy = lifelong.load("runs/quickstart/0", task="cartpole")
+        action, memory = policy(observation, None)
+        action, memory = policy(next_observation, memory)
     """
     path = Path(run)
     if is_exported(path):

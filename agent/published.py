@@ -87,11 +87,11 @@ class Budget:
     """How much of it is done.
 
     Args:
-        seeds: 0 to seeds - 1.
+        seeds: of the runs of every row; `seeds: 3` in a recipe is 0, 1 and 2.
         overrides: of the config, or words for the script, in every row.
     """
 
-    seeds: int
+    seeds: tuple[int, ...]
     overrides: tuple[str, ...] = ()
 
 
@@ -185,7 +185,7 @@ def load(name: str) -> Recipe:
             raise ConfigError(f"{path.name} needs either a config or a script")
         rows = {str(label): tuple(map(str, words or ())) for label, words in raw["rows"].items()}
         budgets = {
-            choice(f"budget in {path.name}", key, BUDGETS): Budget(int(b["seeds"]), tuple(b.get("overrides", ())))
+            choice(f"budget in {path.name}", key, BUDGETS): Budget(_seeds(b["seeds"]), tuple(b.get("overrides", ())))
             for key, b in raw["budgets"].items()
         }
         if "script" in raw:
@@ -212,6 +212,10 @@ def load(name: str) -> Recipe:
         return Recipe(name=path.stem, path=path, **given)
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path.name} is no recipe: {error}") from error
+
+
+def _seeds(given: int | list[int]) -> tuple[int, ...]:
+    return tuple(range(given)) if isinstance(given, int) else tuple(map(int, given))
 
 
 def _check(text: str, rows: Mapping[str, Any], measures: Mapping[str, str], path: Path) -> Check:

@@ -103,7 +103,7 @@ def _plan(recipe: Recipe, budget: str, out: Path, stored: Mapping[str, Mapping[s
     if recipe.script:
         runs = [
             Run(row, seed, out / compare.folder_name(row) / str(seed), {}, script=recipe.path.parent / recipe.script)
-            for seed, row in itertools.product(range(seeds), variants.values())
+            for seed, row in itertools.product(seeds, variants.values())
         ]
         return recipe.name, runs
     config = str(recipe.config)

@@ -37,15 +37,26 @@ def start(
     on_evaluation: Listener | None = None,
     connection: Connection | None = None,
 ) -> tuple[Trainer, bool]:
-    """Start a run in the new folder `folder`; `(trainer, True at the end of the stream)`.
+    """Start a run.
 
-    Without a folder it is `runs/<name>/<seed>`, or the first of `runs/<name>/<seed>-2`, `-3`, ... that is free. A run
-    on Ray uses `connection` if it is given, and closes it.
+    Args:
+        config: checked, as `load_config` gives it.
+        folder: a new one; without it `runs/<name>/<seed>`, or the first of `runs/<name>/<seed>-2`, `-3`, ... that is
+            free.
+        quiet: no progress.
+        on_evaluation: called with the step and all evaluations so far after every evaluation.
+        connection: to a cluster, which a run on Ray uses and closes.
+
+    Returns:
+        The trainer, and whether the stream has come to its end (else it was asked to stop).
 
     Raises:
         ConfigError: the folder holds a run already or another process uses it, or the config is impossible.
         DiskError: the folder cannot be written.
         ClusterError: a cluster is needed and cannot be reached, is too small or failed.
+
+    Example:
+        trainer, finished = lifelong.run(lifelong.load_config("quickstart"), "runs/mine")
     """
     wanted = Path(folder) if folder is not None else Path("runs") / config.name / str(config.seed)
     without_compiler()
@@ -70,18 +81,30 @@ def resume(
     on_evaluation: Listener | None = None,
     connection: Connection | None = None,
 ) -> tuple[Trainer, bool]:
-    """Go on with the run in `folder` from its newest good checkpoint, with overrides if any.
+    """Go on with a run from its newest good checkpoint. What is changed is applied and written to `changes.jsonl`, or
+    refused before anything is written.
 
-    `add` are files of tasks (see `agent.adding`) that are trained after all others. What is changed is applied and
-    written to `changes.jsonl`, or refused before anything is written. `inexact` lets it go on with other kernels,
-    versions or another device than it was trained with, which is written there, too. A run on Ray uses `connection`
-    if it is given, and closes it.
+    Args:
+        folder: of the run.
+        assignments: overrides, `a.b=value` with values in YAML.
+        add: files of tasks (see `agent.adding`) that are trained after all others.
+        inexact: it may go on with other kernels, versions or another device than it was trained with, which is written
+            there, too.
+        quiet: no progress.
+        on_evaluation: called with the step and all evaluations so far after every evaluation.
+        connection: to a cluster, which a run on Ray uses and closes.
+
+    Returns:
+        The trainer, and whether the stream has come to its end (else it was asked to stop).
 
     Raises:
         ConfigError: a change that a run that was trained cannot take, or another process uses the folder.
         CheckpointError: no run there, no usable checkpoint, one that does not fit the overrides, or one that would not
             go on bit for bit here.
         ClusterError: the cluster of a Ray run cannot be reached, is too small or failed.
+
+    Example:
+        trainer, finished = lifelong.resume("runs/mine", ["strategy=ewc"])
     """
     folder = Path(folder)
     session.check_run(folder)

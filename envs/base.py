@@ -52,6 +52,7 @@ class Param:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of its values."""
         return torch.int64 if self.integer else torch.float32
 
 

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
+from xml.etree import ElementTree
 
 import pytest
 
@@ -238,7 +239,7 @@ def test_every_figure_of_a_negative_result_stands_where_it_comes_from(row: str) 
     if options.command == "run":
         configs.load(options.config, overrides)
     elif options.command == "compare":
-        assert compare.plan(options.config, compare.rows(overrides, options.row), 1, Path("nowhere"))
+        assert compare.plan(options.config, compare.rows(overrides, options.row), range(1), Path("nowhere"))
     elif options.command == "reproduce":
         assert (DOCS.parent / "benchmarks/published" / f"{options.recipe}.yaml").is_file()
     elif options.command == "bench":
@@ -254,6 +255,18 @@ def test_the_row_of_a_config_has_its_steps_and_figures_that_stand_where_they_com
         sources.append((DOCS.parent / "README.md").read_text())
     for number in re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"\(.*?\)", "", re.sub(r"`.*?`", "", expect))):
         assert any(number in text for text in sources), f"{number} of {name} has no source"
+
+
+@pytest.mark.parametrize("name", ["chunk", "stream", "strategy"])
+def test_a_concept_is_drawn_as_its_script_draws_it(name: str, tmp_path: Path) -> None:
+    script = DOCS / "images/concepts.py"
+    drawing = {"__name__": "concepts", "__file__": str(tmp_path / "concepts.py")}
+    exec(compile(script.read_text(), str(script), "exec"), drawing)
+    drawing[name]()  # type: ignore[operator]
+    drawn = (tmp_path / f"concept_{name}.svg").read_text()
+    assert drawn == (DOCS / f"images/concept_{name}.svg").read_text()
+    ElementTree.fromstring(drawn)
+    assert f"images/concept_{name}.svg" in (DOCS / "concepts.md").read_text()
 
 
 def test_every_page_is_in_the_index() -> None:

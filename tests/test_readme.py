@@ -117,7 +117,8 @@ def test_every_command_line_is_understood(page: Path, tmp_path: Path, monkeypatc
         elif options.command == "list" and options.kind:
             assert options.kind in {"config", "sweep", *REGISTRY}, line
         elif options.command == "compare":
-            assert compare.plan(options.config, compare.rows(options.overrides + rest, options.row), 1, tmp_path), line
+            rows = compare.rows(options.overrides + rest, options.row)
+            assert compare.plan(options.config, rows, range(1), tmp_path), line
         elif options.command == "sweep":
             sweep_plan.load(options.config, options.overrides + rest)
 

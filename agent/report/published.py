@@ -104,7 +104,7 @@ def _of_script(recipe: Recipe, runs: Sequence[Run]) -> dict[str, Any]:
             raise ConfigError(f"{missing[0].folder} has no {name}, which {recipe.path.name} asks of every row")
     return {
         "seeds": [row["seed"] for row in made],
-        "measures": {name: [row["measures"][name] for row in made] for name in recipe.measures},
+        "measures": {name: _finite(row["measures"][name] for row in made) for name in recipe.measures},
         "seconds": [row["seconds"] for row in made],
         **{key: [row[key] for row in made] for key in DRAWN if key in made[0]},
     }

@@ -17,8 +17,10 @@ from lifelong.agent.report.runs import RunData
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: as many rows have a panel each, with a line for every task; of more there is one panel, with a line for every row
-PANELS = 3
+#: as many rows have a panel each, with a line for each of as many tasks; of more there is one panel, with a line a row
+PANELS, TASKS = 3, 12
+#: performance below which nothing is drawn: an untrained prediction may be worse than useless by far
+FLOOR = -0.3
 
 
 def figure(recipe: Recipe, found: Mapping[str, Any], runs: Sequence[Run], path: Path) -> None:
@@ -40,7 +42,7 @@ def figure(recipe: Recipe, found: Mapping[str, Any], runs: Sequence[Run], path: 
 def _performance(recipe: Recipe, rows: Mapping[str, list[RunData]], path: Path) -> None:
     tasks = next(iter(rows.values()))[0].evaluations.tasks
     lines = {label: _curves(made) for label, made in rows.items()}
-    if len(tasks) == 1 or len(rows) > PANELS:
+    if len(tasks) == 1 or len(rows) > PANELS or len(tasks) > TASKS:
         title = recipe.title if len(tasks) == 1 else f"{recipe.title}: average over tasks"
         panels = {title: {label: (steps, curves.mean(-1)) for label, (steps, curves) in lines.items()}}
     else:
@@ -52,6 +54,7 @@ def _performance(recipe: Recipe, rows: Mapping[str, list[RunData]], path: Path) 
     for index, (title, held) in enumerate(panels.items()):
         axes = drawn.add_subplot(len(panels), 1, index + 1)
         over_steps(axes, title, [(steps.tolist(), curves.T) for steps, curves in held.values()])
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], FLOOR))
         _lines(axes, held)
     save_figure(drawn, path)
 
@@ -105,6 +108,10 @@ def _drawn_lines(recipe: Recipe, rows: Sequence[Mapping[str, Any]], path: Path) 
     log = recipe.axes.get("log", "")
     if "x" in log:
         axes.set_xscale("log")
+    elif max(float(x[-1]) for row in rows for x, _ in row["curve"]) >= 10_000:
+        from matplotlib.ticker import EngFormatter
+
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if "y" in log:
         axes.set_yscale("log")
     _dress(axes, recipe, grid="y")
@@ -135,6 +142,7 @@ def _images(recipe: Recipe, rows: Sequence[Mapping[str, Any]], path: Path) -> No
     for axes, image, row in zip(panels, images, rows, strict=True):
         shown = axes.imshow(image, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high, extent=extent)
         _dress(axes, recipe, grid="")
+        axes.locator_params(nbins=5)
         axes.set_title(row["label"], fontsize=10, loc="left", color=INK)
     drawn.colorbar(shown, ax=panels).outline.set_visible(False)
     save_figure(drawn, path)

@@ -11,6 +11,7 @@ run in one process is a run of one worker, so it and `workers: 1` can go on from
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from lifelong.agent.errors import CheckpointError, DiskError
-from lifelong.agent.files import read_json, sync, write_json
+from lifelong.agent.files import read_json, sync
 from lifelong.agent.parallel import ALONE, Workers
 
 MANIFEST = "manifest.json"
@@ -48,7 +50,7 @@ def save(
         DiskError: the disk refused one of the workers; older checkpoints are untouched. All of them raise.
     """
     target = folder / f"{step:012d}"
-    partial = folder / f".partial-{workers.lead(os.getpid())}"
+    unfinished = folder / f".partial-{workers.lead(os.getpid())}"
     first = workers.rank == 0
     if workers.lead(int(first and target.exists() and _problem(target) is None)):
         return target
@@ -59,20 +61,22 @@ def save(
             folder.mkdir(parents=True, exist_ok=True)
             for stale in folder.glob(".partial-*"):
                 shutil.rmtree(stale, ignore_errors=True)
-            partial.mkdir()
+            unfinished.mkdir()
         return {}
 
     def write() -> dict[str, Any]:
         mine = {"state.pt": shared} if first else {}
-        return {name: _write(partial / name, state) for name, state in (mine | {_shard(workers.rank): own}).items()}
+        return _write(unfinished, mine | {_shard(workers.rank): own})
 
     def publish() -> dict[str, Any]:
         if first:
             manifest = {"step": step, "workers": workers.count, "files": files, **about}
-            write_json(partial / MANIFEST, manifest)
+            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            for path in (unfinished / MANIFEST, unfinished):
+                sync(path)
             if target.exists():  # damaged
                 shutil.rmtree(target)
-            os.replace(partial, target)
+            os.replace(unfinished, target)
             sync(folder)
         return {}
 
@@ -81,7 +85,7 @@ def save(
         refused = [reason for _, reason in outcomes if reason]
         if refused:
             if first:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(unfinished, ignore_errors=True)
             raise DiskError(f"cannot write a checkpoint to {folder}: {refused[0]}; older ones are kept")
         for written, _ in outcomes:
             files |= written
@@ -103,11 +107,20 @@ def _shard(rank: int) -> str:
     return f"shard-{rank}.pt"
 
 
-def _write(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    with open(path, "wb") as file:  # given a path, torch would not say why it cannot be written
-        torch.save(state, file)
-    sync(path)
-    return {"size": path.stat().st_size, "sha256": _digest(path)}
+def _write(folder: Path, states: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Files of these names, which are on the disk then: {name: size and digest}."""
+    paths = [folder / name for name in states]
+    checked = get_crc32_options()
+    set_crc32_options(False)  # the manifest has a better one
+    try:
+        for path, state in zip(paths, states.values(), strict=True):
+            with open(path, "wb") as file:  # given a path, torch would not say why it cannot be written
+                torch.save(state, file)
+    finally:
+        set_crc32_options(checked)
+    for path in paths:
+        sync(path)
+    return {path.name: {"size": path.stat().st_size, "sha256": _digest(path)} for path in paths}
 
 
 def checkpoints(folder: Path) -> list[Path]:

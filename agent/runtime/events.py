@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lifelong.agent.runtime.appended import EVENTS, Appended
+from lifelong.agent.runtime.records import framed
 
 #: lines, by patterns of their tags; or {tag: (tag of the lower end, of the upper)} for lines with a margin
 Chart = tuple[str, ...] | Mapping[str, tuple[str, str]]
@@ -105,9 +106,8 @@ class Events:
         self._record(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def _record(self, event: Any) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        RecordWriter(self.file).write(event.SerializeToString())
+        assert self.file is not None
+        self.file.write(framed(event.SerializeToString()))
 
     def _path(self) -> Path:
         seconds = [int(path.name.split(".")[3]) for path in self.folder.glob(EVENTS)]

@@ -99,6 +99,13 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def test_seeds_are_so_many_or_those_that_are_named(toy: Path) -> None:
+    named = {"small": {"seeds": [2, 5]}, "full": {"seeds": 3}}
+    toy.write_text(yaml.safe_dump({**TOY, "budgets": named}))
+    recipe = recipes.load("toy")
+    assert [recipe.budgets[budget].seeds for budget in ("small", "full")] == [(2, 5), (0, 1, 2)]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_of_a_recipe_is_a_run_under_every_budget(name: str, tmp_path: Path) -> None:
     recipe = recipes.load(name)

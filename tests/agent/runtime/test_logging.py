@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import time
@@ -19,8 +20,19 @@ from lifelong.agent.runtime.appended import METRICS, POINTS, TIMING, Appended
 from lifelong.agent.runtime.logging import RunLog
 from lifelong.agent.runtime.metrics import Evaluations
 from lifelong.agent.runtime.progress import Progress
+from lifelong.agent.runtime.records import framed
 from tests.agent.runtime.test_kill import assert_log_in_order, curves
 from tests.agent.support import make_trainer
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 40_000])
+def test_a_record_is_framed_as_tensorboard_frames_it(size: int) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    record, theirs = np.random.default_rng(size).bytes(size), io.BytesIO()
+    RecordWriter(theirs).write(record)
+    assert framed(record) == theirs.getvalue()
+
 
 FILES = (METRICS, TIMING, POINTS)
 
