@@ -17,8 +17,8 @@ from lifelong.agent.report.runs import RunData
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: as many rows have a panel each, with a line for every task; of more there is one panel, with a line for every row
-PANELS = 3
+#: as many rows have a panel each, with a line for each of as many tasks; of more there is one panel, with a line a row
+PANELS, TASKS = 3, 12
 #: performance below which nothing is drawn: an untrained prediction may be worse than useless by far
 FLOOR = -0.3
 
@@ -42,7 +42,7 @@ def figure(recipe: Recipe, found: Mapping[str, Any], runs: Sequence[Run], path: 
 def _performance(recipe: Recipe, rows: Mapping[str, list[RunData]], path: Path) -> None:
     tasks = next(iter(rows.values()))[0].evaluations.tasks
     lines = {label: _curves(made) for label, made in rows.items()}
-    if len(tasks) == 1 or len(rows) > PANELS:
+    if len(tasks) == 1 or len(rows) > PANELS or len(tasks) > TASKS:
         title = recipe.title if len(tasks) == 1 else f"{recipe.title}: average over tasks"
         panels = {title: {label: (steps, curves.mean(-1)) for label, (steps, curves) in lines.items()}}
     else:
