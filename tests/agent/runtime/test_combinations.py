@@ -13,7 +13,7 @@ from lifelong.agent.config import merge
 from lifelong.agent.errors import ConfigError, NonFiniteError
 from lifelong.agent.registry import REGISTRY
 from lifelong.agent.runtime.trainer import Trainer
-from tests.agent.runtime.test_passes import assert_alike
+from tests.agent.runtime.planned.test_passes import assert_alike
 from tests.agent.strategies.test_conformance import AT_WORK
 from tests.agent.support import make_trainer, one_by_one
 

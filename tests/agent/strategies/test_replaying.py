@@ -30,6 +30,7 @@ from tests.agent.support import (
     policy_for,
     random_chunk,
     random_truncations,
+    one_by_one,
     run,
     task_env,
 )
@@ -209,6 +210,8 @@ def test_where_sequences_lie_changes_nothing_that_is_learned(kept: str, tmp_path
     spec = {"kind": "er", "capacity": 24, "start": 8}
     here = make_trainer(tmp_path / "here", strategy=[spec])
     there = make_trainer(tmp_path / "there", strategy=[{**spec, **KEPT[kept]}])
+    for each in (here, there):  # a plan has only what lies on the device
+        one_by_one(each)
     run(here)
     run(there)
     assert_identical(here.rollout.policy.state_dict(), there.rollout.policy.state_dict())
