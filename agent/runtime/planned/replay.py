@@ -221,7 +221,8 @@ class Replayed:
         stored, dim = getattr(self.stored, name), copies_dim(name)
         if to is None:
             to = stored.new_empty(*stored.shape[:dim], self.R, *stored.shape[dim + 1 :])
-        self.calls.append(replay.take_call(Each(self.index), stored, to, dim))
+        if to.numel():  # episodes that are never cut off have no last observations
+            self.calls.append(replay.take_call(Each(self.index), stored, to, dim))
         return to
 
     def _beside(self, columns: Tensor) -> None:

@@ -21,6 +21,7 @@ from tests.agent.support import assert_identical, one_by_one, run
 
 KEEPING: dict[str, Any] = {"capacity": 60, "start": 8}
 PENDULUM = [{"name": name, "env": {"kind": "Pendulum", "max_episode_steps": 9}} for name in "ab"]
+ENDING = [{"name": name, "env": {"kind": "MemoryChain", "length": 5, "bits": 2}} for name in "ab"]
 PADDED = [
     {"name": "a", "env": {"kind": "RepeatPrevious", "symbols": 3}, "reward_scale": 0.5},
     {"name": "b", "env": {"kind": "CartPole", "max_episode_steps": 9}},
@@ -37,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "clear, shown": {"strategy": [CLEARLY], **SHOWN},
     "clear, padded": {"strategy": [CLEARLY], "stream": {"tasks": PADDED, "spaces": "pad"}, **SHOWN},
     "clear, observed": {"strategy": [CLEARLY], "stream": {"tasks": PADDED, "spaces": "pad", "task_id": "observed"}},
+    "clear, never cut off": {"strategy": [CLEARLY], "stream": {"tasks": ENDING}},
     "clear, gaussian": {"strategy": [CLEARLY], "stream": {"tasks": PENDULUM}, **SHOWN},
     "clear, lstm": {"strategy": [CLEARLY], "gradient": "bptt", "policy": {"cell": {"kind": "lstm", "size": 7}}},
     "clear, identity": {
