@@ -26,11 +26,11 @@ from tests.agent.support import (
     make_context,
     make_rollout,
     make_trainer,
+    one_by_one,
     perturb,
     policy_for,
     random_chunk,
     random_truncations,
-    one_by_one,
     run,
     task_env,
 )
