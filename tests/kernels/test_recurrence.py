@@ -132,12 +132,21 @@ def values(implementation: Any, function: Random, dtype: torch.dtype) -> list[Te
     return [torch.stack(parts).detach(), *found, *reference.local(step, *leaves[:2], before, is_init)]
 
 
-@given(st.lists(recurrences(), min_size=20, max_size=20))
-@settings(
-    max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
-)
-def test_200_random_recurrences_are_what_eager_torch_makes_of_them(functions: list[Random]) -> None:
+@pytest.mark.parametrize("batches", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_random_recurrences_are_what_eager_torch_makes_of_them(batches: int) -> None:
     """In values, backward and local derivatives; compiled 20 at a time, without gcc's optimisation."""
+    drawn = given(st.lists(recurrences(), min_size=20, max_size=20))
+    few = settings(
+        max_examples=batches,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    few(drawn(compare_with_eager_torch))()
+
+
+def compare_with_eager_torch(functions: list[Random]) -> None:
     programs = {f"r{i}": traced(f, None, f.gates, f.vectors, f.parts) for i, f in enumerate(functions)}
     flags = tuple(flag for flag in build.FLAGS if flag not in ("-O2", "-ftree-vectorize", "-fopenmp"))
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
