@@ -234,6 +234,9 @@ class BatchedEnv(VectorEnv):
         whose observations take long to make."""
         return self.observe(state)
 
+    def params_changed(self) -> None:
+        """Parameters were written or restored: make what follows from them, refuse what does not go together."""
+
     def allowed(self, state: Any) -> Tensor | None:
         """The actions that there are in a state, bool [B, A] with at least one a copy (of a MultiDiscrete the flags of
         all numbers side by side); None, the default: always all. A step that has them does not compile."""
@@ -362,10 +365,17 @@ class BatchedEnv(VectorEnv):
     def set_params(self, mask: Any = None, **params: Any) -> None:
         """Write task parameters of the copies in `mask` (bool [B]; all copies if None); their episodes go on.
 
+        A mask without any copy is a trial: the values, beside defaults, are checked as if all had them.
+
         Raises:
-            EnvError: unknown parameter, or a value outside its range.
+            EnvError: unknown parameter, a value outside its range, or values that do not go together; none is written.
         """
         known = self.all_params()
+        before, where = self.params, None if mask is None else self._mask(mask)
+        trial = where is not None and not bool(where.any())
+        written = (
+            {name: torch.full_like(old, known[name].default) for name, old in before.items()} if trial else {**before}
+        )
         for name, value in params.items():
             if name not in known:
                 raise EnvError(unknown_name(f"parameter of {type(self).__name__}", name, known))
@@ -378,7 +388,16 @@ class BatchedEnv(VectorEnv):
                     f"{type(self).__name__}.{name} is {value}; it must lie between {param.low:g} and {param.high:g}"
                 )
             new = new.to(self.device, param.dtype).expand(self.num_envs)
-            self.params[name] = new.clone() if mask is None else torch.where(self._mask(mask), new, self.params[name])
+            written[name] = new.clone() if trial or where is None else torch.where(where, new, before[name])
+        self.params = written
+        try:
+            self.params_changed()
+        except EnvError:
+            self.params = before
+            raise
+        if trial:
+            self.params = before
+            self.params_changed()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit: state, ages, parameters and the generator."""
@@ -401,6 +420,7 @@ class BatchedEnv(VectorEnv):
                 self.state = self.draw_state()
             self.state = type(self.state)(**{k: v.to(self.device).clone() for k, v in saved["state"].items()})
         self.params = {k: saved["params"].get(k, v).to(self.device).clone() for k, v in self.params.items()}
+        self.params_changed()
         self.age_B = saved["age"].to(self.device).clone()
         self.return_B = saved["return"].to(self.device).clone()
         self.generator.set_state(saved["generator"].cpu())

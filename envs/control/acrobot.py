@@ -7,7 +7,6 @@ Gymnasium's `Acrobot-v1` (one Runge-Kutta step of order 4) at the default parame
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -112,17 +111,8 @@ class Acrobot(BatchedEnv):
             canvas.disc(*joint, 0.07, INK)
         return canvas.array()
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`)."""
-        super().set_params(mask, **params)
-        self._derive()
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned (see `BatchedEnv.load_state_dict`)."""
-        super().load_state_dict(saved)
-        self._derive()
-
-    def _derive(self) -> None:
+    def params_changed(self) -> None:
+        """What follows from the parameters."""
         p = self.params
         m1, m2, l1 = p["link_mass_1"], p["link_mass_2"], p["link_length_1"]
         lc1, lc2, moi, g = p["link_com_1"], p["link_com_2"], p["link_moi"], p["gravity"]

@@ -7,7 +7,6 @@ problems"; the dynamics are Gymnasium's `CartPole-v1` (explicit Euler) at the de
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -131,17 +130,8 @@ class CartPole(BatchedEnv):
         canvas.disc(x, 0.1, 0.07, GREY)
         return canvas.array()
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`)."""
-        super().set_params(mask, **params)
-        self._derive()
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned (see `BatchedEnv.load_state_dict`)."""
-        super().load_state_dict(saved)
-        self._derive()
-
-    def _derive(self) -> None:
+    def params_changed(self) -> None:
+        """What follows from the parameters."""
         p = self.params
         self._offset_B4 = torch.stack([p[f"offset_{name}"] for name in ("position", "velocity", "angle", "spin")], 1)
         total = p["masscart"] + p["masspole"]

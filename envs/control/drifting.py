@@ -5,7 +5,6 @@ All of it are parameters, so it may move smoothly (schedule `drift`) or differ f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -98,17 +97,9 @@ class Worn(BatchedEnv):
         """See `BatchedEnv.eager_step`."""
         return BatchedEnv.eager_step(self, action)
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`)."""
-        super().set_params(mask, **params)
-        self._shift()
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned (see `BatchedEnv.load_state_dict`)."""
-        super().load_state_dict(saved)
-        self._shift()
-
-    def _shift(self) -> None:
+    def params_changed(self) -> None:
+        """What follows from the parameters."""
+        super().params_changed()
         if "offset_seed" in self.params:
             rows = [constants(seed, self._observed) for seed in self.params["offset_seed"].tolist()]
             self._shift_BD = self.params["offset"].unsqueeze(1) * torch.stack(rows).to(self.device)

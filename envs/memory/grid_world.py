@@ -6,7 +6,6 @@ head are a stream in which everything is relearned or transferred, as in the com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
@@ -129,20 +128,11 @@ class GridWorld(BatchedEnv):
         canvas.disc(column + 0.5, self.size - row - 0.5, 0.32, COLOURS[0])
         return canvas.array()
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`); who is in a wall of the new layout walks out of it."""
-        super().set_params(mask, **params)
-        self._look_up()
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned (see `BatchedEnv.load_state_dict`)."""
-        super().load_state_dict(saved)
-        self._look_up()
-
     def _away(self, cell: Tensor) -> Tensor:
         return self.away_BC.gather(1, cell.unsqueeze(1)).squeeze(1)
 
-    def _look_up(self) -> None:
+    def params_changed(self) -> None:
+        """Look up what belongs to the task of every copy."""
         rows = [layout_of(seed, self.size) for seed in self.params["layout"].tolist()]
         #: steps to the goal; cells with those one can begin in before all others; how many there are
         self.away_BC = torch.stack(rows).to(self.device)

@@ -100,16 +100,10 @@ class RepeatPrevious(BatchedEnv):
         values = [value if lag + 1 - i <= known else None for i, value in enumerate(seen)]
         return cards(values[-12:], ["answer", *[""] * (lag - 1), "in view"][-12:])
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`); refuses a lag that is not below the length."""
-        before = dict(self.params)
-        super().set_params(mask, **params)
-        after: Any = self.params
-        if mask is not None and not self._mask(mask).any():  # a trial: nothing was written, check the values themselves
-            after = {**{name: param.default for name, param in self.PARAMS.items()}, **params}
-        lag, length = torch.as_tensor(after["lag"]), torch.as_tensor(after["length"])
+    def params_changed(self) -> None:
+        """Refuse a lag that is not below the length."""
+        lag, length = self.params["lag"], self.params["length"]
         if bool((lag >= length).any()):
-            self.params = before
             raise EnvError(
                 f"RepeatPrevious.lag must lie below length in every copy; lag is up to {int(lag.max())}, "
                 f"length down to {int(length.min())}"

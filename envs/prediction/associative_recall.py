@@ -107,9 +107,8 @@ class AssociativeRecall(BatchedEnv):
     def _is(self, key: Tensor) -> Tensor:
         return key.unsqueeze(1) == torch.arange(self.keys, device=self.device)
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`)."""
-        super().set_params(mask, **params)
+    def params_changed(self) -> None:
+        """Refuse what does not go together."""
         most = int(self.params["pairs"].max())
         if most > self.keys:
             raise EnvError(f"AssociativeRecall.pairs is {most}, above keys, {self.keys}; set keys to {most}")

@@ -6,7 +6,6 @@ for every task: Ehret et al. (ICLR 2021, arXiv 2006.12109), "Continual Learning 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
@@ -113,21 +112,12 @@ class Copy(BatchedEnv):
         begins = state.step == state.count + self.delay
         return torch.cat((word, begins.unsqueeze(1)), 1).float()
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`)."""
-        super().set_params(mask, **params)
-        if self.shortest < self.length and bool((self.params["permutation"] != 0).any()):
-            raise EnvError("Copy.permutation must be 0 where shortest is below length")
-        self._look_up()
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned (see `BatchedEnv.load_state_dict`)."""
-        super().load_state_dict(saved)
-        self._look_up()
-
     def _word(self, words: Tensor, which_B1: Tensor) -> Tensor:
         return words.gather(1, which_B1.unsqueeze(2).expand(-1, 1, self.bits)).squeeze(1)
 
-    def _look_up(self) -> None:
+    def params_changed(self) -> None:
+        """Look up what belongs to the task of every copy."""
+        if self.shortest < self.length and bool((self.params["permutation"] != 0).any()):
+            raise EnvError("Copy.permutation must be 0 where shortest is below length")
         seeds = self.params["permutation"].tolist()
         self.order_BL = torch.stack([order_of(seed, self.length) for seed in seeds]).to(self.device)

@@ -6,7 +6,6 @@ time, which plain gradient descent can follow only if it forgets fast and stays 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
@@ -97,17 +96,8 @@ class GaussianMixture(BatchedEnv):
         place = state.part.view(-1, 1, 1).expand(-1, 1, self.dim)
         return self.centres_BKD.gather(1, place).squeeze(1) + state.noise
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`)."""
-        super().set_params(mask, **params)
-        self._look_up()
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned (see `BatchedEnv.load_state_dict`)."""
-        super().load_state_dict(saved)
-        self._look_up()
-
-    def _look_up(self) -> None:
+    def params_changed(self) -> None:
+        """Look up what belongs to the task of every copy."""
         regimes, count = self.params["regime"].tolist(), self.classes * self.components
         rows = torch.stack([directions(regime, count, self.dim) for regime in regimes]).to(self.device)
         self.centres_BKD = self.params["spread"].view(-1, 1, 1) * rows

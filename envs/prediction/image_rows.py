@@ -6,7 +6,6 @@ et al. (2013), Zenke, Poole & Ganguli (2017). The images are the 5,000 real MNIS
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -153,25 +152,10 @@ class ImageRows(BatchedEnv):
         picture[known:] = picture[known:] // 4
         return enlarged(picture)
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`); refuses an empty class range."""
-        before = dict(self.params)
-        super().set_params(mask, **params)
-        after: Any = self.params
-        if mask is not None and not self._mask(mask).any():  # a trial: nothing was written, check the values themselves
-            after = {**{name: param.default for name, param in self.PARAMS.items()}, **params}
-        if bool((torch.as_tensor(after["classes_from"]) >= torch.as_tensor(after["classes_to"])).any()):
-            self.params = before
+    def params_changed(self) -> None:
+        """Refuse an empty range of classes, and look up the pixel permutation of every copy."""
+        if bool((self.params["classes_from"] >= self.params["classes_to"]).any()):
             raise EnvError("ImageRows.classes_from must lie below classes_to in every copy")
-        self._refresh()
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned (see `BatchedEnv.load_state_dict`)."""
-        super().load_state_dict(saved)
-        self._refresh()
-
-    def _refresh(self) -> None:
-        """Look up the pixel permutation of every copy."""
         seeds, which = torch.unique(self.params["permutation"].cpu(), return_inverse=True)
         table = torch.stack([pixel_permutation(seed) for seed in seeds.tolist()])
         self.permutation_B784 = table[which].to(self.device)

@@ -6,7 +6,6 @@ datasets"; its progress measures: Nanda et al. (ICLR 2023, arXiv 2301.05217).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
@@ -93,17 +92,8 @@ class ModularAddition(BatchedEnv):
         """The first or the second number."""
         return torch.where(state.second, state.pair % self.modulus, state.pair // self.modulus)
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`)."""
-        super().set_params(mask, **params)
-        self._look_up()
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned (see `BatchedEnv.load_state_dict`)."""
-        super().load_state_dict(saved)
-        self._look_up()
-
-    def _look_up(self) -> None:
+    def params_changed(self) -> None:
+        """Look up what belongs to the task of every copy."""
         mine = slice(self.trained, None) if self.evaluation else slice(self.trained)
         rows = [order_of(seed, self.modulus)[mine] for seed in self.params["split"].tolist()]
         self.pairs_BM = torch.stack(rows).to(self.device)

@@ -98,9 +98,8 @@ class Parity(BatchedEnv):
         """The newest digit."""
         return state.digits[:, :1].float()
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`)."""
-        super().set_params(mask, **params)
+    def params_changed(self) -> None:
+        """Refuse what does not go together."""
         n, least = self.params["n"], self.params["least"]
         if bool((n > self.longest).any()):
             raise EnvError(f"Parity.n is {int(n.max())}, above longest, {self.longest}; set longest to {int(n.max())}")

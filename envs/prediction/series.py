@@ -95,17 +95,8 @@ class Series(BatchedEnv):
         """The value and the phase."""
         return torch.stack([self._value(state), state.phase.float()], 1)
 
-    def set_params(self, mask: Any = None, **params: Any) -> None:
-        """Write task parameters (see `BatchedEnv.set_params`)."""
-        super().set_params(mask, **params)
-        self._look_up()
-
-    def load_state_dict(self, saved: Any) -> None:
-        """Restore what `state_dict` returned (see `BatchedEnv.load_state_dict`)."""
-        super().load_state_dict(saved)
-        self._look_up()
-
-    def _look_up(self) -> None:
+    def params_changed(self) -> None:
+        """Look up what belongs to the task of every copy."""
         rows = [pattern_of(seed, self.period) for seed in self.params["pattern"].tolist()]
         self.pattern_BW = torch.stack(rows).to(self.device)
 

@@ -299,3 +299,27 @@ def test_no_copy_is_truncated_more_often_than_its_time_limits_allow(limits: tupl
 
 def test_environments_of_others_may_truncate_at_every_step() -> None:
     assert make([{"kind": "gymnasium", "id": "CartPole-v1"}], spaces="same", copies=2).truncations(12) == 12
+
+
+@pytest.mark.parametrize(
+    ("env", "together", "apart"),
+    [
+        ({"kind": "AssociativeRecall", "keys": 6}, {"pairs": 6}, {"pairs": 7}),
+        ({"kind": "Parity", "longest": 4}, {"n": 4}, {"n": 5}),
+        ({"kind": "Copy", "length": 4, "shortest": 2}, {"permutation": 0}, {"permutation": 3}),
+        ({"kind": "RepeatPrevious"}, {"lag": 4, "length": 5}, {"lag": 5, "length": 5}),
+    ],
+    ids=lambda given: given.get("kind", "") if isinstance(given, dict) else None,
+)
+def test_values_that_do_not_go_together_are_refused_before_their_task_begins(
+    env: dict[str, Any], together: dict[str, int], apart: dict[str, int]
+) -> None:
+    """By a trial, which writes nothing; and where they are written, nothing is left of them."""
+    made = environment_class(env["kind"])(3, **{key: env[key] for key in env if key != "kind"})
+    before = {name: value.clone() for name, value in made.params.items()}
+    nobody = torch.zeros(3, dtype=torch.bool)
+    made.set_params(nobody, **together)
+    for mask in (nobody, None):
+        with pytest.raises(EnvError, match=env["kind"]):
+            made.set_params(mask, **apart)
+        assert all(torch.equal(before[name], made.params[name]) for name in before)
